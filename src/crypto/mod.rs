@@ -13,16 +13,20 @@
 //!
 //! Callers: `layer` (sectors, tags, MACs), `kms` and `region` (envelopes, passphrases), `copy` (through `layer`).
 
+mod envelope;
 mod error;
 mod kernel;
 mod layer_keys;
+mod passphrase;
 mod prf;
 mod secret;
 mod sector;
 
+pub use envelope::{unwrap, wrap};
 pub use error::CryptoError;
 pub use kernel::Path;
 pub use layer_keys::LayerKeys;
+pub use passphrase::KdfParams;
 pub use prf::Prf;
 pub use secret::Secret;
 pub use sector::{Cipher, SectorCipher};
