@@ -104,9 +104,6 @@ impl Entry {
     }
 }
 
-/// The tag's third argument: the state it vouches for.
-pub const TAGGED_STATE: u64 = 1;
-
 /// A reference to a map page: whether and where it exists, and 126 bits of its MAC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PageRef(pub u128);
@@ -404,7 +401,14 @@ impl RecordBuffer {
     }
 
     /// Fills in where it stands; the bytes to append and their MAC, which the next record names.
-    pub fn finish(&mut self, prf: &Prf, seq: u64, epoch: u64, confirmed: u64, chain: &[u8; 16]) -> (&[u8], [u8; 16]) {
+    pub fn finish(
+        &mut self,
+        prf: &Prf,
+        seq: u64,
+        epoch: u64,
+        confirmed: u64,
+        chain: &[u8; 16],
+    ) -> (&[u8], [u8; 16]) {
         let b = &mut self.bytes;
         let len = b.len();
         b[..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
@@ -462,9 +466,12 @@ impl Record {
         if tags_at + MAC_LEN > len || u32_at(b, 36) != 0 {
             return None;
         }
-        let runs = (0..count).map(|i| parse_run(&b[HEAD_LEN + RUN_LEN * i..], disk_sectors)).collect::<Option<Vec<_>>>()?;
+        let runs = (0..count)
+            .map(|i| parse_run(&b[HEAD_LEN + RUN_LEN * i..], disk_sectors))
+            .collect::<Option<Vec<_>>>()?;
         let tags: Vec<u64> = b[tags_at..len - MAC_LEN].chunks_exact(8).map(|t| u64_at(t, 0)).collect();
-        let wanted: u64 = runs.iter().filter(|r| matches!(r.state, State::Data(_))).map(|r| u64::from(r.count)).sum();
+        let wanted: u64 =
+            runs.iter().filter(|r| matches!(r.state, State::Data(_))).map(|r| u64::from(r.count)).sum();
         if tags.len() as u64 != wanted {
             return None;
         }

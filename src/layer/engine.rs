@@ -18,7 +18,8 @@ use super::tree::{Leaf, PageCache, Tree};
 use crate::crypto::LayerKeys;
 use crate::ids::LayerId;
 use crate::units::{
-    CHUNK_SECTORS, ChunkNo, REQUEST_SECTORS_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo, SlotNo, by_chunk, sectors_of_bytes,
+    CHUNK_SECTORS, ChunkNo, REQUEST_SECTORS_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo, SlotNo, by_chunk,
+    sectors_of_bytes,
 };
 
 /// What a layer is made from.
@@ -194,7 +195,11 @@ impl Layer {
             }
             Leaf::Page(page) => {
                 let from = &page.entries()[index..index + out.len()];
-                out.iter_mut().zip(known).zip(from).filter(|((_, k), _)| !**k).for_each(|((e, _), f)| *e = *f);
+                out.iter_mut()
+                    .zip(known)
+                    .zip(from)
+                    .filter(|((_, k), _)| !**k)
+                    .for_each(|((e, _), f)| *e = *f);
             }
         }
         Ok(())
@@ -243,7 +248,9 @@ impl Layer {
     /// Reads the ciphertext of consecutive slots and checks its tags.
     pub fn read_cipher(&self, first: SectorNo, slot: SlotNo, tags: &[u64], into: &mut [u8]) -> Result<()> {
         self.data.read_at(into, slot_offset(slot)).map_err(LayerError::io("reading sectors"))?;
-        self.keys.check_sectors(first, into, tags).map_err(|bad| self.damaged_sector(SectorNo(first.0 + bad as u64)))
+        self.keys
+            .check_sectors(first, into, tags)
+            .map_err(|bad| self.damaged_sector(SectorNo(first.0 + bad as u64)))
     }
 
     /// The error of a sector whose tag differs.
@@ -269,7 +276,8 @@ impl Layer {
         assert!(first.0 + count <= self.sectors(), "writes past the end are refused above");
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
-            let written = self.write_slots(first, plain, scratch, zero_hides).map_err(|e| self.latch_unless_full(e));
+            let written =
+                self.write_slots(first, plain, scratch, zero_hides).map_err(|e| self.latch_unless_full(e));
             let done = written.and_then(|()| self.record(first, guards, scratch, count * SECTOR_BYTES));
             if done.is_err() {
                 self.slots.give_back(&scratch.slots);
@@ -323,7 +331,11 @@ impl Layer {
         for run in s.slots[slots_at..].chunk_by(|a, b| a.0 + 1 == b.0) {
             let bytes = &s.cipher[at * SECTOR_LEN..][..run.len() * SECTOR_LEN];
             self.data.write_at(bytes, slot_offset(run[0])).map_err(LayerError::io("writing sectors"))?;
-            s.runs.push(Run { sector: first.0 + at as u64, state: State::Data(run[0]), count: run.len() as u32 });
+            s.runs.push(Run {
+                sector: first.0 + at as u64,
+                state: State::Data(run[0]),
+                count: run.len() as u32,
+            });
             at += run.len();
         }
         let placed = s.slots[slots_at..].iter().zip(&s.tags[tags_at..]);

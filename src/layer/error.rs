@@ -47,7 +47,11 @@ impl LayerError {
     }
 
     /// Bytes that are not what they must be.
-    pub(crate) fn corrupted(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(crate) fn corrupted(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
         Self::Corrupted { what: what.into(), expected: expected.into(), found: found.into() }
     }
 

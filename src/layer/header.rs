@@ -119,9 +119,13 @@ impl UntrustedHeader {
         let mac = mac.ok_or_else(|| bad("a malformed MAC".into()))?;
         let t: Text = toml::from_str(body).map_err(|e| bad(e.message().to_owned()))?;
         if t.format != FORMAT || !t.features.is_empty() {
-            return Err(bad(format!("format {} with features {:?}; this program knows format {FORMAT}", t.format, t.features)));
+            return Err(bad(format!(
+                "format {} with features {:?}; this program knows format {FORMAT}",
+                t.format, t.features
+            )));
         }
-        if t.size_bytes == 0 || t.size_bytes > VOLUME_BYTES_MAX || !t.size_bytes.is_multiple_of(SECTOR_BYTES) {
+        if t.size_bytes == 0 || t.size_bytes > VOLUME_BYTES_MAX || !t.size_bytes.is_multiple_of(SECTOR_BYTES)
+        {
             return Err(bad(format!("a size of {} bytes", t.size_bytes)));
         }
         if t.kind != "system" && t.kind != "data" {
@@ -131,7 +135,9 @@ impl UntrustedHeader {
         let sealed = match (t.sealed_generation, t.sealed_mac) {
             (None, None) => None,
             (Some(generation), Some(mac)) => {
-                let mac = unhex(&mac).and_then(|m| m.try_into().ok()).ok_or_else(|| bad("a malformed seal".into()))?;
+                let mac = unhex(&mac)
+                    .and_then(|m| m.try_into().ok())
+                    .ok_or_else(|| bad("a malformed seal".into()))?;
                 Some(SealedMark { generation, mac })
             }
             _ => return Err(bad("half a seal".into())),

@@ -75,7 +75,13 @@ pub struct Closed {
 
 impl Log {
     /// An empty log that begins at `start`.
-    pub fn new(store: Arc<dyn Store>, keys: Arc<LayerKeys>, start: LogStart, prepared: [u64; 2], data_sectors: u64) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Arc<LayerKeys>,
+        start: LogStart,
+        prepared: [u64; 2],
+        data_sectors: u64,
+    ) -> Self {
         Self {
             store,
             keys,
@@ -112,7 +118,8 @@ impl Log {
 
     /// Whether a record of `len` bytes and `entries` fits in this half.
     pub fn has_room(&self, len: usize, entries: u64) -> bool {
-        self.pos + len as u64 + RESERVE <= HALF_BYTES && (self.entries == 0 || self.entries + entries <= HALF_ENTRIES_MAX)
+        self.pos + len as u64 + RESERVE <= HALF_BYTES
+            && (self.entries == 0 || self.entries + entries <= HALF_ENTRIES_MAX)
     }
 
     /// Appends a record laid out before; its seq. The caller has asked [`Log::has_room`].

@@ -24,7 +24,10 @@ pub struct ChunkDelta {
 enum Changed {
     /// Sorted by index.
     Sparse(Vec<(u16, Entry)>),
-    Dense { present: [u64; 8], entries: Box<[Entry; CHUNK_SECTORS as usize]> },
+    Dense {
+        present: [u64; 8],
+        entries: Box<[Entry; CHUNK_SECTORS as usize]>,
+    },
 }
 
 impl Default for Changed {
@@ -173,7 +176,8 @@ impl Overlay {
             let mut entries = entries.peekable();
             let first = *entries.peek().expect("512 entries");
             if first.slot().is_none() {
-                let old: Vec<_> = (0..CHUNK_SECTORS as usize).map(|i| delta.find(i).or_else(|| before?.find(i))).collect();
+                let old: Vec<_> =
+                    (0..CHUNK_SECTORS as usize).map(|i| delta.find(i).or_else(|| before?.find(i))).collect();
                 old.into_iter().enumerate().for_each(|(i, e)| superseded(i, e));
                 delta.set_all(first);
                 entries.enumerate().filter(|(_, e)| *e != first).for_each(|(i, e)| delta.set(i, e));
@@ -202,8 +206,12 @@ impl Overlay {
 
     /// The chunks that are frozen, ascending.
     pub fn frozen_chunks(&self) -> Vec<ChunkNo> {
-        let mut chunks: Vec<_> =
-            self.shards.iter().flat_map(|s| s.read().frozen.keys().copied().collect::<Vec<_>>()).map(ChunkNo).collect();
+        let mut chunks: Vec<_> = self
+            .shards
+            .iter()
+            .flat_map(|s| s.read().frozen.keys().copied().collect::<Vec<_>>())
+            .map(ChunkNo)
+            .collect();
         chunks.sort_unstable();
         chunks
     }
@@ -226,7 +234,9 @@ impl Overlay {
         let mut chunks = Vec::new();
         for shard in &self.shards {
             let shard = shard.read();
-            chunks.extend(shard.current.keys().chain(shard.frozen.keys()).copied().filter(|c| range.contains(c)));
+            chunks.extend(
+                shard.current.keys().chain(shard.frozen.keys()).copied().filter(|c| range.contains(c)),
+            );
         }
         chunks.sort_unstable();
         chunks.dedup();
@@ -268,12 +278,18 @@ mod tests {
             overlay.install(chunk, i, [entry(i as u64)].into_iter(), |_, _| ());
         }
         let mut slots = 0;
-        overlay.install(chunk, 0, [Entry::ZERO; 512].into_iter(), |_, old| slots += usize::from(old.is_some()));
+        overlay
+            .install(chunk, 0, [Entry::ZERO; 512].into_iter(), |_, old| slots += usize::from(old.is_some()));
         assert_eq!(slots, 200);
         overlay.install(chunk, 9, [entry(900)].into_iter(), |_, old| assert_eq!(old, Some(Entry::ZERO)));
         let mut leaf = Page::uniform(entry(5));
         overlay.freeze();
         overlay.with_frozen(chunk, |d| d.apply_to(&mut leaf)).unwrap();
-        assert!(leaf.entries().iter().enumerate().all(|(i, e)| *e == if i == 9 { entry(900) } else { Entry::ZERO }));
+        assert!(
+            leaf.entries()
+                .iter()
+                .enumerate()
+                .all(|(i, e)| *e == if i == 9 { entry(900) } else { Entry::ZERO })
+        );
     }
 }

@@ -53,7 +53,11 @@ impl Layer {
             && sb.generation < anchor.generation
         {
             let expected = format!("generation {} or newer, as last seen by this machine", anchor.generation);
-            return Err(LayerError::corrupted(format!("layer {}", parts.id), expected, format!("generation {}", sb.generation)));
+            return Err(LayerError::corrupted(
+                format!("layer {}", parts.id),
+                expected,
+                format!("generation {}", sb.generation),
+            ));
         }
         if sb.is_sealed() {
             return Ok(Self::assemble(parts, sb, mac, [0; 2]));
@@ -238,7 +242,11 @@ fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anc
     let lost = list.next.seq;
     let damage = |by: String| {
         let what = format!("record {lost} of the log of layer {}", parts.id);
-        Err(LayerError::corrupted(what, "a record that was flushed", format!("none, though {by} confirms it")))
+        Err(LayerError::corrupted(
+            what,
+            "a record that was flushed",
+            format!("none, though {by} confirms it"),
+        ))
     };
     if let Some(anchor) = anchor
         && anchor.confirmed >= lost

@@ -159,15 +159,16 @@ impl Slots {
     /// Takes up to `n` slots for a small write, near `hint`; fewer or none where a run must be zero-written first.
     pub fn take_small(&self, n: usize, hint: Option<SlotNo>, out: &mut Vec<SlotNo>) {
         let mut inner = self.inner.lock();
+        let wanted = out.len() + n;
         if let Some(hint) = hint {
             inner.take_backed(hint.0 / SEGMENT, n, out);
         }
         // More than 1/16 of the space free: reuse before extending.
-        while out.len() < n && inner.backed * 16 > inner.high {
+        while out.len() < wanted && inner.backed * 16 > inner.high {
             let Some(segment) = inner.partial.first().copied() else { break };
-            inner.take_backed(segment, n - out.len(), out);
+            inner.take_backed(segment, wanted - out.len(), out);
         }
-        while out.len() < n && !inner.ahead.is_empty() {
+        while out.len() < wanted && !inner.ahead.is_empty() {
             out.push(SlotNo(inner.ahead.start));
             inner.ahead.start += 1;
         }
@@ -274,7 +275,9 @@ impl Inner {
     fn punchable(&mut self, min: usize) -> Vec<Range<u64>> {
         let mut out = Vec::new();
         for number in std::mem::take(&mut self.freed_in) {
-            let Some(segment) = self.segments.get(number as usize).and_then(|s| s.as_deref()) else { continue };
+            let Some(segment) = self.segments.get(number as usize).and_then(|s| s.as_deref()) else {
+                continue;
+            };
             for run in segment.to_punch(min) {
                 let range = number * SEGMENT + run.start as u64..number * SEGMENT + run.end as u64;
                 self.claim(range.clone());
@@ -392,6 +395,8 @@ mod tests {
         slots.give_ahead(ahead, AHEAD);
         slots.take_small(2, None, &mut out);
         assert_eq!(out, [ahead, SlotNo(ahead.0 + 1)]);
+        slots.take_small(1, None, &mut out);
+        assert_eq!(out.len(), 3, "as many as asked for, whatever was there before");
     }
 
     #[test]

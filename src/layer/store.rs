@@ -107,7 +107,11 @@ impl Store for FileStore {
         let (half, within) = half_of(offset);
         let mut mapping = self.halves[half].write();
         if mapping.is_none() {
-            *mapping = Some(LogMapping::new(&self.file, LOG_OFFSET + half as u64 * HALF_BYTES, HALF_BYTES as usize)?);
+            *mapping = Some(LogMapping::new(
+                &self.file,
+                LOG_OFFSET + half as u64 * HALF_BYTES,
+                HALF_BYTES as usize,
+            )?);
         }
         if let Some(mapping) = mapping.as_ref() {
             mapping.populate(within..within + len as usize)?;

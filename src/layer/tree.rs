@@ -38,16 +38,6 @@ pub enum Leaf {
     Page(Arc<Page>),
 }
 
-impl Leaf {
-    /// One sector's entry.
-    pub fn entry(&self, index: usize) -> Entry {
-        match self {
-            Self::Uniform(entry) => *entry,
-            Self::Page(page) => page.entries()[index],
-        }
-    }
-}
-
 /// The pages of one layer.
 pub struct Tree {
     map: Arc<dyn Store>,
@@ -71,11 +61,6 @@ impl Tree {
         Self { map, keys, cache, top: ArcSwap::from_pointee(top) }
     }
 
-    /// The roots now.
-    pub fn top(&self) -> Arc<Top> {
-        self.top.load_full()
-    }
-
     /// New roots, once what they refer to is durable.
     pub fn publish(&self, top: Top) {
         self.top.store(Arc::new(top));
@@ -86,10 +71,16 @@ impl Tree {
             return Ok(page);
         }
         let mut page = Page::boxed();
-        self.map.read_at(page.bytes_mut(), page_offset(n, page_ref.place())).map_err(LayerError::io("reading the map"))?;
+        self.map
+            .read_at(page.bytes_mut(), page_offset(n, page_ref.place()))
+            .map_err(LayerError::io("reading the map"))?;
         let well_formed = n < LEAVES || page.is_valid_leaf();
         if !page_ref.vouches(&self.keys, &page, n) || !well_formed {
-            return Err(LayerError::corrupted(format!("map page {n}"), "what its parent vouches for", "other bytes"));
+            return Err(LayerError::corrupted(
+                format!("map page {n}"),
+                "what its parent vouches for",
+                "other bytes",
+            ));
         }
         let page: Arc<Page> = Arc::from(page);
         self.cache.insert((n, page_ref), page.clone());

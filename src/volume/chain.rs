@@ -145,7 +145,12 @@ impl Chain {
 }
 
 /// Puts what a layer says of a chunk over what those below it say.
-fn overlay_layer(sources: &mut [Packed; CHUNK_SECTORS as usize], number: u64, layer: &Layer, chunk: ChunkNo) -> Result<()> {
+fn overlay_layer(
+    sources: &mut [Packed; CHUNK_SECTORS as usize],
+    number: u64,
+    layer: &Layer,
+    chunk: ChunkNo,
+) -> Result<()> {
     let first = chunk.first_sector().0;
     if first >= layer.sectors() || !layer.records(chunk)? {
         return Ok(());

@@ -31,7 +31,9 @@ impl VolumeError {
         match self {
             Self::Layer(LayerError::NoSpace) => libc::ENOSPC,
             // A latched or damaged layer: nothing better is known to block layers than EIO.
-            Self::Layer(LayerError::Io { .. } | LayerError::Corrupted { .. } | LayerError::Latched) => libc::EIO,
+            Self::Layer(LayerError::Io { .. } | LayerError::Corrupted { .. } | LayerError::Latched) => {
+                libc::EIO
+            }
             // Handled inside the room; EIO if one should ever come out.
             Self::Layer(LayerError::Ended | LayerError::Changed) | Self::DamagedSector { .. } => libc::EIO,
             Self::ReadOnly => libc::EROFS,

@@ -77,7 +77,13 @@ impl Stack {
         done
     }
 
-    fn read_resolved(&self, first: SectorNo, sources: &mut [Source], tags: &mut Vec<u64>, into: &mut [u8]) -> Result<()> {
+    fn read_resolved(
+        &self,
+        first: SectorNo,
+        sources: &mut [Source],
+        tags: &mut Vec<u64>,
+        into: &mut [u8],
+    ) -> Result<()> {
         let mut at = 0;
         for (chunk, index, len) in by_chunk(first, sources.len() as u64) {
             self.sources(chunk, index, &mut sources[at..at + len])?;
