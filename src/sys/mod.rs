@@ -1,1 +1,3 @@
 //! See the head of each file.
+
+pub mod crashsafe;
