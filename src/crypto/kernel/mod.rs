@@ -1,0 +1,115 @@
+//! XTS and POLYVAL as fast as the machine allows, each on two paths that give the same bytes.
+//!
+//! The wide path needs AVX-512 with VAES and VPCLMULQDQ (x86-64 servers since 2019); the portable one rests on the
+//! `aes` and `polyval` crates, which find AES instructions themselves. The choice is made once, when keys are
+//! built. `unsafe` lives in the two `_avx512` files alone.
+
+use aes::cipher::inout::InOutBuf;
+
+#[cfg(target_arch = "x86_64")]
+mod polyval_avx512;
+mod polyval_portable;
+#[cfg(target_arch = "x86_64")]
+mod xts_avx512;
+mod xts_portable;
+
+/// A block of AES and of POLYVAL.
+pub(super) type Block = [u8; 16];
+
+/// Which path keys are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// The wide path where the processor has it, else the portable one.
+    Fastest,
+    /// Always the portable path: for tests, benches and doubts about a processor.
+    Portable,
+}
+
+impl Path {
+    fn is_wide(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has = std::is_x86_feature_detected!("avx512f")
+            && std::is_x86_feature_detected!("avx512bw")
+            && std::is_x86_feature_detected!("vaes")
+            && std::is_x86_feature_detected!("vpclmulqdq")
+            && std::is_x86_feature_detected!("aes")
+            && std::is_x86_feature_detected!("pclmulqdq");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has = false;
+        self == Self::Fastest && has
+    }
+}
+
+/// Which way a sector goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Encrypt,
+    Decrypt,
+}
+
+/// XTS-AES-256 under one key. Boxed, so that a move leaves no key behind.
+pub(super) enum Xts {
+    #[cfg(target_arch = "x86_64")]
+    Wide(Box<xts_avx512::Xts>),
+    Portable(Box<xts_portable::Xts>),
+}
+
+/// The data units of [`Xts::crypt`] are multiples of this: sixteen blocks, the wide path's step.
+pub(super) const UNIT_STEP: usize = 256;
+
+impl Xts {
+    pub(super) fn new(path: Path, data_key: &[u8; 32], tweak_key: &[u8; 32]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if path.is_wide() {
+            return Self::Wide(xts_avx512::Xts::new(data_key, tweak_key));
+        }
+        Self::Portable(Box::new(xts_portable::Xts::new(data_key, tweak_key)))
+    }
+
+    /// Consecutive data units of `unit_len` bytes, of numbers from `first`; a unit's number is its tweak.
+    pub(super) fn crypt(
+        &self,
+        direction: Direction,
+        first: u64,
+        unit_len: usize,
+        data: InOutBuf<'_, '_, u8>,
+    ) {
+        assert!(unit_len > 0 && unit_len.is_multiple_of(UNIT_STEP), "a data unit of {unit_len} bytes");
+        assert!(data.len().is_multiple_of(unit_len), "{} bytes are not whole data units", data.len());
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(xts) => xts.crypt(direction, first, unit_len, data),
+            Self::Portable(xts) => xts.crypt(direction, first, unit_len, data),
+        }
+    }
+}
+
+/// POLYVAL (RFC 8452, section 3) under one key. Boxed, so that a move leaves no key behind.
+pub(super) enum Polyval {
+    #[cfg(target_arch = "x86_64")]
+    Wide(Box<polyval_avx512::Polyval>),
+    Portable(Box<polyval_portable::Polyval>),
+}
+
+impl Polyval {
+    pub(super) fn new(path: Path, key: &Block) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if path.is_wide() {
+            return Self::Wide(polyval_avx512::Polyval::new(key));
+        }
+        Self::Portable(Box::new(polyval_portable::Polyval::new(key)))
+    }
+
+    /// The hash of what `hash` is the hash of, and these blocks after it. The hash of nothing is zero.
+    #[inline]
+    pub(super) fn extend(&self, hash: Block, blocks: &[Block]) -> Block {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(polyval) => polyval.extend(hash, blocks),
+            Self::Portable(polyval) => polyval.extend(hash, blocks),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! POLYVAL with VPCLMULQDQ on 512-bit vectors: four blocks a vector, 64 blocks between two reductions.
+//!
+//! POLYVAL is Horner's rule: S ← (S ⊕ X)·H for each block X, `·` being the product times x⁻¹²⁸ modulo
+//! x¹²⁸ + x¹²⁷ + x¹²⁶ + x¹²¹ + 1 (RFC 8452, section 3). Unrolled over n blocks it is
+//! (S ⊕ X₁)·Hⁿ ⊕ X₂·Hⁿ⁻¹ ⊕ … ⊕ Xₙ·H: independent products, whose sum is reduced once. A reduction is a chain of
+//! some forty cycles nothing else can fill, so a step is long.
+
+#![allow(unsafe_code)]
+
+use core::arch::x86_64::*;
+
+use zeroize::Zeroize;
+
+use super::Block;
+
+/// Blocks in a step. Measured, a whole tag of 4 KiB: 16 blocks 250 ns, 64 blocks less, more gains nothing.
+const STEP: usize = 64;
+/// Blocks in a vector.
+const LANES: usize = 4;
+
+/// The key's powers; zeroed on drop.
+#[repr(align(64))]
+pub(in crate::crypto) struct Polyval {
+    /// H^64, H^63, … H: in the order of the blocks they meet.
+    powers: [Block; STEP],
+}
+
+impl Drop for Polyval {
+    fn drop(&mut self) {
+        self.powers.zeroize();
+    }
+}
+
+impl Polyval {
+    /// Only to be called where the processor has what [`super::Path`] asks for: that makes a `Polyval` the proof of
+    /// it.
+    pub(super) fn new(key: &Block) -> Box<Self> {
+        let mut polyval = Box::new(Self { powers: [[0; 16]; STEP] });
+        // SAFETY: the processor has PCLMULQDQ, as the caller found out.
+        unsafe { fill_powers(key, &mut polyval.powers) };
+        polyval
+    }
+
+    #[inline]
+    pub(super) fn extend(&self, hash: Block, blocks: &[Block]) -> Block {
+        // SAFETY: a `Polyval` exists only where the processor has the features.
+        unsafe { self.extend_wide(hash, blocks) }
+    }
+
+    #[target_feature(enable = "avx512f,vpclmulqdq,pclmulqdq")]
+    fn extend_wide(&self, hash: Block, blocks: &[Block]) -> Block {
+        let mut sum = load(&hash);
+        let (steps, tail) = blocks.as_chunks::<STEP>();
+        for step in steps {
+            sum = self.step(sum, step);
+        }
+        if !tail.is_empty() {
+            sum = self.step(sum, tail);
+        }
+        store(sum)
+    }
+
+    /// `sum` and 1 to [`STEP`] blocks after it.
+    #[inline]
+    #[target_feature(enable = "avx512f,vpclmulqdq,pclmulqdq")]
+    fn step(&self, sum: __m128i, blocks: &[Block]) -> __m128i {
+        let vectors = blocks.len().div_ceil(LANES);
+        let (head, rest) = blocks.split_at(blocks.len() - (vectors - 1) * LANES);
+        let (powers, _) = self.powers[STEP - vectors * LANES..].as_chunks::<LANES>();
+        // Blocks that don't fill a vector lie in its last lanes, zeros before them.
+        let lanes: __mmask8 = 0xff << (2 * (LANES - head.len()));
+        // SAFETY: the mask has two 64-bit words for each block of `head`, and only so many are read.
+        let first = unsafe { _mm512_maskz_expandloadu_epi64(lanes, head.as_ptr().cast()) };
+        let first = _mm512_xor_si512(first, _mm512_maskz_expand_epi64(lanes, _mm512_zextsi128_si512(sum)));
+        let mut products = Products::of(first, load_four(&powers[0]));
+        for (blocks, powers) in rest.as_chunks::<LANES>().0.iter().zip(&powers[1..]) {
+            products.add(load_four(blocks), load_four(powers));
+        }
+        products.reduced()
+    }
+}
+
+/// Sums of 256-bit products, lane by lane, in three parts: low, middle (to be shifted by 64), high.
+struct Products {
+    low: __m512i,
+    middle: __m512i,
+    high: __m512i,
+}
+
+impl Products {
+    #[inline]
+    #[target_feature(enable = "avx512f,vpclmulqdq")]
+    fn of(a: __m512i, b: __m512i) -> Self {
+        let zero = _mm512_setzero_si512();
+        let mut products = Self { low: zero, middle: zero, high: zero };
+        products.add(a, b);
+        products
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,vpclmulqdq")]
+    fn add(&mut self, a: __m512i, b: __m512i) {
+        let across = _mm512_clmulepi64_epi128::<0x01>(a, b);
+        let other = _mm512_clmulepi64_epi128::<0x10>(a, b);
+        self.low = _mm512_xor_si512(self.low, _mm512_clmulepi64_epi128::<0x00>(a, b));
+        // 0x96 is the truth table of a ⊕ b ⊕ c.
+        self.middle = _mm512_ternarylogic_epi64::<0x96>(self.middle, across, other);
+        self.high = _mm512_xor_si512(self.high, _mm512_clmulepi64_epi128::<0x11>(a, b));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,pclmulqdq")]
+    fn reduced(self) -> __m128i {
+        reduce(sum_of_lanes(self.low), sum_of_lanes(self.middle), sum_of_lanes(self.high))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sum_of_lanes(vector: __m512i) -> __m128i {
+    let halves = _mm256_xor_si256(_mm512_castsi512_si256(vector), _mm512_extracti64x4_epi64::<1>(vector));
+    _mm_xor_si128(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves))
+}
+
+/// A 256-bit product times x⁻¹²⁸, modulo the field's polynomial (Montgomery's way: the low half is cleared by
+/// adding multiples of the polynomial, 64 bits at a time, and what is left above it is the result).
+#[inline]
+#[target_feature(enable = "sse2,pclmulqdq")]
+fn reduce(low: __m128i, middle: __m128i, high: __m128i) -> __m128i {
+    // x¹²⁸ + x¹²⁷ + x¹²⁶ + x¹²¹ + 1 without its lowest term, divided by x⁶⁴: bits 63, 62 and 57.
+    let polynomial = _mm_set_epi64x(0xc200_0000_0000_0000_u64 as i64, 0);
+    let mut low = _mm_xor_si128(low, _mm_slli_si128::<8>(middle));
+    let high = _mm_xor_si128(high, _mm_srli_si128::<8>(middle));
+    for _ in 0..2 {
+        let cleared = _mm_clmulepi64_si128::<0x10>(low, polynomial);
+        low = _mm_xor_si128(cleared, _mm_shuffle_epi32::<0x4e>(low));
+    }
+    _mm_xor_si128(high, low)
+}
+
+/// The field's product of two elements.
+#[inline]
+#[target_feature(enable = "sse2,pclmulqdq")]
+fn product(a: __m128i, b: __m128i) -> __m128i {
+    let middle = _mm_xor_si128(_mm_clmulepi64_si128::<0x01>(a, b), _mm_clmulepi64_si128::<0x10>(a, b));
+    reduce(_mm_clmulepi64_si128::<0x00>(a, b), middle, _mm_clmulepi64_si128::<0x11>(a, b))
+}
+
+#[target_feature(enable = "sse2,pclmulqdq")]
+fn fill_powers(key: &Block, powers: &mut [Block; STEP]) {
+    let key = load(key);
+    let mut power = key;
+    for place in powers.iter_mut().rev() {
+        *place = store(power);
+        power = product(power, key);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "sse2")]
+fn load(block: &Block) -> __m128i {
+    // SAFETY: sixteen readable bytes; the load may be unaligned.
+    unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_four(blocks: &[Block; LANES]) -> __m512i {
+    // SAFETY: 64 readable bytes; the load may be unaligned.
+    unsafe { _mm512_loadu_si512(blocks.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "sse2")]
+fn store(value: __m128i) -> Block {
+    let mut block = [0; 16];
+    // SAFETY: sixteen writable bytes; the store may be unaligned.
+    unsafe { _mm_storeu_si128(block.as_mut_ptr().cast(), value) };
+    block
+}
