@@ -130,8 +130,9 @@ impl Pool {
                 _ => CatalogError::Io { path: self.path.clone(), source },
             });
         }
-        let flags =
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let sql = |error| from_sqlite(&self.region, error);
         let mut connection = Connection::open_with_flags(&self.path, flags).map_err(sql)?;
         let mut since = Instant::now();
@@ -141,7 +142,9 @@ impl Pool {
                 if tries == 0 {
                     since = Instant::now();
                 }
-                std::thread::sleep(Duration::from_micros(500 + u64::from(tries.unsigned_abs()) * 7919 % 4000));
+                std::thread::sleep(Duration::from_micros(
+                    500 + u64::from(tries.unsigned_abs()) * 7919 % 4000,
+                ));
                 since.elapsed() < Duration::from_secs(BUSY_SECONDS)
             }))
             .map_err(sql)?;
@@ -156,7 +159,8 @@ impl Pool {
 
     fn check(&self, connection: &Connection) -> Result<u32, CatalogError> {
         let sql = |error| from_sqlite(&self.region, error);
-        let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sql);
+        let pragma =
+            |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map_err(sql);
         let corrupted = |what: &str, expected: String, found: i64| CatalogError::Corrupted {
             region: self.region.to_string(),
             what: format!("the {what} of catalog.db"),
@@ -168,9 +172,14 @@ impl Pool {
             return Err(corrupted("application_id", APPLICATION_ID.to_string(), id));
         }
         let version = pragma("user_version")?;
-        let found = u32::try_from(version).map_err(|_| corrupted("user_version", "a version".into(), version))?;
+        let found =
+            u32::try_from(version).map_err(|_| corrupted("user_version", "a version".into(), version))?;
         if found > SCHEMA_VERSION {
-            return Err(CatalogError::NewerSchema { region: self.region.to_string(), found, known: SCHEMA_VERSION });
+            return Err(CatalogError::NewerSchema {
+                region: self.region.to_string(),
+                found,
+                known: SCHEMA_VERSION,
+            });
         }
         if found == 0 {
             return Err(corrupted("user_version", format!("1 to {SCHEMA_VERSION}"), version));
@@ -200,7 +209,10 @@ pub struct Catalog {
 
 impl Catalog {
     /// Runs `f` on one unchanging state of the catalog.
-    pub fn read<T, E: From<CatalogError>>(&mut self, f: impl FnOnce(&ReadTx) -> Result<T, E>) -> Result<T, E> {
+    pub fn read<T, E: From<CatalogError>>(
+        &mut self,
+        f: impl FnOnce(&ReadTx) -> Result<T, E>,
+    ) -> Result<T, E> {
         let region = self.pool.region.clone();
         let last_time = self.pool.last_time.clone();
         let tx = self.begin(TransactionBehavior::Deferred)?;
@@ -208,7 +220,10 @@ impl Catalog {
     }
 
     /// Runs `f` alone among writers, and makes what it changed durable; an error undoes all of it.
-    pub fn write<T, E: From<CatalogError>>(&mut self, f: impl FnOnce(&WriteTx) -> Result<T, E>) -> Result<T, E> {
+    pub fn write<T, E: From<CatalogError>>(
+        &mut self,
+        f: impl FnOnce(&WriteTx) -> Result<T, E>,
+    ) -> Result<T, E> {
         let region = self.pool.region.clone();
         let last_time = self.pool.last_time.clone();
         let tx = self.begin(TransactionBehavior::Immediate)?;
@@ -223,7 +238,8 @@ impl Catalog {
 
     fn begin(&mut self, behavior: TransactionBehavior) -> Result<Transaction<'_>, CatalogError> {
         let region = &self.pool.region;
-        let connection = self.connection.as_mut().expect("a catalog keeps its connection until it is dropped");
+        let connection =
+            self.connection.as_mut().expect("a catalog keeps its connection until it is dropped");
         connection.transaction_with_behavior(behavior).map_err(|error| from_sqlite(region, error))
     }
 }
@@ -307,7 +323,13 @@ impl WriteTx<'_> {
     }
 
     /// Adds a row; a taken name or id is [`CatalogError::Exists`], a reference to nothing [`CatalogError::Needed`].
-    pub(super) fn insert(&self, kind: Kind, name: &str, sql: &str, params: impl Params) -> Result<(), CatalogError> {
+    pub(super) fn insert(
+        &self,
+        kind: Kind,
+        name: &str,
+        sql: &str,
+        params: impl Params,
+    ) -> Result<(), CatalogError> {
         match self.execute_raw(sql, params) {
             Ok(_) => Ok(()),
             Err(error) if is_duplicate(&error) => {
@@ -345,7 +367,9 @@ impl WriteTx<'_> {
 
 fn named(error: CatalogError, kind: Kind, name: &str) -> CatalogError {
     match error {
-        CatalogError::Needed { region, .. } => CatalogError::Needed { what: format!("{kind} {name}"), region },
+        CatalogError::Needed { region, .. } => {
+            CatalogError::Needed { what: format!("{kind} {name}"), region }
+        }
         other => other,
     }
 }
@@ -371,7 +395,8 @@ mod tests {
         let mut catalog = pool.catalog().unwrap();
         catalog
             .read(|tx| {
-                let value = |name: &str| tx.tx.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+                let value =
+                    |name: &str| tx.tx.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
                 assert_eq!(value("synchronous"), 2);
                 assert_eq!(value("foreign_keys"), 1);
                 assert_eq!(value("trusted_schema"), 0);
@@ -437,7 +462,10 @@ mod tests {
         migrate(&mut connection, "here", &steps).unwrap();
         let rows: i64 = connection.query_row("SELECT count(*) FROM b", [], |row| row.get(0)).unwrap();
         assert_eq!(rows, 1);
-        assert!(migrate(&mut connection, "here", &[steps[0], steps[1], steps[2], "CREATE TABLE c (x); nonsense"]).is_err());
+        assert!(
+            migrate(&mut connection, "here", &[steps[0], steps[1], steps[2], "CREATE TABLE c (x); nonsense"])
+                .is_err()
+        );
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, 3, "a failed step undoes its migration");
         assert!(connection.prepare("SELECT * FROM c").is_err());
@@ -462,7 +490,9 @@ mod tests {
         let tags: i64 = pool
             .catalog()
             .unwrap()
-            .read(|tx| Ok::<_, CatalogError>(tx.list("SELECT count(*) AS n FROM tags", [], |f| f.int("n"))?[0]))
+            .read(|tx| {
+                Ok::<_, CatalogError>(tx.list("SELECT count(*) AS n FROM tags", [], |f| f.int("n"))?[0])
+            })
             .unwrap();
         assert_eq!(tags, 800);
     }

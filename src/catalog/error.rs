@@ -201,7 +201,9 @@ pub(super) fn from_sqlite(region: &str, source: rusqlite::Error) -> CatalogError
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
                 CatalogError::Busy { region, seconds: super::connection::BUSY_SECONDS }
             }
-            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::TooBig => damaged(source.to_string()),
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::TooBig => {
+                damaged(source.to_string())
+            }
             ErrorCode::DiskFull => CatalogError::NoSpace { region },
             // SQLITE_CONSTRAINT_FOREIGNKEY
             ErrorCode::ConstraintViolation if failure.extended_code == 787 => {

@@ -58,7 +58,8 @@ pub struct KeyVersion {
     pub created_at: Timestamp,
 }
 
-const KEY: &str = "SELECT id, account, instance, state, is_default, current_version, description, created_at FROM keys";
+const KEY: &str =
+    "SELECT id, account, instance, state, is_default, current_version, description, created_at FROM keys";
 
 fn key(f: &Fields) -> Result<Key, CatalogError> {
     Ok(Key {

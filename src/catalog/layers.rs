@@ -81,7 +81,8 @@ impl LayerNeeds {
     }
 }
 
-const LAYER: &str = "SELECT id, account, volume, parent, size_bytes, state, cipher, key, key_version, wrapped_key, point,
+const LAYER: &str =
+    "SELECT id, account, volume, parent, size_bytes, state, cipher, key, key_version, wrapped_key, point,
     sealed_generation, sealed_mac, stored_bytes, created_at FROM layers";
 
 fn layer(f: &Fields) -> Result<Layer, CatalogError> {
@@ -264,7 +265,12 @@ impl WriteTx<'_> {
     }
 
     /// Moves a layer from one state to another; whether it was in the first.
-    pub fn move_layer_state(&self, id: LayerId, from: LayerState, to: LayerState) -> Result<bool, CatalogError> {
+    pub fn move_layer_state(
+        &self,
+        id: LayerId,
+        from: LayerState,
+        to: LayerState,
+    ) -> Result<bool, CatalogError> {
         let changed = self.execute(
             "UPDATE layers SET state = ?3 WHERE id = ?1 AND state = ?2",
             params![id.to_string(), from.as_str(), to.as_str()],

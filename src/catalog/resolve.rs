@@ -48,10 +48,10 @@ impl ReadTx<'_> {
             return Ok(text.to_owned());
         }
         let mut matches = self.ids_beginning_with(text, prefix, table)?;
-        if let Some(id) = by_name {
-            if !matches.contains(&id) {
-                matches.insert(0, id);
-            }
+        if let Some(id) = by_name
+            && !matches.contains(&id)
+        {
+            matches.insert(0, id);
         }
         match matches.as_slice() {
             [] => Err(self.not_found(kind, shortened(text))),
@@ -72,7 +72,9 @@ impl ReadTx<'_> {
         }
         // Every id that begins so is at or after the text, and before the text with its last part raised above 'f'.
         self.list(
-            &format!("SELECT id FROM {table} WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id LIMIT {MATCHES_MAX}"),
+            &format!(
+                "SELECT id FROM {table} WHERE id >= ?1 AND id < ?1 || 'g' ORDER BY id LIMIT {MATCHES_MAX}"
+            ),
             [text],
             |f| f.text("id").map(str::to_owned),
         )

@@ -121,9 +121,11 @@ impl<'r> Fields<'r> {
         match self.value(column)? {
             ValueRef::Null => Ok(None),
             ValueRef::Blob(bytes) if bytes.len() <= bytes_max => Ok(Some(bytes.to_vec())),
-            ValueRef::Blob(bytes) => {
-                Err(self.corrupted(column, &format!("at most {bytes_max} bytes"), &format!("{} bytes", bytes.len())))
-            }
+            ValueRef::Blob(bytes) => Err(self.corrupted(
+                column,
+                &format!("at most {bytes_max} bytes"),
+                &format!("{} bytes", bytes.len()),
+            )),
             other => Err(self.corrupted(column, "bytes", &format!("{:?}", other.data_type()))),
         }
     }
@@ -138,7 +140,8 @@ fn shortened(text: &str) -> String {
 
 /// A size or count as SQLite keeps it.
 pub(super) fn stored(n: u64) -> Result<i64, CatalogError> {
-    i64::try_from(n).map_err(|_| CatalogError::Refused { what: format!("{n} is more than a catalog can hold") })
+    i64::try_from(n)
+        .map_err(|_| CatalogError::Refused { what: format!("{n} is more than a catalog can hold") })
 }
 
 /// Words that stand for the variants of an enum, in rows and in JSON.

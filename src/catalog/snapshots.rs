@@ -124,12 +124,20 @@ impl ReadTx<'_> {
 
     /// Snapshots that name this layer, oldest first.
     pub fn snapshots_of_layer(&self, layer: LayerId) -> Result<Vec<Snapshot>, CatalogError> {
-        self.list(&format!("{SNAPSHOT} WHERE layer = ?1 ORDER BY created_at, id"), [layer.to_string()], snapshot)
+        self.list(
+            &format!("{SNAPSHOT} WHERE layer = ?1 ORDER BY created_at, id"),
+            [layer.to_string()],
+            snapshot,
+        )
     }
 
     /// Snapshots taken of this volume, oldest first.
     pub fn snapshots_of_volume(&self, volume: VolumeId) -> Result<Vec<Snapshot>, CatalogError> {
-        self.list(&format!("{SNAPSHOT} WHERE volume = ?1 ORDER BY created_at, id"), [volume.to_string()], snapshot)
+        self.list(
+            &format!("{SNAPSHOT} WHERE volume = ?1 ORDER BY created_at, id"),
+            [volume.to_string()],
+            snapshot,
+        )
     }
 
     /// Snapshots under one key, oldest first.
@@ -230,7 +238,12 @@ impl WriteTx<'_> {
     }
 
     /// Records the bytes that changed before it and the bytes its layer takes.
-    pub fn set_snapshot_bytes(&self, id: SnapshotId, changed: u64, stored_bytes: u64) -> Result<(), CatalogError> {
+    pub fn set_snapshot_bytes(
+        &self,
+        id: SnapshotId,
+        changed: u64,
+        stored_bytes: u64,
+    ) -> Result<(), CatalogError> {
         self.update(
             Kind::Snapshot,
             id,

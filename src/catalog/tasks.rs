@@ -50,7 +50,8 @@ pub struct Task {
     pub updated_at: Timestamp,
 }
 
-const TASK: &str = "SELECT id, account, kind, resource, detail, state, bytes_done, bytes_total, error, created_at,
+const TASK: &str =
+    "SELECT id, account, kind, resource, detail, state, bytes_done, bytes_total, error, created_at,
     updated_at FROM tasks";
 
 fn task(f: &Fields) -> Result<Task, CatalogError> {
@@ -122,7 +123,13 @@ impl WriteTx<'_> {
     }
 
     /// Records a running task's progress; whether it still runs (else it was cancelled, and nothing is changed).
-    pub fn set_task_progress(&self, id: TaskId, done: u64, total: u64, now: Timestamp) -> Result<bool, CatalogError> {
+    pub fn set_task_progress(
+        &self,
+        id: TaskId,
+        done: u64,
+        total: u64,
+        now: Timestamp,
+    ) -> Result<bool, CatalogError> {
         let changed = self.execute(
             "UPDATE tasks SET bytes_done = ?2, bytes_total = ?3, updated_at = ?4 WHERE id = ?1 AND state = 'running'",
             params![id.to_string(), stored(done)?, stored(total)?, now.as_microsecond()],

@@ -47,7 +47,8 @@ pub struct Volume {
     pub created_at: Timestamp,
 }
 
-const VOLUME: &str = "SELECT id, account, name, size_bytes, kind, cipher, key, active, next, source_snapshot, deleting,
+const VOLUME: &str =
+    "SELECT id, account, name, size_bytes, kind, cipher, key, active, next, source_snapshot, deleting,
     created_at FROM volumes";
 
 fn volume(f: &Fields) -> Result<Volume, CatalogError> {

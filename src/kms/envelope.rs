@@ -112,7 +112,9 @@ fn material(region: &Region, key: KeyId, version: u32) -> Result<Secret<32>, Kms
         return Ok(material);
     }
     if let Some(material) = key_file::read(region, key, version).and_then(|wrapped| open(&wrapped)) {
-        tracing::warn!("key {key} version {version}: its row is damaged or missing, its file in keys/ serves");
+        tracing::warn!(
+            "key {key} version {version}: its row is damaged or missing, its file in keys/ serves"
+        );
         return Ok(material);
     }
     Err(match row {

@@ -1,9 +1,7 @@
 //! Making, rotating, enabling and disabling keys.
 
 use super::{KmsError, envelope, key_file};
-use crate::catalog::{
-    Account, Instance, InstanceKind, Key, KeyState, KeyVersion, Kind, Setting, WriteTx,
-};
+use crate::catalog::{Account, Instance, InstanceKind, Key, KeyState, KeyVersion, Kind, Setting, WriteTx};
 use crate::crypto::Secret;
 use crate::ids::{AccountId, InstanceId, KeyId, Name};
 use crate::region::Region;
@@ -41,14 +39,14 @@ pub fn create_key(
     description: Option<String>,
 ) -> Result<Key, KmsError> {
     let instance = region.catalog()?.read(|tx| {
-        if let Some(alias) = &alias {
-            if tx.key_of_alias(alias.as_str())?.is_some() {
-                return Err(KmsError::Catalog(crate::catalog::CatalogError::Exists {
-                    kind: Kind::Alias,
-                    name: alias.to_string(),
-                    region: region.name().into(),
-                }));
-            }
+        if let Some(alias) = &alias
+            && tx.key_of_alias(alias.as_str())?.is_some()
+        {
+            return Err(KmsError::Catalog(crate::catalog::CatalogError::Exists {
+                kind: Kind::Alias,
+                name: alias.to_string(),
+                region: region.name().into(),
+            }));
         }
         Ok(tx.default_instance()?.id)
     })?;

@@ -68,7 +68,8 @@ fn parse(text: &str) -> Result<Timestamp, String> {
 }
 
 fn read(path: &Path) -> Result<Timestamp, String> {
-    let bytes = crashsafe::read_file(path, FILE_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))?;
+    let bytes =
+        crashsafe::read_file(path, FILE_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))?;
     parse(&String::from_utf8_lossy(&bytes))
 }
 

@@ -123,7 +123,9 @@ impl Config {
     pub fn entry(&self, id: RegionId) -> Result<Option<KnownRegion>, RegionError> {
         let path = self.entry_path(id);
         let text = match files::read_toml(&path) {
-            Err(RegionError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(RegionError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
             Err(RegionError::Io { source, .. }) => return Err(self.denied(source, &path)),
             other => other?,
         };
@@ -133,8 +135,9 @@ impl Config {
             expected: expected.into(),
             found: found.chars().take(80).collect(),
         };
-        let fields: Fields = toml::from_str(&text)
-            .map_err(|error: toml::de::Error| corrupted("the file", "an entry of a region", error.message()))?;
+        let fields: Fields = toml::from_str(&text).map_err(|error: toml::de::Error| {
+            corrupted("the file", "an entry of a region", error.message())
+        })?;
         let key = match (fields.root_key_file, fields.passphrase_file) {
             (Some(file), None) => KeySource::RootKeyFile(file.into()),
             (None, Some(file)) => KeySource::PassphraseFile(file.into()),
@@ -205,7 +208,9 @@ impl Config {
         loop {
             match flock(&file, FlockOperation::LockExclusive) {
                 Err(rustix::io::Errno::INTR) => {}
-                other => break other.map_err(io::Error::from).map_err(RegionError::io("locking it", &path))?,
+                other => {
+                    break other.map_err(io::Error::from).map_err(RegionError::io("locking it", &path))?;
+                }
             }
         }
         Ok(ConfigLock { config: self, _file: file })
@@ -217,10 +222,10 @@ impl Config {
 
     /// Says whose the configuration is, if it may not be read.
     fn denied(&self, source: io::Error, path: &Path) -> RegionError {
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            if let Err(error) = files::check_dir(&self.dir) {
-                return error;
-            }
+        if source.kind() == io::ErrorKind::PermissionDenied
+            && let Err(error) = files::check_dir(&self.dir)
+        {
+            return error;
         }
         RegionError::Io { doing: "reading the configuration", path: path.to_owned(), source }
     }
@@ -301,7 +306,8 @@ mod tests {
         let one = known("one", "/r/1");
         config.lock().unwrap().put(&one).unwrap();
         let path = config.entry_path(one.id);
-        for text in [&b"\xff\xfe"[..], b"name = 7", b"name = 'one'\ndirectory = 'relative'", &[b'#'; 70_000]] {
+        for text in [&b"\xff\xfe"[..], b"name = 7", b"name = 'one'\ndirectory = 'relative'", &[b'#'; 70_000]]
+        {
             fs::write(&path, text).unwrap();
             assert!(matches!(config.known(), Err(RegionError::Corrupted { .. })));
         }

@@ -166,7 +166,9 @@ pub enum RegionError {
         source: std::io::Error,
     },
     /// No configuration directory can be found.
-    #[error("no directory for the configuration: neither TERRANE_CONFIG_DIR, XDG_CONFIG_HOME nor HOME is set")]
+    #[error(
+        "no directory for the configuration: neither TERRANE_CONFIG_DIR, XDG_CONFIG_HOME nor HOME is set"
+    )]
     NoConfigDir,
     /// The catalog's own error.
     #[error(transparent)]

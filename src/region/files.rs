@@ -75,7 +75,8 @@ pub(super) fn read_toml(path: &Path) -> Result<String, RegionError> {
 
 /// Refuses file systems of other machines: their locks and syncs promise less.
 pub(super) fn check_file_system(dir: &Path) -> Result<(), RegionError> {
-    let found = rustix::fs::statfs(dir).map_err(io::Error::from).map_err(RegionError::io("looking at it", dir))?;
+    let found =
+        rustix::fs::statfs(dir).map_err(io::Error::from).map_err(RegionError::io("looking at it", dir))?;
     match network_kind(found.f_type as u32) {
         Some(kind) => Err(RegionError::NetworkFileSystem { dir: dir.to_owned(), kind }),
         None => Ok(()),

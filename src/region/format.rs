@@ -82,7 +82,12 @@ struct PassphraseFields {
 
 impl Header {
     /// Of a new region.
-    pub(super) fn new(name: Name, created_at: Timestamp, replaced_clock: bool, root_key: &Secret<32>) -> Self {
+    pub(super) fn new(
+        name: Name,
+        created_at: Timestamp,
+        replaced_clock: bool,
+        root_key: &Secret<32>,
+    ) -> Self {
         let id = RegionId::random();
         let root_key_check = crypto::wrap(root_key, &aad(b"check", id), CHECK);
         Self { id, name, created_at, replaced_clock, root_key_check, passphrase: None }
@@ -95,11 +100,16 @@ impl Header {
 
     /// Whether this is the region's root key.
     pub(super) fn accepts(&self, root_key: &Secret<32>) -> bool {
-        crypto::unwrap(root_key, &aad(b"check", self.id), &self.root_key_check).is_ok_and(|found| found[..] == CHECK[..])
+        crypto::unwrap(root_key, &aad(b"check", self.id), &self.root_key_check)
+            .is_ok_and(|found| found[..] == CHECK[..])
     }
 
     /// Wraps the root key under a passphrase.
-    pub(super) fn set_passphrase(&mut self, root_key: &Secret<32>, passphrase: &[u8]) -> Result<(), RegionError> {
+    pub(super) fn set_passphrase(
+        &mut self,
+        root_key: &Secret<32>,
+        passphrase: &[u8],
+    ) -> Result<(), RegionError> {
         let kdf = KdfParams::recommended();
         let kek = kdf.derive(passphrase).map_err(|source| self.crypto(source))?;
         let wrapped = crypto::wrap(&kek, &aad(b"passphrase", self.id), root_key.expose());
@@ -108,10 +118,15 @@ impl Header {
     }
 
     /// The root key, by passphrase; `None` if it is not the right one.
-    pub(super) fn root_key_by_passphrase(&self, passphrase: &[u8]) -> Result<Option<Secret<32>>, RegionError> {
+    pub(super) fn root_key_by_passphrase(
+        &self,
+        passphrase: &[u8],
+    ) -> Result<Option<Secret<32>>, RegionError> {
         let Some(wrapped) = &self.passphrase else { return Ok(None) };
         let kek = wrapped.kdf.derive(passphrase).map_err(|source| self.crypto(source))?;
-        let Ok(bytes) = crypto::unwrap(&kek, &aad(b"passphrase", self.id), &wrapped.wrapped) else { return Ok(None) };
+        let Ok(bytes) = crypto::unwrap(&kek, &aad(b"passphrase", self.id), &wrapped.wrapped) else {
+            return Ok(None);
+        };
         let root_key = Secret::try_from_slice(&bytes).map_err(|source| self.crypto(source))?;
         Ok(self.accepts(&root_key).then_some(root_key))
     }
@@ -151,11 +166,13 @@ impl Header {
             found: found.chars().take(80).collect(),
         };
         // 1. Version and features, before anything that a newer version may have changed.
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| corrupted("the file", "TOML", error.message()))?;
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| corrupted("the file", "TOML", error.message()))?;
         check_format(&table, path, FORMAT, FORMAT_VERSION, FEATURES)?;
         // 2. The fields.
-        let fields: Fields =
-            table.try_into().map_err(|error: toml::de::Error| corrupted("a field", "one of format 1", error.message()))?;
+        let fields: Fields = table
+            .try_into()
+            .map_err(|error: toml::de::Error| corrupted("a field", "one of format 1", error.message()))?;
         let bytes = |what: &str, digits: &str| {
             hex::decode(digits)
                 .filter(|bytes| (1..=256).contains(&bytes.len()))
@@ -170,7 +187,10 @@ impl Header {
         Ok(Self {
             id: fields.id.parse().map_err(|_| corrupted("id", "32 hexadecimal digits", &fields.id))?,
             name: fields.name.parse().map_err(|_| corrupted("name", "a name", &fields.name))?,
-            created_at: fields.created_at.parse().map_err(|_| corrupted("created_at", "a time", &fields.created_at))?,
+            created_at: fields
+                .created_at
+                .parse()
+                .map_err(|_| corrupted("created_at", "a time", &fields.created_at))?,
             replaced_clock: fields.replaced_clock,
             root_key_check: bytes("root_key_check", &fields.root_key_check)?,
             passphrase: passphrase.transpose()?,
@@ -210,7 +230,8 @@ pub(crate) fn check_format(
         _ => return Err(corrupted("format_version", format!("1 to {version}"), found)),
     }
     let found = table.get("features");
-    let list = found.and_then(toml::Value::as_array).ok_or_else(|| corrupted("features", "a list".into(), found))?;
+    let list =
+        found.and_then(toml::Value::as_array).ok_or_else(|| corrupted("features", "a list".into(), found))?;
     for feature in list {
         match feature.as_str() {
             Some(name) if features.contains(&name) => {}
@@ -314,7 +335,9 @@ mod tests {
         written.set_passphrase(&root_key, b"x").unwrap();
         let good = written.to_toml();
         let memory = format!("memory_kib = {}", written.passphrase.as_ref().unwrap().kdf.memory_kib);
-        for (from, to) in [(memory.as_str(), "memory_kib = 4294967295"), ("passes = 3", "passes = 4294967295")] {
+        for (from, to) in
+            [(memory.as_str(), "memory_kib = 4294967295"), ("passes = 3", "passes = 4294967295")]
+        {
             let header = parse(&good.replacen(from, to, 1)).unwrap();
             assert!(matches!(header.root_key_by_passphrase(b"x"), Err(RegionError::Crypto { .. })), "{to}");
         }

@@ -72,7 +72,8 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
         let open_lock = OpenLock::shared(&dir.join("run").join("open.lock"), header.name.as_str())?;
         let pool = Pool::new(dir.join(CATALOG_FILE), header.name.as_str(), last);
         pool.create()?;
-        let entry = KnownRegion { id: header.id, name: header.name.clone(), directory: dir.clone(), key: source };
+        let entry =
+            KnownRegion { id: header.id, name: header.name.clone(), directory: dir.clone(), key: source };
         let place = RootKeyPlace::find(&header, Some(&entry), config);
         let region = Region::assemble(dir.clone(), header, place, pool, clock, open_lock);
         region.set_root_key(root_key);
@@ -103,7 +104,9 @@ pub fn add(
     if let Some(known) = config.entry(header.id)? {
         // The same region elsewhere is a copy of it, unless it was moved.
         let still_there = known.directory != dir
-            && find_dir(&known.directory).and_then(|dir| read_header(&dir)).is_ok_and(|found| found.id == header.id);
+            && find_dir(&known.directory)
+                .and_then(|dir| read_header(&dir))
+                .is_ok_and(|found| found.id == header.id);
         if still_there {
             return Err(RegionError::Exists {
                 what: format!("region {} with the same id in {}", known.name, known.directory.display()),
@@ -155,7 +158,8 @@ pub fn forget(text: &str, config: &Config) -> Result<KnownRegion, RegionError> {
 /// The configuration's own root key file, put right if it was empty or damaged.
 fn replace_root_key(config: &Config, header: &Header, root_key: &Secret<32>) -> Result<PathBuf, RegionError> {
     let path = config.root_key_path(header.id);
-    crashsafe::write_file(&path, root_key.expose(), 0o600).map_err(RegionError::io("writing the root key", &path))?;
+    crashsafe::write_file(&path, root_key.expose(), 0o600)
+        .map_err(RegionError::io("writing the root key", &path))?;
     Ok(path)
 }
 
@@ -173,9 +177,14 @@ fn prepare_dir(dir: &Path, config: &Config) -> Result<(PathBuf, bool, File), Reg
         files::check_file_system(&path)?;
         if path.to_str().is_none() {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
-            return Err(RegionError::Io { doing: "naming it in the configuration", path: path.clone(), source });
+            return Err(RegionError::Io {
+                doing: "naming it in the configuration",
+                path: path.clone(),
+                source,
+            });
         }
-        let config_dir = fs::canonicalize(config.dir()).map_err(RegionError::io("finding it", config.dir()))?;
+        let config_dir =
+            fs::canonicalize(config.dir()).map_err(RegionError::io("finding it", config.dir()))?;
         if config_dir.starts_with(&path) {
             return Err(RegionError::Refused(format!(
                 "the configuration {} would lie inside the region, and the root key with it",

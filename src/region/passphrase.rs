@@ -28,9 +28,8 @@ impl NewPassphrase {
             Self::File(path) => read_passphrase_file(path),
             Self::Terminal => {
                 let again = "it has to be typed twice, and there is no terminal to ask on";
-                let asked = |prompt: &str| {
-                    ask(prompt)?.ok_or_else(|| RegionError::Passphrase { why: again.into() })
-                };
+                let asked =
+                    |prompt: &str| ask(prompt)?.ok_or_else(|| RegionError::Passphrase { why: again.into() });
                 let first = asked("New passphrase: ")?;
                 let second = asked("The same again: ")?;
                 if first.is_empty() || *first != *second {
@@ -45,9 +44,9 @@ impl NewPassphrase {
     /// What the configuration says of it from now on. A pipe is read once and not named.
     pub(super) fn source(&self) -> Result<KeySource, RegionError> {
         match self {
-            Self::File(path) if path.is_file() => {
-                Ok(KeySource::PassphraseFile(std::path::absolute(path).map_err(RegionError::io("finding it", path))?))
-            }
+            Self::File(path) if path.is_file() => Ok(KeySource::PassphraseFile(
+                std::path::absolute(path).map_err(RegionError::io("finding it", path))?,
+            )),
             Self::File(_) | Self::Terminal => Ok(KeySource::Terminal),
         }
     }
@@ -80,15 +79,26 @@ pub fn remove_passphrase(region: &Region, config: &Config) -> Result<PathBuf, Re
 }
 
 fn entry(region: &Region, key: KeySource) -> KnownRegion {
-    KnownRegion { id: region.id(), name: region.header().name.clone(), directory: region.dir().to_owned(), key }
+    KnownRegion {
+        id: region.id(),
+        name: region.header().name.clone(),
+        directory: region.dir().to_owned(),
+        key,
+    }
 }
 
 /// Changes `region.toml` as it is now, alone among those who do.
-fn rewrite(dir: &Path, change: impl FnOnce(&mut Header) -> Result<(), RegionError>) -> Result<(), RegionError> {
+fn rewrite(
+    dir: &Path,
+    change: impl FnOnce(&mut Header) -> Result<(), RegionError>,
+) -> Result<(), RegionError> {
     let lock = File::open(dir).map_err(RegionError::io("opening it", dir))?;
-    flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(RegionError::io("locking it", dir))?;
+    flock(&lock, FlockOperation::LockExclusive)
+        .map_err(io::Error::from)
+        .map_err(RegionError::io("locking it", dir))?;
     let mut header = read_header(dir)?;
     change(&mut header)?;
     let path = dir.join(HEADER_FILE);
-    crashsafe::write_file(&path, header.to_toml().as_bytes(), 0o600).map_err(RegionError::io("writing it", path))
+    crashsafe::write_file(&path, header.to_toml().as_bytes(), 0o600)
+        .map_err(RegionError::io("writing it", path))
 }

@@ -83,7 +83,11 @@ pub fn read_passphrase_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, RegionErr
     let file = File::open(path).map_err(RegionError::io("reading the passphrase", path))?;
     let metadata = file.metadata().map_err(RegionError::io("looking at it", path))?;
     if metadata.is_file() && metadata.mode() & 0o077 != 0 {
-        tracing::warn!("others can read the passphrase file {} (mode {:04o})", path.display(), metadata.mode() & 0o7777);
+        tracing::warn!(
+            "others can read the passphrase file {} (mode {:04o})",
+            path.display(),
+            metadata.mode() & 0o7777
+        );
     }
     let mut bytes = Zeroizing::new(Vec::with_capacity(PASSPHRASE_BYTES_MAX as usize + 1));
     file.take(PASSPHRASE_BYTES_MAX + 1)
@@ -117,7 +121,8 @@ pub(super) fn ask(prompt: &str) -> Result<Option<Zeroizing<String>>, RegionError
 
 /// Reads 32 bytes from a file that is this user's, a regular one, and closed to others.
 pub(super) fn read_root_key_file(path: &Path) -> Result<Secret<32>, RegionError> {
-    let refused = |why: String, hint: Option<String>| RegionError::RootKeyFile { path: path.to_owned(), why, hint };
+    let refused =
+        |why: String, hint: Option<String>| RegionError::RootKeyFile { path: path.to_owned(), why, hint };
     let file = crashsafe::open_regular(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => refused(
             "it is not there".into(),
@@ -135,16 +140,15 @@ pub(super) fn read_root_key_file(path: &Path) -> Result<Secret<32>, RegionError>
             Some(format!("chmod 600 {}", path.display())),
         ));
     }
-    let bytes = Zeroizing::new(
-        crashsafe::read_open(&file, ROOT_KEY_BYTES + 1).map_err(|_| {
-            refused(format!("it has {} bytes, and a root key has {ROOT_KEY_BYTES}", metadata.len()), None)
-        })?,
-    );
+    let bytes = Zeroizing::new(crashsafe::read_open(&file, ROOT_KEY_BYTES + 1).map_err(|_| {
+        refused(format!("it has {} bytes, and a root key has {ROOT_KEY_BYTES}", metadata.len()), None)
+    })?);
     if bytes.is_empty() {
         return Err(refused("it is empty".into(), None));
     }
-    Secret::try_from_slice(&bytes)
-        .map_err(|_| refused(format!("it has {} bytes, and a root key has {ROOT_KEY_BYTES}", bytes.len()), None))
+    Secret::try_from_slice(&bytes).map_err(|_| {
+        refused(format!("it has {} bytes, and a root key has {ROOT_KEY_BYTES}", bytes.len()), None)
+    })
 }
 
 pub(super) fn write_root_key_file(path: &Path, root_key: &Secret<32>) -> Result<(), RegionError> {
@@ -158,7 +162,11 @@ pub(super) fn write_root_key_file(path: &Path, root_key: &Secret<32>) -> Result<
 }
 
 /// Puts the root key in the configuration's own file, unless it is there already.
-pub(super) fn keep_root_key(config: &Config, header: &Header, root_key: &Secret<32>) -> Result<PathBuf, RegionError> {
+pub(super) fn keep_root_key(
+    config: &Config,
+    header: &Header,
+    root_key: &Secret<32>,
+) -> Result<PathBuf, RegionError> {
     let path = config.root_key_path(header.id);
     if path.exists() {
         check(header, read_root_key_file(&path)?, &path.display().to_string())?;
@@ -175,7 +183,11 @@ pub(super) fn check(header: &Header, key: Secret<32>, from: &str) -> Result<Secr
     Err(RegionError::WrongRootKey { region: header.name.to_string(), from: from.to_owned() })
 }
 
-pub(super) fn by_passphrase(header: &Header, passphrase: &[u8], from: String) -> Result<Secret<32>, RegionError> {
+pub(super) fn by_passphrase(
+    header: &Header,
+    passphrase: &[u8],
+    from: String,
+) -> Result<Secret<32>, RegionError> {
     if !header.has_passphrase() {
         return Err(RegionError::Passphrase { why: format!("region {} has none", header.name) });
     }

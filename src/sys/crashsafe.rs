@@ -19,18 +19,14 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// Makes `path` with these bytes and mode; `AlreadyExists` if anything has that name, which is then unchanged.
 pub fn create_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = write_temporary(path, bytes, mode)?;
-    publish(&temporary, path, || match rustix::fs::renameat_with(
-        CWD,
-        &temporary,
-        CWD,
-        path,
-        RenameFlags::NOREPLACE,
-    ) {
-        // File systems without RENAME_NOREPLACE (overlay on some hosts, vfat) have link or at least an exclusive create.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            fs::hard_link(&temporary, path).and_then(|()| fs::remove_file(&temporary))
+    publish(&temporary, path, || {
+        match rustix::fs::renameat_with(CWD, &temporary, CWD, path, RenameFlags::NOREPLACE) {
+            // File systems without RENAME_NOREPLACE (overlay on some hosts, vfat) have link or at least an exclusive create.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+                fs::hard_link(&temporary, path).and_then(|()| fs::remove_file(&temporary))
+            }
+            other => other.map_err(io::Error::from),
         }
-        other => other.map_err(io::Error::from),
     })
 }
 
@@ -140,7 +136,8 @@ mod tests {
         assert!(read_file(&link, 1000).is_err());
         assert_eq!(read_file(dir.path(), 10).unwrap_err().kind(), io::ErrorKind::InvalidData);
         let pipe = dir.path().join("p");
-        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600), 0).unwrap();
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::from(0o600), 0)
+            .unwrap();
         assert_eq!(read_file(&pipe, 10).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }
