@@ -23,6 +23,8 @@ mod settings;
 mod snapshots;
 mod tags;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod volumes;
 
 pub use accounts::{Account, Instance, InstanceKind};
