@@ -47,12 +47,14 @@ pub enum Command {
     /// Take a region out of the configuration; the region and its root key stay
     Forget {
         /// Its name or directory [default: --region]
-        region: Option<String>,
+        #[arg(value_name = "REGION")]
+        which: Option<String>,
     },
     /// Describe a region
     Show {
         /// Its name or directory [default: --region]
-        region: Option<String>,
+        #[arg(value_name = "REGION")]
+        which: Option<String>,
     },
     /// List the regions known here
     List,
@@ -129,9 +131,9 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
                 Ok(())
             }
         }
-        Command::Forget { region } => forget(app, region.as_deref()),
-        Command::Show { region } => {
-            let region = match region {
+        Command::Forget { which } => forget(app, which.as_deref()),
+        Command::Show { which } => {
+            let region = match which {
                 Some(text) => app.region_named(&text)?,
                 None => app.region()?,
             };

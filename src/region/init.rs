@@ -195,11 +195,11 @@ fn prepare_dir(dir: &Path, config: &Config) -> Result<(PathBuf, bool, File), Reg
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(taken(format!("a region in the making in {}", path.display())));
         }
+        if fs::symlink_metadata(path.join(HEADER_FILE)).is_ok() {
+            return Err(taken(format!("a region in {}", path.display())));
+        }
         for found in fs::read_dir(&path).map_err(RegionError::io("listing it", &path))? {
             let name = found.map_err(RegionError::io("listing it", &path))?.file_name();
-            if name == HEADER_FILE {
-                return Err(taken(format!("a region in {}", path.display())));
-            }
             if name != "lost+found" {
                 return Err(taken(format!("{} in {}", name.display(), path.display())));
             }
