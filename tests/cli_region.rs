@@ -281,7 +281,7 @@ fn a_hostile_header_is_refused_at_once() {
     for damaged in [
         good.replace("terrane-region", "something-else").into_bytes(),
         good.replace("name = ", "nome = ").into_bytes(),
-        good[..good.len() / 2].as_bytes().to_vec(),
+        good.as_bytes()[..good.len() / 2].to_vec(),
         b"\xff\xfe\x00".to_vec(),
         b"".to_vec(),
         vec![b'['; 60_000],
@@ -535,4 +535,37 @@ fn the_clock_is_replaced_only_where_it_was_from_the_start() {
     assert_eq!(created(at(&format!("@{}", bench.at("clock")), &create)), "2031-05-03T00:00:00Z");
     assert_eq!(created(at("2031-05-01T00:00:00Z", &create)), "2031-05-03T00:00:00Z", "it never goes back");
     expect(&at("nonsense", &create), 2, &["nonsense"]);
+}
+
+#[test]
+fn an_older_catalog_put_back_is_noticed() {
+    let bench = Bench::with_region();
+    let copy = bench.path("older.db");
+    fs::copy(bench.path("r/catalog.db"), &copy).unwrap();
+    bench.ok(&["key", "create"]);
+    bench.ok(&["key", "create"]);
+    // The anchor is at most a minute old: as if that minute had passed before the next write.
+    let id = bench.json(&["region", "show"])["id"].as_str().unwrap().to_owned();
+    let anchor = bench.path("config/anchors").join(&id).join("catalog");
+    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
+    fs::File::options().write(true).open(&anchor).unwrap().set_modified(yesterday).unwrap();
+    bench.ok(&["key", "create"]);
+    fs::copy(&copy, bench.path("r/catalog.db")).unwrap();
+    bench.fails(&["key", "list"], 6, &["older", "--accept-older"]);
+    bench.ok(&["region", "check", "--accept-older"]);
+    bench.ok(&["key", "list"]);
+}
+
+#[test]
+fn a_check_names_what_is_wrong() {
+    let bench = Bench::with_region();
+    bench.ok(&["region", "check"]);
+    let key = bench.ok(&["key", "create"]);
+    fs::write(bench.path(&format!("r/keys/{}.1", key.trim())), "x").unwrap();
+    fs::create_dir(bench.path("r/layers/stray")).unwrap();
+    let output = bench.run(&["region", "check"]);
+    assert_eq!(output.status.code(), Some(6));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains(key.trim()) && said.contains("stray"), "{said}");
+    assert!(bench.path("r/layers/stray").exists(), "nothing is removed by itself");
 }

@@ -1,7 +1,7 @@
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -43,12 +43,19 @@ pub struct Pool {
     region: Arc<str>,
     last_time: Arc<LastTime>,
     idle: Mutex<Vec<Connection>>,
+    written: AtomicU64,
 }
 
 impl Pool {
     /// The catalog at `path` (a canonical path) of the region named `region`. Opens nothing yet.
     pub fn new(path: PathBuf, region: &str, last_time: Arc<LastTime>) -> Arc<Self> {
-        Arc::new(Self { path, region: region.into(), last_time, idle: Mutex::new(Vec::new()) })
+        Arc::new(Self {
+            path,
+            region: region.into(),
+            last_time,
+            idle: Mutex::new(Vec::new()),
+            written: AtomicU64::new(0),
+        })
     }
 
     /// Makes the file, mode 0600, with the newest schema and no rows. `AlreadyExists` if there is one.
@@ -104,9 +111,17 @@ impl Pool {
         migrate(&mut connection, &self.region, MIGRATIONS)
     }
 
-    /// Reads the newest moment the catalog knows into the region's clock.
-    pub fn load_last_time(self: &Arc<Self>) -> Result<(), CatalogError> {
-        self.catalog()?.read(|tx| tx.load_last_time())
+    /// Reads the newest moment the catalog knows into the region's clock; the catalog's generation.
+    pub fn load_state(self: &Arc<Self>) -> Result<u64, CatalogError> {
+        self.catalog()?.read(|tx| {
+            tx.load_last_time()?;
+            tx.generation()
+        })
+    }
+
+    /// The newest generation this process has made durable; 0 if it wrote nothing.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     fn connect(&self) -> Result<Connection, CatalogError> {
@@ -224,15 +239,17 @@ impl Catalog {
         &mut self,
         f: impl FnOnce(&WriteTx) -> Result<T, E>,
     ) -> Result<T, E> {
-        let region = self.pool.region.clone();
+        let pool = self.pool.clone();
+        let region = pool.region.clone();
         let last_time = self.pool.last_time.clone();
         let tx = self.begin(TransactionBehavior::Immediate)?;
         let write = WriteTx { read: ReadTx { tx, region, last_time } };
         write.load_last_time()?;
         let result = f(&write)?;
-        write.store_last_time()?;
+        let generation = write.store_state()?;
         let ReadTx { tx, region, .. } = write.read;
         tx.commit().map_err(|error| from_sqlite(&region, error))?;
+        pool.written.fetch_max(generation, Ordering::Relaxed);
         Ok(result)
     }
 
@@ -309,6 +326,24 @@ impl ReadTx<'_> {
         CatalogError::NotFound { kind, text: text.to_string(), region: self.region.to_string() }
     }
 
+    /// How many writes the catalog has seen: an older one put back has a lower number.
+    pub fn generation(&self) -> Result<u64, CatalogError> {
+        let stored = self.first("SELECT v FROM state WHERE k = 'generation'", [], |f| f.unsigned("v"))?;
+        Ok(stored.unwrap_or(0))
+    }
+
+    /// What SQLite's own check finds wrong, in its words; nothing if all is well.
+    pub fn integrity_problems(&self) -> Result<Vec<String>, CatalogError> {
+        let mut found =
+            self.list("PRAGMA integrity_check(20)", [], |f| Ok(f.text("integrity_check")?.to_owned()))?;
+        found.retain(|line| line != "ok");
+        let broken = self.list("PRAGMA foreign_key_check", [], |f| {
+            Ok(format!("a row of {} refers to nothing", f.text("table")?))
+        })?;
+        found.extend(broken);
+        Ok(found)
+    }
+
     fn load_last_time(&self) -> Result<(), CatalogError> {
         let stored = self.first("SELECT v FROM state WHERE k = 'last_time'", [], |f| f.int("v"))?;
         self.last_time.raise(stored.unwrap_or(0));
@@ -359,9 +394,12 @@ impl WriteTx<'_> {
         self.read.tx.prepare_cached(sql)?.execute(params)
     }
 
-    fn store_last_time(&self) -> Result<(), CatalogError> {
+    /// Stores the newest moment and counts this write; the generation it makes.
+    fn store_state(&self) -> Result<u64, CatalogError> {
         let last = self.last_time.micros();
-        self.execute("UPDATE state SET v = ?1 WHERE k = 'last_time' AND v < ?1", [last]).map(drop)
+        self.execute("UPDATE state SET v = ?1 WHERE k = 'last_time' AND v < ?1", [last])?;
+        self.execute("UPDATE state SET v = v + 1 WHERE k = 'generation'", [])?;
+        self.generation()
     }
 }
 
@@ -507,7 +545,7 @@ mod tests {
             pool.path.clone()
         };
         let pool = Pool::new(path, "here", Arc::default());
-        pool.load_last_time().unwrap();
+        assert_eq!(pool.load_state().unwrap(), 1);
         assert_eq!(pool.last_time.raise(10), 5_000);
     }
 }

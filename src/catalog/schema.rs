@@ -9,7 +9,7 @@ pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
 
 const V1: &str = "
 CREATE TABLE state (k TEXT PRIMARY KEY, v INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-INSERT INTO state VALUES ('last_time', 0);
+INSERT INTO state VALUES ('last_time', 0), ('generation', 0);
 
 CREATE TABLE accounts (
   id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, is_default INTEGER NOT NULL, created_at INTEGER NOT NULL

@@ -58,9 +58,9 @@ fn fixture() -> Fixture {
         .unwrap();
     catalog
         .read(|tx| {
-            assert_eq!(tx.accounts()?, [account.clone()]);
+            assert_eq!(tx.accounts()?, std::slice::from_ref(&account));
             assert_eq!(tx.default_instance()?, instance);
-            assert_eq!(tx.keys()?, [key.clone()]);
+            assert_eq!(tx.keys()?, std::slice::from_ref(&key));
             assert_eq!(tx.default_key()?, key);
             assert_eq!(tx.key_versions(key.id)?, [version]);
             Ok::<_, CatalogError>(())
@@ -172,7 +172,7 @@ fn a_volume_with_its_layers_lives_and_goes() {
             tx.insert_snapshot(&snapshot)?;
             assert_eq!(tx.snapshot(snapshot.id)?, snapshot);
             let point = tx.layer(base.id)?.point.unwrap();
-            assert_eq!(tx.snapshots_at_point(point)?, [snapshot.clone()]);
+            assert_eq!(tx.snapshots_at_point(point)?, std::slice::from_ref(&snapshot));
             assert_eq!(tx.snapshots_at_point(points[0])?, []);
             let needs = tx.layer_needs(base.id)?;
             assert_eq!((needs.snapshots, needs.children), (vec![snapshot.id], vec![top.id]));

@@ -61,28 +61,17 @@ impl Failure {
         Self { exit: Exit::Refused, message: message.into(), hint: Some(hint.into()) }.into()
     }
 
-    /// What an error of any room ends with. The first error of the chain that a room knows decides.
+    /// What an error of any room ends with. The first error of the chain that a room knows decides; its text holds
+    /// those of its own causes.
     pub fn of(error: &anyhow::Error) -> Self {
-        let known = error.chain().find_map(|cause| {
-            if let Some(failure) = cause.downcast_ref::<Self>() {
-                return Some((failure.exit, failure.hint.clone()));
+        let mut message = Vec::new();
+        for cause in error.chain() {
+            message.push(cause.to_string());
+            if let Some((exit, hint)) = of_cause(cause) {
+                return Self { exit, message: message.join(": "), hint };
             }
-            if let Some(error) = cause.downcast_ref::<RegionError>() {
-                return Some((of_region(error), error.hint()));
-            }
-            if let Some(error) = cause.downcast_ref::<KmsError>() {
-                return Some((of_kms(error), error.hint()));
-            }
-            if let Some(error) = cause.downcast_ref::<CatalogError>() {
-                return Some((of_catalog(error), error.hint()));
-            }
-            if let Some(error) = cause.downcast_ref::<io::Error>() {
-                return Some((of_io(error), None));
-            }
-            None
-        });
-        let (exit, hint) = known.unwrap_or((Exit::Other, None));
-        Self { exit, message: format!("{error:#}"), hint }
+        }
+        Self { exit: Exit::Other, message: message.join(": "), hint: None }
     }
 
     /// To stderr: a sentence and what to do, or one JSON object.
@@ -96,6 +85,23 @@ impl Failure {
         if let Some(hint) = &self.hint {
             eprintln!("  hint: {}", printable(hint));
         }
+    }
+}
+
+/// The rooms' errors. A new room adds a line here and a match below.
+fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<String>)> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        Some((failure.exit, failure.hint.clone()))
+    } else if let Some(error) = cause.downcast_ref::<RegionError>() {
+        Some((of_region(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<KmsError>() {
+        Some((of_kms(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<CatalogError>() {
+        Some((of_catalog(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<CryptoError>() {
+        Some((of_crypto(error), None))
+    } else {
+        cause.downcast_ref::<io::Error>().map(|error| (of_io(error), None))
     }
 }
 
@@ -117,7 +123,7 @@ fn of_region(error: &RegionError) -> Exit {
         | RegionError::Refused(_)
         | RegionError::AnotherRegion { .. } => Exit::Refused,
         RegionError::Exists { .. } | RegionError::InUse { .. } => Exit::InUse,
-        RegionError::Corrupted { .. } => Exit::Corrupted,
+        RegionError::Corrupted { .. } | RegionError::Older { .. } => Exit::Corrupted,
         RegionError::Clock(_) | RegionError::NoConfigDir => Exit::Usage,
         RegionError::Io { source, .. } => of_io(source),
         RegionError::Catalog(error) => of_catalog(error),
@@ -205,6 +211,7 @@ mod tests {
             path: "/x".into(),
             source: io::ErrorKind::NotFound.into(),
         };
-        assert_eq!(Failure::of(&error.into()).message.matches("not found").count(), 1);
+        let failure = Failure::of(&anyhow::Error::from(error).context("while copying"));
+        assert_eq!(failure.message, "while copying: /x: reading it: entity not found");
     }
 }

@@ -74,6 +74,30 @@ pub fn unwrap_data_key(
     Secret::try_from_slice(&opened).map_err(|_| damaged())
 }
 
+/// What is wrong with a key's versions, in sentences: each opens from its row and from its file, enabled or not.
+pub fn check_key(region: &Region, key: KeyId) -> Result<Vec<String>, KmsError> {
+    let root_key = region.root_key()?;
+    let mut problems = Vec::new();
+    let versions = region.catalog()?.read(|tx| tx.key_versions(key))?;
+    if versions.is_empty() {
+        problems.push(format!("key {key}: it has no version"));
+    }
+    for row in versions {
+        let aad = version_aad(region.id(), key, row.version);
+        let opens =
+            |wrapped: &[u8]| crypto::unwrap(root_key, &aad, wrapped).is_ok_and(|bytes| bytes.len() == 32);
+        if !opens(&row.wrapped) {
+            problems.push(format!("key {key} version {}: its row does not open", row.version));
+        }
+        match key_file::read(region, key, row.version) {
+            Some(wrapped) if opens(&wrapped) => {}
+            _ => problems
+                .push(format!("key {key} version {}: its file in keys/ is missing or damaged", row.version)),
+        }
+    }
+    Ok(problems)
+}
+
 /// The key, which must be there and enabled.
 pub(super) fn usable(tx: &ReadTx, id: KeyId) -> Result<Key, KmsError> {
     let key = existing(tx, id)?;

@@ -98,7 +98,7 @@ impl Config {
         self.dir.join("keys").join(format!("{id}.root-key"))
     }
 
-    /// All entries, by name.
+    /// All entries, by name. A damaged one is left out with a warning: the others serve.
     pub fn known(&self) -> Result<Vec<KnownRegion>, RegionError> {
         let dir = self.dir.join("regions");
         let listed = match fs::read_dir(&dir) {
@@ -111,8 +111,14 @@ impl Config {
             let name = found.map_err(RegionError::io("listing it", &dir))?.file_name();
             let id = name.to_str().and_then(|name| name.strip_suffix(".toml")).and_then(|id| id.parse().ok());
             if let Some(id) = id {
-                // Gone meanwhile: forgotten by another process.
-                known.extend(self.entry(id)?);
+                match self.entry(id) {
+                    // None: forgotten by another process meanwhile.
+                    Ok(entry) => known.extend(entry),
+                    Err(error @ RegionError::Corrupted { .. }) => {
+                        tracing::warn!("{error}; `terrane region add` its directory again");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         known.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
@@ -300,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_entries_are_named() {
+    fn damaged_entries_stop_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::at(dir.path()).unwrap();
         let one = known("one", "/r/1");
@@ -309,7 +315,8 @@ mod tests {
         for text in [&b"\xff\xfe"[..], b"name = 7", b"name = 'one'\ndirectory = 'relative'", &[b'#'; 70_000]]
         {
             fs::write(&path, text).unwrap();
-            assert!(matches!(config.known(), Err(RegionError::Corrupted { .. })));
+            assert!(matches!(config.entry(one.id), Err(RegionError::Corrupted { .. })));
+            assert!(config.known().unwrap().is_empty());
         }
     }
 }

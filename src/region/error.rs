@@ -90,6 +90,20 @@ pub enum RegionError {
         /// The id found.
         found: String,
     },
+    /// An older state was put back.
+    #[error(
+        "{what} of region {region} is older than this machine has seen it: generation {found}, was {expected}"
+    )]
+    Older {
+        /// What is older.
+        what: String,
+        /// The region's name.
+        region: String,
+        /// Its generation.
+        found: u64,
+        /// The generation seen before.
+        expected: u64,
+    },
     /// Nothing here says where the root key is.
     #[error("the root key of region {region} is not known here: {why}")]
     RootKeyUnknown {
@@ -216,6 +230,9 @@ impl RegionError {
             Self::Newer { .. } => "use the newer version of terrane that wrote it".into(),
             Self::Corrupted { .. } => "restore the file from a backup".into(),
             Self::AnotherRegion { .. } => "`terrane region forget` the old one, then `terrane region add DIR`".into(),
+            Self::Older { .. } => {
+                "put the newer state back, or take it as it is with `terrane region check --accept-older`".into()
+            }
             Self::RootKeyUnknown { .. } => {
                 "`terrane region add DIR --root-key-file F` (or --passphrase-file F) tells where it is".into()
             }

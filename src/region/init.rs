@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::anchor::Anchors;
 use super::clock::Clock;
 use super::lock::OpenLock;
 use super::open::{CATALOG_FILE, FOLDERS, HEADER_FILE, find_dir, read_header};
@@ -37,6 +38,8 @@ pub struct InitRequest {
 
 /// Makes a region and its entry in the configuration; everything is durable when it returns.
 pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionError> {
+    // What may ask on the terminal comes before the lock, which would hold up other processes.
+    let passphrase = request.passphrase.as_ref().map(NewPassphrase::read).transpose()?;
     let lock = config.lock()?;
     if let Some(known) = config.known()?.into_iter().find(|known| known.name == request.name) {
         return Err(RegionError::Exists {
@@ -48,7 +51,6 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
         Some(path) => read_root_key_file(path)?,
         None => Secret::random(),
     };
-    let passphrase = request.passphrase.as_ref().map(NewPassphrase::read).transpose()?;
     let replacement = Clock::replacement();
     let last = Arc::new(LastTime::default());
     let clock = Clock::new(replacement.as_deref(), last.clone())?;
@@ -75,7 +77,8 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
         let entry =
             KnownRegion { id: header.id, name: header.name.clone(), directory: dir.clone(), key: source };
         let place = RootKeyPlace::find(&header, Some(&entry), config);
-        let region = Region::assemble(dir.clone(), header, place, pool, clock, open_lock);
+        let anchors = Anchors::new(config, header.id, true);
+        let region = Region::assemble(dir.clone(), header, place, pool, clock, anchors, open_lock);
         region.set_root_key(root_key);
         kms::initialise(&region)?;
         crashsafe::sync_dir(&dir).map_err(RegionError::io("syncing it", &dir))?;
@@ -100,9 +103,28 @@ pub fn add(
     let dir = find_dir(dir)?;
     let header = read_header(&dir)?;
     files::check_file_system(&dir)?;
+    // 1. The root key first, which may be asked for on the terminal: the lock below would hold up other processes.
+    let place = RootKeyPlace::find(&header, None, config);
+    let (root_key, key) = match (root_key_file, passphrase_file) {
+        (Some(path), _) => {
+            let root_key = check(&header, read_root_key_file(path)?, &path.display().to_string())?;
+            (Some(root_key), KeySource::RootKeyFile(config.root_key_path(header.id)))
+        }
+        (None, Some(path)) => {
+            by_passphrase(&header, &read_passphrase_file(path)?, format!(" of {}", path.display()))?;
+            (None, NewPassphrase::File(path.to_owned()).source()?)
+        }
+        (None, None) => {
+            place.load(&header)?;
+            match place {
+                RootKeyPlace::File(path) => (None, KeySource::RootKeyFile(path)),
+                _ => (None, KeySource::Terminal),
+            }
+        }
+    };
+    // 2. The entry. The same region elsewhere is a copy of it, unless it was moved.
     let lock = config.lock()?;
     if let Some(known) = config.entry(header.id)? {
-        // The same region elsewhere is a copy of it, unless it was moved.
         let still_there = known.directory != dir
             && find_dir(&known.directory)
                 .and_then(|dir| read_header(&dir))
@@ -114,24 +136,12 @@ pub fn add(
             });
         }
     }
-    let key = match (root_key_file, passphrase_file) {
-        (Some(path), _) => {
-            let root_key = check(&header, read_root_key_file(path)?, &path.display().to_string())?;
-            KeySource::RootKeyFile(replace_root_key(config, &header, &root_key)?)
-        }
-        (None, Some(path)) => {
-            by_passphrase(&header, &read_passphrase_file(path)?, format!(" of {}", path.display()))?;
-            NewPassphrase::File(path.to_owned()).source()?
-        }
-        (None, None) => {
-            let place = RootKeyPlace::find(&header, None, config);
-            place.load(&header)?;
-            match place {
-                RootKeyPlace::File(path) => KeySource::RootKeyFile(path),
-                _ => KeySource::Terminal,
-            }
-        }
-    };
+    if let Some(root_key) = root_key {
+        // A file there that is empty or damaged is put right.
+        let path = config.root_key_path(header.id);
+        crashsafe::write_file(&path, root_key.expose(), 0o600)
+            .map_err(RegionError::io("writing the root key", &path))?;
+    }
     let entry = KnownRegion { id: header.id, name: header.name, directory: dir, key };
     lock.put(&entry)?;
     Ok(entry)
@@ -153,14 +163,6 @@ pub fn forget(text: &str, config: &Config) -> Result<KnownRegion, RegionError> {
     };
     lock.remove(entry.id)?;
     Ok(entry)
-}
-
-/// The configuration's own root key file, put right if it was empty or damaged.
-fn replace_root_key(config: &Config, header: &Header, root_key: &Secret<32>) -> Result<PathBuf, RegionError> {
-    let path = config.root_key_path(header.id);
-    crashsafe::write_file(&path, root_key.expose(), 0o600)
-        .map_err(RegionError::io("writing the root key", &path))?;
-    Ok(path)
 }
 
 /// A directory that is this user's, empty, of mode 0700 and on a file system of this machine; and whether it was made.

@@ -109,6 +109,30 @@ mod tests {
     }
 
     #[test]
+    fn who_holds_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("open.lock");
+        drop(OpenLock::shared(&path, "here").unwrap());
+        let mut holder = std::process::Command::new("flock")
+            .args(["--shared", "--no-fork"])
+            .arg(&path)
+            .args(["sleep", "60"])
+            .spawn()
+            .unwrap();
+        let since = Instant::now();
+        let pids = loop {
+            match OpenLock::alone(&path, "here") {
+                Err(RegionError::InUse { pids, .. }) => break pids,
+                _ if since.elapsed() > WAIT => panic!("the lock was never held"),
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert_eq!(pids, [holder.id()]);
+    }
+
+    #[test]
     fn lines_of_proc_locks_are_understood() {
         assert_eq!(holder_of("3: FLOCK  ADVISORY  READ 1234 fe:00:56789 0 EOF", 56789), Some(1234));
         assert_eq!(holder_of("3: FLOCK  ADVISORY  READ 1234 fe:00:56789 0 EOF", 5678), None);

@@ -11,6 +11,8 @@
 //! Called by `cli`, `kms`, `volume`, `copy` and the mount. A [`Region`] is `Sync` and may be shared by threads; it must
 //! not be carried across a fork (SQLite's connections would be): fork first, open then.
 
+mod anchor;
+mod check;
 mod clock;
 mod config;
 mod error;
@@ -23,6 +25,8 @@ mod open;
 mod passphrase;
 mod root_key;
 
+pub use anchor::VolumeAnchor;
+pub use check::{accept_older, check};
 pub use config::{Config, ConfigLock, KeySource, KnownRegion};
 pub use error::RegionError;
 pub use files::uid_name;

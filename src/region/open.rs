@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::anchor::Anchors;
 use super::clock::Clock;
 use super::lock::OpenLock;
-use super::{Config, Header, RegionError, RootKeyPlace, files};
+use super::{Config, Header, RegionError, RootKeyPlace, VolumeAnchor, files};
 use crate::catalog::{Catalog, LastTime, Pool, SCHEMA_VERSION};
 use crate::crypto::Secret;
-use crate::ids::{LayerId, RegionId};
+use crate::ids::{LayerId, RegionId, VolumeId};
 
 pub(super) const HEADER_FILE: &str = "region.toml";
 pub(super) const CATALOG_FILE: &str = "catalog.db";
@@ -26,6 +27,7 @@ pub struct Region {
     place: RootKeyPlace,
     pool: Arc<Pool>,
     clock: Clock,
+    anchors: Anchors,
     root_key: OnceLock<Secret<32>>,
     loading: Mutex<()>,
     _lock: OpenLock,
@@ -81,12 +83,14 @@ impl Region {
             drop(alone);
             lock = OpenLock::shared(&lock_path, name)?;
         }
-        pool.load_last_time()?;
+        let generation = pool.load_state()?;
+        let entry = config.entry(header.id)?;
+        let anchors = Anchors::new(config, header.id, entry.is_some());
+        anchors.check_catalog(name, generation)?;
         let replaced = header.replaced_clock.then(Clock::replacement).flatten();
         let clock = Clock::new(replaced.as_deref(), last)?;
-        let entry = config.entry(header.id)?;
         let place = RootKeyPlace::find(&header, entry.as_ref(), config);
-        Ok(Self::assemble(dir, header, place, pool, clock, lock))
+        Ok(Self::assemble(dir, header, place, pool, clock, anchors, lock))
     }
 
     pub(super) fn assemble(
@@ -95,6 +99,7 @@ impl Region {
         place: RootKeyPlace,
         pool: Arc<Pool>,
         clock: Clock,
+        anchors: Anchors,
         lock: OpenLock,
     ) -> Self {
         Self {
@@ -103,6 +108,7 @@ impl Region {
             place,
             pool,
             clock,
+            anchors,
             root_key: OnceLock::new(),
             loading: Mutex::new(()),
             _lock: lock,
@@ -174,9 +180,41 @@ impl Region {
         Ok(self.root_key.get().expect("it was set a line above"))
     }
 
+    /// How far a volume had come when this machine last wrote it down; none: nothing to compare with.
+    pub fn volume_anchor(&self, volume: VolumeId) -> Result<Option<VolumeAnchor>, RegionError> {
+        self.anchors.volume(volume)
+    }
+
+    /// Writes down how far a volume has come. What the anchor names is durable before the call.
+    pub fn set_volume_anchor(&self, volume: VolumeId, anchor: &VolumeAnchor) -> Result<(), RegionError> {
+        self.anchors.set_volume(volume, anchor)
+    }
+
+    /// Forgets a volume's anchor: it is deleted.
+    pub fn remove_volume_anchor(&self, volume: VolumeId) -> Result<(), RegionError> {
+        self.anchors.remove_volume(volume)
+    }
+
+    /// Writes down how far the catalog has come, unless that was done within the last minute. Also done when the region
+    /// is dropped; a process that stays calls it from a timer.
+    pub fn advance_anchor(&self) -> Result<(), RegionError> {
+        match self.pool.written() {
+            0 => Ok(()),
+            generation => self.anchors.advance_catalog(generation),
+        }
+    }
+
     /// Gives it the root key that its maker already holds.
     pub(super) fn set_root_key(&self, key: Secret<32>) {
         let _ = self.root_key.set(key);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if let Err(error) = self.advance_anchor() {
+            tracing::warn!("the anchor of region {}: {error}", self.name());
+        }
     }
 }
 

@@ -67,7 +67,8 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 
 /// Reads all of an open file of at most `bytes_max`.
 pub fn read_open(mut file: &File, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    // Room for all of it at once: a vector that grows would leave pieces of a secret behind.
+    let mut bytes = Vec::with_capacity(file.metadata()?.len().min(bytes_max) as usize + 64);
     Read::take(&mut file, bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("larger than {bytes_max} bytes")));
