@@ -1,1 +1,42 @@
-//! See the head of each file.
+//! The catalog: one SQLite file a region, with a row for every account, key, layer, volume, snapshot, tag and task.
+//!
+//! Owns the schema, its numbered migrations and every query; the only room that knows SQL. Never touches keys' material
+//! (it stores wrapped bytes), layer folders or configuration.
+//!
+//! Invariants: a write is one `BEGIN IMMEDIATE` transaction, durable when it returns (WAL, `synchronous=FULL`); what a
+//! row says is checked when it is read, so a damaged or hostile file gives [`CatalogError::Corrupted`] and no panic;
+//! names are unique by region and kind; times are microseconds since the epoch.
+//!
+//! Called by `region` (opening), `kms`, `volume`, `copy` and `cli`, each through [`Catalog::read`] and
+//! [`Catalog::write`]. A connection is used by one thread at a time and never across a fork: a process that goes to the
+//! background opens its region afterwards.
+
+mod accounts;
+mod connection;
+mod error;
+mod keys;
+mod layers;
+mod resolve;
+mod row;
+mod schema;
+mod settings;
+mod snapshots;
+mod tags;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+pub use accounts::{Account, Instance, InstanceKind};
+pub use connection::{Catalog, LastTime, Pool, ReadTx, WriteTx};
+pub use error::{CatalogError, Kind};
+pub use keys::{Key, KeyState, KeyVersion};
+pub use layers::{Layer, LayerNeeds, LayerState};
+pub use settings::Setting;
+pub use snapshots::{Snapshot, SnapshotState};
+pub use tags::{TAGS_MAX, Tag};
+pub use tasks::{Task, TaskState};
+pub use volumes::{DiskKind, Volume};
+
+/// The newest schema this version reads and writes.
+pub const SCHEMA_VERSION: u32 = schema::MIGRATIONS.len() as u32;

@@ -1,6 +1,152 @@
-//! One file a noun.
+//! The command line: one file a noun, tables for people, JSON for programs.
+//!
+//! Owns parsing, the choice of a region, what is printed where, and the exit numbers. Decides nothing of its own: every
+//! noun calls the room that owns it. Results go to stdout; progress, notes and errors to stderr.
+//!
+//! To add a noun: a file with `#[derive(Subcommand)] pub enum Command` and `pub fn run(command, &App) -> Outcome`, a
+//! variant of [`Command`] and a line in [`run`]; for a new room's errors, a match in `exit.rs`.
+//!
+//! Called by `main` alone.
+
+mod app;
+mod exit;
+mod key;
+mod output;
+mod parse;
+mod region;
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use app::App;
+pub use exit::{Exit, Failure};
+pub use output::{Output, printable};
+pub use parse::{parse_bytes, parse_volume_size, size_text};
+
+/// What a command gives: nothing, or the error that `exit.rs` turns into a number.
+pub type Outcome = anyhow::Result<()>;
+
+/// Encrypted virtual disks: snapshots in microseconds, re-keyed copies in other regions
+#[derive(Parser)]
+#[command(name = "terrane", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options every command takes.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// The region: a directory if it contains '/', else a known name [default: the only known one]
+    #[arg(long, global = true, value_name = "DIR|NAME", env = "TERRANE_REGION", hide_env_values = true)]
+    pub region: Option<String>,
+    /// The account to act as [default: the region's default account]
+    #[arg(long, global = true, value_name = "ACCOUNT", env = "TERRANE_ACCOUNT", hide_env_values = true)]
+    pub account: Option<String>,
+    /// Tables for people, or JSON for programs
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+    /// Print no notes and no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// How results and errors are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make, open and describe regions
+    #[command(subcommand)]
+    Region(region::Command),
+    /// Customer master keys
+    #[command(subcommand)]
+    Key(key::Command),
+}
+
+fn run(command: Command, app: &App) -> Outcome {
+    match command {
+        Command::Region(command) => region::run(command, app),
+        Command::Key(command) => key::run(command, app),
+    }
+}
 
 /// Parses the command line and runs it; the process's exit number.
 pub fn main() -> i32 {
-    2
+    set_up_log();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, asks_for_json(&args)),
+    };
+    let format = cli.global.output;
+    let outcome = App::new(cli.global).and_then(|app| run(cli.command, &app));
+    match outcome {
+        Ok(()) => Exit::Success.number(),
+        Err(error) => {
+            let failure = Failure::of(&error);
+            failure.print(format == Format::Json);
+            failure.exit.number()
+        }
+    }
+}
+
+/// What clap says: help and version to stdout, anything else is a usage error.
+fn usage(error: &clap::Error, json: bool) -> i32 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return Exit::Success.number();
+    }
+    if json {
+        let text = error.render().to_string();
+        // The first paragraph is the sentence; usage and help follow it.
+        let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim();
+        let hint = Some("`terrane --help` shows the commands and options".to_owned());
+        Failure { exit: Exit::Usage, message: message.to_owned(), hint }.print(true);
+    } else {
+        let _ = error.print();
+    }
+    Exit::Usage.number()
+}
+
+/// Whether the arguments ask for JSON, where they could not be parsed.
+fn asks_for_json(args: &[OsString]) -> bool {
+    args.iter().any(|arg| arg == "--output=json")
+        || args.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json")
+}
+
+/// Warnings to stderr; `TERRANE_LOG` (as `debug` or `terrane::kms=trace`) shows more.
+fn set_up_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TERRANE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_ansi(false)
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
 }

@@ -1,8 +1,11 @@
-//! What Linux offers beneath the standard library: mounts, loop devices, process hygiene, mappings.
-//! The few unsafe calls live here, each file saying so at its head; nothing here knows what terrane stores.
-//! Callers: `fuse` (mount), `cli` (loop devices, process), `layer` (mapping).
+//! The few calls to the system that need `unsafe`, and the order in which files are made durable.
+//!
+//! Owns mounts, loop devices, mappings, process hygiene and crash-safe file replacement. Knows nothing of regions,
+//! layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate but the cipher kernels
+//! may.
 
-pub mod loopdev; // a file as a block device
-pub mod mapping; // a shared window of a file, for the layer's log
-pub mod mount; // mounting, unmounting and listing FUSE mounts
-pub mod process; // hygiene, background, who has a file open
+pub mod crashsafe;
+pub mod loopdev;
+pub mod mapping;
+pub mod mount;
+pub mod process;

@@ -1,0 +1,91 @@
+//! The schema as numbered steps: step n takes a catalog of `user_version` n to n + 1. A step that was ever released is
+//! never changed; a new one is appended.
+
+/// SQL of each step.
+pub(super) const MIGRATIONS: &[&str] = &[V1];
+
+/// `application_id` of a catalog: "TRNE".
+pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
+
+const V1: &str = "
+CREATE TABLE state (k TEXT PRIMARY KEY, v INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO state VALUES ('last_time', 0), ('generation', 0);
+
+CREATE TABLE accounts (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, is_default INTEGER NOT NULL, created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX accounts_default ON accounts (is_default) WHERE is_default = 1;
+
+CREATE TABLE kms_instances (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
+  is_default INTEGER NOT NULL, created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX kms_instances_default ON kms_instances (is_default) WHERE is_default = 1;
+
+CREATE TABLE keys (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, instance TEXT NOT NULL REFERENCES kms_instances,
+  state TEXT NOT NULL, is_default INTEGER NOT NULL, current_version INTEGER NOT NULL, description TEXT,
+  created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX keys_default ON keys (is_default) WHERE is_default = 1;
+
+CREATE TABLE key_aliases (alias TEXT PRIMARY KEY, key TEXT NOT NULL REFERENCES keys) STRICT, WITHOUT ROWID;
+CREATE INDEX key_aliases_key ON key_aliases (key);
+
+CREATE TABLE key_versions (
+  key TEXT NOT NULL REFERENCES keys, version INTEGER NOT NULL, wrapped BLOB NOT NULL, created_at INTEGER NOT NULL,
+  PRIMARY KEY (key, version)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE settings (k TEXT PRIMARY KEY, v TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE layers (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, volume TEXT, parent TEXT REFERENCES layers,
+  size_bytes INTEGER NOT NULL, state TEXT NOT NULL, cipher TEXT NOT NULL, key TEXT REFERENCES keys,
+  key_version INTEGER NOT NULL, wrapped_key BLOB NOT NULL, point TEXT, sealed_generation INTEGER, sealed_mac BLOB,
+  stored_bytes INTEGER NOT NULL, created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX layers_parent ON layers (parent);
+CREATE INDEX layers_key ON layers (key);
+CREATE INDEX layers_volume ON layers (volume);
+CREATE INDEX layers_point ON layers (point);
+
+-- nearest first: place 0, 1, …; a layer's own point, once sealed, at the lowest place
+CREATE TABLE layer_points (
+  layer TEXT NOT NULL REFERENCES layers ON DELETE CASCADE, place INTEGER NOT NULL, point TEXT NOT NULL,
+  PRIMARY KEY (layer, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX layer_points_point ON layer_points (point);
+
+CREATE TABLE volumes (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, name TEXT UNIQUE, size_bytes INTEGER NOT NULL,
+  kind TEXT NOT NULL, cipher TEXT NOT NULL, key TEXT REFERENCES keys, active TEXT NOT NULL REFERENCES layers,
+  next TEXT REFERENCES layers, source_snapshot TEXT, deleting INTEGER NOT NULL, created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX volumes_active ON volumes (active);
+CREATE INDEX volumes_next ON volumes (next);
+CREATE INDEX volumes_key ON volumes (key);
+
+CREATE TABLE snapshots (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, name TEXT NOT NULL UNIQUE, description TEXT,
+  layer TEXT NOT NULL REFERENCES layers, volume TEXT, size_bytes INTEGER NOT NULL, kind TEXT NOT NULL,
+  cipher TEXT NOT NULL, key TEXT REFERENCES keys, state TEXT NOT NULL, progress_percent INTEGER NOT NULL,
+  created_by TEXT NOT NULL, source_snapshot TEXT, source_region TEXT, changed_bytes INTEGER NOT NULL,
+  shipped_bytes INTEGER NOT NULL, stored_bytes INTEGER NOT NULL, group_id TEXT, retention_days INTEGER,
+  created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX snapshots_layer ON snapshots (layer);
+CREATE INDEX snapshots_volume ON snapshots (volume);
+CREATE INDEX snapshots_key ON snapshots (key);
+
+CREATE TABLE tags (
+  resource TEXT NOT NULL, k TEXT NOT NULL, v TEXT NOT NULL, PRIMARY KEY (resource, k)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE tasks (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, kind TEXT NOT NULL, resource TEXT, detail TEXT NOT NULL,
+  state TEXT NOT NULL, bytes_done INTEGER NOT NULL, bytes_total INTEGER NOT NULL, error TEXT,
+  created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tasks_state ON tasks (state, created_at);
+";

@@ -1,0 +1,144 @@
+//! Making, rotating, enabling and disabling keys.
+
+use super::{KmsError, envelope, key_file};
+use crate::catalog::{Account, Instance, InstanceKind, Key, KeyState, KeyVersion, Kind, Setting, WriteTx};
+use crate::crypto::Secret;
+use crate::ids::{AccountId, InstanceId, KeyId, Name};
+use crate::region::Region;
+use crate::sys::crashsafe;
+
+/// The first rows of a new region: its default account, its KMS instance, its default service key, its settings.
+pub fn initialise(region: &Region) -> Result<(), KmsError> {
+    let created_at = region.now();
+    let name = || "default".parse::<Name>().expect("a name");
+    let account = Account { id: AccountId::random(), name: name(), is_default: true, created_at };
+    let instance = Instance {
+        id: InstanceId::random(),
+        account: account.id,
+        name: name(),
+        kind: InstanceKind::Software,
+        is_default: true,
+        created_at,
+    };
+    let (key, version) = mint(region, account.id, instance.id, Some(name()), None, true)?;
+    key_file::write(region, &version)?;
+    region.catalog()?.write(|tx| {
+        tx.insert_account(&account)?;
+        tx.insert_instance(&instance)?;
+        insert(tx, &key, &version)?;
+        Setting::ALL.iter().try_for_each(|setting| tx.set_flag(*setting, true))?;
+        Ok(())
+    })
+}
+
+/// Makes a key in the default instance. A taken alias is [`crate::catalog::CatalogError::Exists`], and leaves nothing.
+pub fn create_key(
+    region: &Region,
+    account: AccountId,
+    alias: Option<Name>,
+    description: Option<String>,
+) -> Result<Key, KmsError> {
+    let instance = region.catalog()?.read(|tx| {
+        if let Some(alias) = &alias
+            && tx.key_of_alias(alias.as_str())?.is_some()
+        {
+            return Err(KmsError::Catalog(crate::catalog::CatalogError::Exists {
+                kind: Kind::Alias,
+                name: alias.to_string(),
+                region: region.name().into(),
+            }));
+        }
+        Ok(tx.default_instance()?.id)
+    })?;
+    let (key, version) = mint(region, account, instance, alias, description, false)?;
+    // The file first, outside of the transaction: its syncs hold nobody up, and a cut leaves a file that no row names.
+    let path = key_file::write(region, &version)?;
+    let inserted = region.catalog()?.write(|tx| insert(tx, &key, &version));
+    if inserted.is_err() {
+        let _ = crashsafe::remove_file(&path);
+    }
+    inserted.map(|()| key)
+}
+
+/// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped.
+pub fn rotate_key(region: &Region, id: KeyId) -> Result<Key, KmsError> {
+    let root_key = region.root_key()?;
+    let created_at = region.now();
+    region.catalog()?.write(|tx| {
+        let mut key = envelope::usable(tx, id)?;
+        let last = tx.key_versions(id)?.last().map_or(0, |version| version.version);
+        let number = last.checked_add(1).ok_or_else(|| KmsError::Damaged {
+            what: format!("the list of versions of key {id}"),
+            region: region.name().into(),
+        })?;
+        let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
+        let version = KeyVersion { key: id, version: number, wrapped, created_at };
+        // Synced before the row commits. A cut between the two leaves a file of a version that wrapped nothing.
+        let stale = region.keys_dir().join(format!("{id}.{number}"));
+        if stale.exists() {
+            crashsafe::remove_file(&stale).map_err(|source| KmsError::Io { path: stale, source })?;
+        }
+        key_file::write(region, &version)?;
+        tx.insert_key_version(&version)?;
+        key.current_version = number;
+        Ok(key)
+    })
+}
+
+/// Allows or forbids a key's use. One that waits for its deletion stays so.
+pub fn set_key_enabled(region: &Region, id: KeyId, enabled: bool) -> Result<Key, KmsError> {
+    let state = if enabled { KeyState::Enabled } else { KeyState::Disabled };
+    region.catalog()?.write(|tx| {
+        let mut key = envelope::existing(tx, id)?;
+        if key.state == KeyState::PendingDeletion {
+            return Err(KmsError::PendingDeletion { key: id, region: region.name().into() });
+        }
+        tx.set_key_state(id, state)?;
+        key.state = state;
+        Ok(key)
+    })
+}
+
+/// Gives a key one more alias.
+pub fn add_alias(region: &Region, id: KeyId, alias: &Name) -> Result<(), KmsError> {
+    region.catalog()?.write(|tx| {
+        envelope::existing(tx, id)?;
+        Ok(tx.insert_alias(alias, id)?)
+    })
+}
+
+/// Takes an alias away; the key stays.
+pub fn remove_alias(region: &Region, alias: &str) -> Result<(), KmsError> {
+    Ok(region.catalog()?.write(|tx| tx.delete_alias(alias))?)
+}
+
+fn mint(
+    region: &Region,
+    account: AccountId,
+    instance: InstanceId,
+    alias: Option<Name>,
+    description: Option<String>,
+    is_default: bool,
+) -> Result<(Key, KeyVersion), KmsError> {
+    let id = KeyId::random();
+    let created_at = region.now();
+    let wrapped = envelope::wrap_version(region.root_key()?, region.id(), id, 1, &Secret::random());
+    let key = Key {
+        id,
+        account,
+        instance,
+        state: KeyState::Enabled,
+        is_default,
+        current_version: 1,
+        description,
+        created_at,
+        aliases: alias.into_iter().collect(),
+    };
+    Ok((key, KeyVersion { key: id, version: 1, wrapped, created_at }))
+}
+
+fn insert(tx: &WriteTx, key: &Key, version: &KeyVersion) -> Result<(), KmsError> {
+    tx.insert_key(key)?;
+    tx.insert_key_version(version)?;
+    Ok(())
+}
