@@ -31,6 +31,9 @@ pub enum MountError {
     /// The kernel has no FUSE, or this machine does not let us use it.
     #[error("cannot open /dev/fuse: {0}; load it with `modprobe fuse`, or have it let into this container")]
     NoDevice(io::Error),
+    /// The device is for root alone, which it is not where udev runs.
+    #[error("/dev/fuse is closed to users; as root: chmod 666 /dev/fuse")]
+    ClosedDevice,
     /// `allow_other` was asked for by a user, and the machine's owner has not allowed it.
     #[error("--allow-other needs the line user_allow_other in /etc/fuse.conf")]
     AllowOtherForbidden,
@@ -86,7 +89,7 @@ pub fn unmount(at: &Path, lazily: bool) -> Result<(), MountError> {
     }
     let mut command = Command::new(HELPER);
     command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(at);
-    let output = command.stdin(Stdio::null()).output().map_err(helper_missing)?;
+    let output = command.env("LC_ALL", "C").stdin(Stdio::null()).output().map_err(helper_missing)?;
     if output.status.success() {
         return Ok(());
     }
@@ -138,6 +141,7 @@ fn mount_by_helper(at: &Path, request: &MountRequest<'_>) -> Result<OwnedFd, Mou
         .arg("--")
         .arg(at)
         .env("_FUSE_COMMFD", "0")
+        .env("LC_ALL", "C")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -149,6 +153,7 @@ fn mount_by_helper(at: &Path, request: &MountRequest<'_>) -> Result<OwnedFd, Mou
     match device {
         Ok(Some(device)) if output.status.success() => Ok(device),
         _ if said.contains("user_allow_other") => Err(MountError::AllowOtherForbidden),
+        _ if said.contains("/dev/fuse: Permission denied") => Err(MountError::ClosedDevice),
         Err(source) => Err(MountError::System { path: at.into(), source }),
         Ok(_) => Err(MountError::Helper(one_line(&said))),
     }
