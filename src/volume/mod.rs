@@ -1,17 +1,31 @@
-//! A stack of layers as a disk: read, write, flush, discard, seal.
+//! A stack of layers as a disk, and a region's disks as one process has them open.
 //!
-//! Owns how layers make a disk and when one ends and the next begins. Never touches a file itself (layers do) and never
-//! decides names. Called by `fuse` (through the host of live volumes), `cli` and `copy`.
+//! Owns how layers make a disk, when one ends and the next begins, where a layer's folder lies, and the orders that
+//! change existing layers, which one process at a time carries out. Never writes a sector past `layer`, never speaks SQL,
+//! never parses what a person typed. Called by `fuse` (disks), `cli` (orders) and `copy` (snapshots to read, layers to
+//! make).
 //!
 //! Invariants: a sector is what the uppermost layer that records it says, else zero; sealed layers are only ever put on
-//! top; a flush of the active layer is preceded by those of the layers it follows.
+//! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
 mod chain;
 mod error;
+mod execute;
+pub mod folder;
+mod host;
+mod host_error;
 mod live;
+mod open_volume;
+mod order;
+mod owner;
 mod read;
 
 pub use chain::{Chain, Source};
 pub use error::{Result, VolumeError};
+pub use host::Host;
+pub use host_error::HostError;
 pub use live::{LiveVolume, Seal, chunks_of_bytes, seal_together};
+pub use open_volume::OpenVolume;
+pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText};
+pub use owner::{LayersLock, Owner};
 pub use read::Stack;

@@ -1,0 +1,257 @@
+//! Orders carried out by the process that owns the layers.
+
+use std::sync::Arc;
+
+use super::folder::{self, LayerSpec};
+use super::host::Host;
+use super::host_error::{HostError, Result};
+use super::live::{Seal, seal_together};
+use super::open_volume::OpenVolume;
+use super::order::{LiveState, Order, SnapshotItem, TagText};
+use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
+use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
+use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
+
+/// What snapshots of one moment share.
+struct Shared {
+    account: AccountId,
+    group: Option<GroupId>,
+    description: Option<String>,
+    tags: Vec<Tag>,
+    retention_days: Option<u32>,
+}
+
+/// One snapshot to take.
+struct Wanted {
+    volume: Volume,
+    open: Arc<OpenVolume>,
+    id: SnapshotId,
+    name: Name,
+}
+
+fn parse<T: std::str::FromStr<Err = IdError>>(text: &str) -> Result<T> {
+    text.parse().map_err(|e: IdError| HostError::refused(e.to_string(), "this is a mistake of the asking program"))
+}
+
+impl Host {
+    /// Carries out an order. `keep`: volumes opened for it stay live, with a keeper.
+    pub fn execute(self: &Arc<Self>, order: &Order, keep: bool) -> Result<()> {
+        match order {
+            Order::Snapshot { items, account, group, description, tags, retention_days } => {
+                let shared = Shared {
+                    account: parse(account)?,
+                    group: group.as_deref().map(parse).transpose()?,
+                    description: description.clone(),
+                    tags: tags.iter().map(|TagText { key, value }| Tag { key: key.clone(), value: value.clone() }).collect(),
+                    retention_days: *retention_days,
+                };
+                self.take_snapshots(items, &shared, keep)
+            }
+            Order::Rollback { volume, snapshot } => self.roll_back(parse(volume)?, parse(snapshot)?),
+            Order::Resize { volume, size_bytes } => self.resize(parse(volume)?, *size_bytes, keep),
+            Order::DeleteVolume { volume } => self.delete_volume(parse(volume)?),
+            Order::DeleteSnapshot { snapshot } => self.delete_snapshot(parse(snapshot)?),
+            Order::Status | Order::Unmount => Err(HostError::refused("no mount here", "mount the region")),
+        }
+    }
+
+    /// What is live here.
+    pub fn live_states(&self) -> Vec<LiveState> {
+        let of = |open: &Arc<OpenVolume>| LiveState {
+            volume: open.disk.id().to_string(),
+            latched: open.disk.active().is_latched(),
+            openers: open.openers.lock().clone(),
+            unflushed_bytes: open.disk.active().unflushed_bytes(),
+        };
+        self.live().iter().map(of).collect()
+    }
+
+    fn take_snapshots(self: &Arc<Self>, items: &[SnapshotItem], shared: &Shared, keep: bool) -> Result<()> {
+        let _one = self.changing.lock();
+        let mut wanted = Vec::with_capacity(items.len());
+        for item in items {
+            let volume = self.region.catalog()?.read(|tx| tx.volume(parse(&item.volume)?).map_err(HostError::from))?;
+            let (id, name) = (parse(&item.snapshot)?, parse(&item.name)?);
+            self.refuse_taken_name(&name)?;
+            let open = self.open_volume_locked(volume.id, keep)?;
+            wanted.push(Wanted { volume, open, id, name });
+        }
+        // A volume nobody wrote since its last seal: the snapshot names the same layer.
+        let mut changed = Vec::new();
+        for w in &wanted {
+            let stack = w.open.disk.stack();
+            let untouched = stack.active.as_ref().is_some_and(|a| matches!(a.is_empty(), Ok(true)));
+            if !(untouched && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes)) {
+                changed.push(w);
+            }
+        }
+        let mut seals = Vec::new();
+        let mut committed = Vec::new();
+        for w in &changed {
+            let (row, next) = self.take_next(&w.open, w.volume.size_bytes)?;
+            committed.push((w.volume.id, w.open.disk.active().id(), row.id));
+            seals.push(Seal { volume: &w.open.disk, next });
+        }
+        let ended = seal_together(seals)?;
+        for layer in &ended {
+            layer.flush()?;
+        }
+        self.commit_seals(&committed, |tx| {
+            for w in &wanted {
+                let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
+                let layer = match sealed {
+                    Some(layer) => layer.id(),
+                    None => w.open.disk.stack().chain.layers().last().expect("asked above").id(),
+                };
+                let changed_bytes = sealed.map_or(0, |l| l.data_sectors() * SECTOR_BYTES);
+                tx.insert_snapshot(&snapshot_row(self.region.now(), w, layer, changed_bytes, shared))?;
+                tx.set_tags(&w.id.to_string(), &shared.tags)?;
+            }
+            Ok(())
+        })?;
+        for (layer, w) in ended.into_iter().zip(&changed) {
+            w.open.sealing.lock().push(layer);
+            w.open.wake();
+        }
+        Ok(())
+    }
+
+    fn refuse_taken_name(&self, name: &Name) -> Result<()> {
+        match self.region.catalog()?.read(|tx| tx.find_snapshot_by_name(name.as_str()))? {
+            None => Ok(()),
+            Some(_) => Err(CatalogError::Exists {
+                kind: Kind::Snapshot,
+                name: name.to_string(),
+                region: self.region.name().to_owned(),
+            }
+            .into()),
+        }
+    }
+
+    /// Puts a volume back: a new active layer on the snapshot's; what came after goes, as far as nothing else needs it.
+    fn roll_back(self: &Arc<Self>, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
+        let _one = self.changing.lock();
+        let (volume, snapshot) =
+            self.region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volume(id)?, tx.snapshot(snapshot)?)) })?;
+        if snapshot.volume != Some(id) {
+            return Err(HostError::refused(
+                format!("snapshot {} was not taken of volume {id}", snapshot.name),
+                format!("make a volume from it: terrane volume create --snapshot {}", snapshot.name),
+            ));
+        }
+        self.refuse_open(&volume)?;
+        let points = self.region.catalog()?.read(|tx| tx.layer_points(snapshot.layer))?;
+        let spec = LayerSpec {
+            account: volume.account,
+            volume: id,
+            parent: Some(snapshot.layer),
+            size_bytes: volume.size_bytes.max(snapshot.size_bytes),
+            cipher: volume.cipher,
+            key: volume.key,
+            kind: volume.kind,
+            points,
+        };
+        if self.find_live(id).is_some() {
+            self.close_volume(id)?;
+        }
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
+        drop(layer);
+        self.region.catalog()?.write(|tx| -> Result<_> {
+            tx.set_layer_state(row.id, LayerState::Active)?;
+            Ok(tx.set_volume_layers(id, row.id, None)?)
+        })?;
+        for old in [volume.next, Some(volume.active)].into_iter().flatten() {
+            folder::remove_unneeded(&self.region, old)?;
+        }
+        self.region.remove_volume_anchor(id)?;
+        Ok(())
+    }
+
+    /// Rule 21: a larger layer takes over, as at a seal.
+    fn resize(self: &Arc<Self>, id: VolumeId, size_bytes: u64, keep: bool) -> Result<()> {
+        let _one = self.changing.lock();
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        if size_bytes < volume.size_bytes {
+            let message = format!("volume {id} has {} bytes: it can't shrink", volume.size_bytes);
+            return Err(HostError::refused(message, "make a smaller volume and copy the files"));
+        }
+        if size_bytes > VOLUME_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(HostError::refused("a size is a multiple of 4096, at most 64 TiB", "choose another"));
+        }
+        if size_bytes == volume.size_bytes {
+            return Ok(());
+        }
+        let open = self.open_volume_locked(id, keep)?;
+        let (row, next) = self.take_next(&open, size_bytes)?;
+        let active = open.disk.active().id();
+        let ended = seal_together(vec![Seal { volume: &open.disk, next }])?;
+        ended[0].flush()?;
+        self.commit_seals(&[(id, active, row.id)], |tx| Ok(tx.set_volume_size(id, size_bytes)?))?;
+        open.sealing.lock().extend(ended);
+        open.wake();
+        Ok(())
+    }
+
+    fn delete_volume(self: &Arc<Self>, id: VolumeId) -> Result<()> {
+        let _one = self.changing.lock();
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        self.refuse_open(&volume)?;
+        if let Some(open) = self.find_live(id) {
+            // Snapshots still need its sealed layers.
+            self.finish_seals(&open)?;
+            self.drop_volume(id);
+        }
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        self.region.catalog()?.write(|tx| tx.delete_volume(id))?;
+        for layer in [volume.next, Some(volume.active)].into_iter().flatten() {
+            folder::remove_unneeded(&self.region, layer)?;
+        }
+        Ok(self.region.remove_volume_anchor(id)?)
+    }
+
+    fn refuse_open(&self, volume: &Volume) -> Result<()> {
+        let openers = self.find_live(volume.id).map(|open| open.openers.lock().clone()).unwrap_or_default();
+        if openers.is_empty() {
+            return Ok(());
+        }
+        let what = volume.name.as_ref().map_or_else(|| volume.id.to_string(), ToString::to_string);
+        Err(HostError::InUse { what: format!("volume {what}"), by: super::owner::words_of_openers(&openers) })
+    }
+
+    fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
+        let _one = self.changing.lock();
+        let snapshot = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        if folder::is_being_read(&self.region, snapshot.layer) {
+            return Err(HostError::InUse { what: format!("snapshot {}", snapshot.name), by: "a copy that reads it".into() });
+        }
+        self.region.catalog()?.write(|tx| tx.delete_snapshot(id))?;
+        folder::remove_unneeded(&self.region, snapshot.layer)
+    }
+}
+
+fn snapshot_row(now: jiff::Timestamp, w: &Wanted, layer: LayerId, changed_bytes: u64, shared: &Shared) -> Snapshot {
+    Snapshot {
+        id: w.id,
+        account: shared.account,
+        name: w.name.clone(),
+        description: shared.description.clone(),
+        layer,
+        volume: Some(w.volume.id),
+        size_bytes: w.volume.size_bytes,
+        kind: w.volume.kind,
+        cipher: w.volume.cipher,
+        key: w.volume.key,
+        state: SnapshotState::Success,
+        progress_percent: 100,
+        created_by: "snapshot create".into(),
+        source_snapshot: None,
+        source_region: None,
+        changed_bytes,
+        shipped_bytes: 0,
+        stored_bytes: 0,
+        group: shared.group,
+        retention_days: shared.retention_days,
+        created_at: now,
+    }
+}

@@ -1,0 +1,293 @@
+//! A layer's folder in a region: `layers/<id>/{header.toml, data, map}`, made, opened and removed.
+//!
+//! A row precedes its folder (`preparing`) and outlives it (`deleting`) (rule 22). Files are opened without following
+//! links, and their kind and owner are checked: what lies in a region is not trusted.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::host_error::{HostError, Result};
+use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
+use crate::crypto::{Cipher, LayerKeys};
+use crate::ids::{AccountId, KeyId, LayerId, Point, VolumeId};
+use crate::kms;
+use crate::layer::header::{self, Header, UntrustedHeader};
+use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
+use crate::region::Region;
+use crate::sys::crashsafe;
+
+const DATA: &str = "data";
+const MAP: &str = "map";
+const HEADER: &str = "header.toml";
+
+/// What a new layer is to be.
+#[derive(Clone, Debug)]
+pub struct LayerSpec {
+    /// Its owner.
+    pub account: AccountId,
+    /// The volume it is made for; for a copy, of none, a fresh id.
+    pub volume: VolumeId,
+    /// The layer below.
+    pub parent: Option<LayerId>,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// How its sectors are encrypted.
+    pub cipher: Cipher,
+    /// The key; none: plain.
+    pub key: Option<KeyId>,
+    /// The disk's kind.
+    pub kind: DiskKind,
+    /// The points of all layers below, nearest first.
+    pub points: Vec<Point>,
+}
+
+/// Makes a layer: its row (`preparing`), then its folder, durable. The caller commits the row's next state.
+pub fn make_layer(region: &Region, cache: &Arc<PageCache>, spec: &LayerSpec) -> Result<(LayerRow, Layer)> {
+    let id = LayerId::random();
+    let aad = header::associated_data(region.id(), id, spec.cipher);
+    let (data_key, wrapped) = kms::new_data_key(region, spec.key, &aad)?;
+    let keys = Arc::new(LayerKeys::derive(spec.cipher, &data_key).map_err(HostError::Crypto)?);
+    let row = LayerRow {
+        id,
+        account: spec.account,
+        volume: Some(spec.volume),
+        parent: spec.parent,
+        size_bytes: spec.size_bytes,
+        state: LayerState::Preparing,
+        cipher: spec.cipher,
+        key: wrapped.key,
+        key_version: wrapped.version,
+        wrapped_key: wrapped.bytes,
+        point: None,
+        sealed_generation: None,
+        sealed_mac: None,
+        stored_bytes: 0,
+        created_at: region.now(),
+    };
+    region.catalog()?.write(|tx| tx.insert_layer(&row, &spec.points))?;
+    let made = make_folder(region, cache, &row, spec, keys);
+    if made.is_err() {
+        // Best effort: what stays is taken away at the next start.
+        let _ = fs::remove_dir_all(region.layer_dir(id));
+        let _ = region.catalog().map(|mut c| c.write(|tx| tx.delete_layer(id)));
+    }
+    made.map(|layer| (row, layer))
+}
+
+fn make_folder(
+    region: &Region,
+    cache: &Arc<PageCache>,
+    row: &LayerRow,
+    spec: &LayerSpec,
+    keys: Arc<LayerKeys>,
+) -> Result<Layer> {
+    let dir = region.layer_dir(row.id);
+    let io = |what| HostError::io(what, &dir);
+    fs::DirBuilder::new().create(&dir).map_err(io("making a layer's folder"))?;
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(io("closing a layer's folder"))?;
+    let data = create_file(&dir.join(DATA)).map_err(io("making a layer's data"))?;
+    flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
+    let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
+    let parts = Parts {
+        id: row.id,
+        data: Arc::new(FileStore::new(data)),
+        map: Arc::new(FileStore::new(map)),
+        keys,
+        cache: cache.clone(),
+    };
+    let layer = Layer::create(parts, spec.size_bytes)?;
+    write_header(region, row, spec.volume, spec.kind, spec.points.clone(), None, layer.keys())?;
+    crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
+    crashsafe::sync_dir(&region.layers_dir()).map_err(io("syncing the layers' folder"))?;
+    Ok(layer)
+}
+
+/// Writes a layer's header, as its row and points stand.
+pub fn write_header(
+    region: &Region,
+    row: &LayerRow,
+    volume: VolumeId,
+    kind: DiskKind,
+    points: Vec<Point>,
+    sealed: Option<SealedMark>,
+    keys: &LayerKeys,
+) -> Result<()> {
+    let header = Header {
+        region: region.id(),
+        volume,
+        layer: row.id,
+        parent: row.parent,
+        size_bytes: row.size_bytes,
+        cipher: row.cipher,
+        kind: kind.as_str().to_owned(),
+        key: row.key,
+        key_version: row.key_version,
+        wrapped_key: row.wrapped_key.clone(),
+        points,
+        sealed,
+    };
+    let path = region.layer_dir(row.id).join(HEADER);
+    let text = header.to_text(keys.header());
+    crashsafe::write_file(&path, text.as_bytes(), 0o600).map_err(HostError::io("writing a layer's header", &path))
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Opens one of a layer's files: a regular file of ours with one name, no link.
+fn open_file(path: &Path, write: bool) -> io::Result<File> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?;
+    let found = file.metadata()?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw();
+    if !found.is_file() || found.nlink() != 1 || !ours || found.mode() & 0o022 != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a plain file of this user with one name"));
+    }
+    Ok(file)
+}
+
+/// How a layer is opened.
+#[derive(Clone, Copy, Debug)]
+pub enum Opening {
+    /// It takes writes, or its seal is to be finished: recovered, and locked by its data file.
+    Recover(Option<Anchor>),
+    /// It is sealed, and its seal finished.
+    Sealed(SealedMark),
+}
+
+/// Opens a layer. Its header must be of its key and say what the row says.
+pub fn open_layer(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, opening: Opening) -> Result<Layer> {
+    let dir = region.layer_dir(row.id);
+    let aad = header::associated_data(region.id(), row.id, row.cipher);
+    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
+    let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
+    check_header(region, &dir, row, &keys)?;
+    let write = matches!(opening, Opening::Recover(_));
+    let open = |name: &str| {
+        let path = dir.join(name);
+        open_file(&path, write).map_err(HostError::io("opening a layer", &path))
+    };
+    let (data, map) = (open(DATA)?, open(MAP)?);
+    if write {
+        lock_data(&data, row.id)?;
+    }
+    let parts = Parts {
+        id: row.id,
+        data: Arc::new(FileStore::new(data)),
+        map: Arc::new(FileStore::new(map)),
+        keys,
+        cache: cache.clone(),
+    };
+    let layer = match opening {
+        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
+        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
+    };
+    if layer.size_bytes() != row.size_bytes {
+        let found = format!("{} bytes", layer.size_bytes());
+        return Err(damaged_layer(row.id, format!("{} bytes", row.size_bytes), found));
+    }
+    Ok(layer)
+}
+
+/// Waits a little: a process that was killed lets go only once it is gone.
+fn lock_data(data: &File, layer: LayerId) -> Result<()> {
+    for _ in 0..100 {
+        match flock(data, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            Err(e) => return Err(HostError::io("locking a layer", Path::new(DATA))(e.into())),
+        }
+    }
+    Err(HostError::InUse { what: format!("layer {layer}"), by: "another process".into() })
+}
+
+fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
+    let path = dir.join(HEADER);
+    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX).map_err(HostError::io("reading a layer's header", &path))?;
+    let text = String::from_utf8(bytes).map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
+    let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
+    let said = (header.region, header.layer, header.parent, header.size_bytes, header.cipher);
+    let known = (region.id(), row.id, row.parent, row.size_bytes, row.cipher);
+    if said != known {
+        return Err(damaged_layer(row.id, format!("a header that says {known:?}"), format!("{said:?}")));
+    }
+    if let (Some(mark), Some(sealed)) = (sealed_mark(row), header.sealed)
+        && mark != sealed
+    {
+        return Err(damaged_layer(row.id, format!("a seal of generation {}", mark.generation), format!("{}", sealed.generation)));
+    }
+    Ok(())
+}
+
+fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {
+    LayerError::Corrupted { what: format!("layer {layer}"), expected, found }.into()
+}
+
+/// The seal a row names, once it is finished.
+pub fn sealed_mark(row: &LayerRow) -> Option<SealedMark> {
+    match (row.sealed_generation, row.sealed_mac) {
+        (Some(generation), Some(mac)) => Some(SealedMark { generation, mac }),
+        _ => None,
+    }
+}
+
+/// A shared lock on a layer's header: while it is held, the snapshot it is named by can't be deleted.
+pub struct ReadLock(#[allow(dead_code)] File);
+
+/// Locks a layer against removal while it is read by another process than its owner.
+pub fn lock_for_reading(region: &Region, layer: LayerId) -> Result<ReadLock> {
+    let path = header_path(region, layer);
+    let file = crashsafe::open_regular(&path).map_err(HostError::io("opening a layer's header", &path))?;
+    flock(&file, FlockOperation::LockShared).map_err(|e| HostError::io("locking a layer's header", &path)(e.into()))?;
+    Ok(ReadLock(file))
+}
+
+/// Whether some process reads the layer, so that it must stay.
+pub fn is_being_read(region: &Region, layer: LayerId) -> bool {
+    let Ok(file) = crashsafe::open_regular(&header_path(region, layer)) else { return false };
+    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+fn header_path(region: &Region, layer: LayerId) -> PathBuf {
+    region.layer_dir(layer).join(HEADER)
+}
+
+/// Removes a layer that nobody needs, and then those below it that nobody needs any more.
+pub fn remove_unneeded(region: &Region, layer: LayerId) -> Result<()> {
+    let mut at = Some(layer);
+    while let Some(id) = at {
+        let parent = region.catalog()?.write(|tx| -> Result<_> {
+            let Some(row) = tx.find_layer(id)? else { return Ok(None) };
+            if !tx.layer_needs(id)?.is_empty() {
+                return Ok(None);
+            }
+            tx.set_layer_state(id, LayerState::Deleting)?;
+            Ok(Some(row.parent))
+        })?;
+        let Some(parent) = parent else { return Ok(()) };
+        remove_folder(region, id)?;
+        region.catalog()?.write(|tx| tx.delete_layer(id))?;
+        at = parent;
+    }
+    Ok(())
+}
+
+fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
+    let dir = region.layer_dir(layer);
+    for name in [DATA, MAP, HEADER] {
+        match fs::remove_file(dir.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(HostError::io("removing a layer", &dir)(e)),
+            _ => {}
+        }
+    }
+    match fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(HostError::io("removing a layer", &dir)(e)),
+        _ => crashsafe::sync_dir(&region.layers_dir()).map_err(HostError::io("syncing the layers' folder", &dir)),
+    }
+}

@@ -1,0 +1,389 @@
+//! The volumes and snapshots of a region as one process has them open, and the orders that change layers.
+//!
+//! The host that owns the region's layers (it holds `run/layers.lock`) is the only one that recovers, seals or removes
+//! existing layers; another may only read what is sealed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::chain::Chain;
+use super::folder::{self, LayerSpec, Opening};
+use super::host_error::{HostError, Result};
+use super::live::LiveVolume;
+use super::open_volume::OpenVolume;
+use super::owner::LayersLock;
+use super::read::Stack;
+use crate::catalog::{Layer as LayerRow, LayerState, Volume};
+use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
+use crate::layer::{Anchor, Layer, PageCache};
+use crate::region::{Region, VolumeAnchor};
+
+/// Map pages kept in memory: 8 KiB each, 16 MiB.
+const PAGES_MAX: usize = 2048;
+/// How long a reader waits for another process to finish a seal.
+const SEAL_WAIT: Duration = Duration::from_secs(60);
+/// A volume's anchor is not written more often, but for seals and closings.
+const ANCHOR_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A region's disks, as one process has them open.
+pub struct Host {
+    pub(super) region: Region,
+    pub(super) cache: Arc<PageCache>,
+    owner: Option<LayersLock>,
+    volumes: Mutex<HashMap<VolumeId, Kept>>,
+    /// Layers that are open, so that disks share them.
+    layers: Mutex<HashMap<LayerId, Weak<Layer>>>,
+    /// One opening, sealing or removal at a time.
+    pub(super) changing: Mutex<()>,
+    /// When anchors were last written.
+    anchored: Mutex<HashMap<VolumeId, Instant>>,
+}
+
+struct Kept {
+    volume: Arc<OpenVolume>,
+    keeper: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Host {
+    /// A host that owns the region's layers, or (`owner` none) only reads.
+    pub fn new(region: Region, owner: Option<LayersLock>) -> Arc<Self> {
+        Arc::new(Self {
+            region,
+            cache: Arc::new(PageCache::new(PAGES_MAX)),
+            owner,
+            volumes: Mutex::default(),
+            layers: Mutex::default(),
+            changing: Mutex::default(),
+            anchored: Mutex::default(),
+        })
+    }
+
+    /// The region.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// The cache of map pages.
+    pub fn cache(&self) -> &Arc<PageCache> {
+        &self.cache
+    }
+
+    /// The volumes that are live.
+    pub fn live(&self) -> Vec<Arc<OpenVolume>> {
+        self.volumes.lock().values().map(|k| k.volume.clone()).collect()
+    }
+
+    /// A volume, if it is live.
+    pub fn find_live(&self, id: VolumeId) -> Option<Arc<OpenVolume>> {
+        self.volumes.lock().get(&id).map(|k| k.volume.clone())
+    }
+
+    /// A volume, live: recovered if it was not. With `keep` it gets a keeper of its own.
+    pub fn open_volume(self: &Arc<Self>, id: VolumeId, keep: bool) -> Result<Arc<OpenVolume>> {
+        if let Some(open) = self.find_live(id) {
+            return Ok(open);
+        }
+        let _one = self.changing.lock();
+        self.open_volume_locked(id, keep)
+    }
+
+    /// The same for a caller that holds `changing`.
+    pub(super) fn open_volume_locked(self: &Arc<Self>, id: VolumeId, keep: bool) -> Result<Arc<OpenVolume>> {
+        if let Some(open) = self.find_live(id) {
+            return Ok(open);
+        }
+        let open = Arc::new(self.recover_volume(id)?);
+        let keeper = match keep {
+            true => Some(self.start_keeper(open.clone())?),
+            false => None,
+        };
+        self.volumes.lock().insert(id, Kept { volume: open.clone(), keeper });
+        Ok(open)
+    }
+
+    fn start_keeper(self: &Arc<Self>, open: Arc<OpenVolume>) -> Result<std::thread::JoinHandle<()>> {
+        let host = Arc::downgrade(self);
+        let keep = move || {
+            open.keep(|open| {
+                if let Some(host) = host.upgrade()
+                    && let Err(e) = host.tend(open)
+                {
+                    tracing::error!(volume = %open.disk.id(), error = %e, "the volume could not be tended");
+                }
+            });
+        };
+        let spawned = std::thread::Builder::new().name("terrane-keeper".into()).spawn(keep);
+        spawned.map_err(HostError::io("starting a thread for", std::path::Path::new("a volume")))
+    }
+
+    /// Recovery of a volume (rules 14 and 22, recovery 9): its chain, its active layer, and the next one where the
+    /// active one has ended.
+    fn recover_volume(self: &Arc<Self>, id: VolumeId) -> Result<OpenVolume> {
+        self.must_own()?;
+        let row = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        let chain_rows = self.region.catalog()?.read(|tx| tx.layer_chain(row.active))?;
+        let mut layers = self.open_sealed_rows(&chain_rows[1..])?;
+        let anchor = self.region.volume_anchor(id)?.filter(|a| a.layer == row.active);
+        let anchor = anchor.map(|a| Anchor { generation: a.generation, confirmed: a.confirmed_seq });
+        let active = folder::open_layer(&self.region, &self.cache, &chain_rows[0], Opening::Recover(anchor))?;
+        let active = self.register(active);
+        let open = if active.is_ended() {
+            let next_id = row.next.ok_or_else(|| {
+                HostError::refused(format!("volume {id} was sealed, and its next layer is missing"), "run `terrane region check`")
+            })?;
+            let next_row = self.region.catalog()?.read(|tx| tx.layer(next_id))?;
+            let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
+            self.commit_seals(&[(id, active.id(), next_id)], |_| Ok(()))?;
+            layers.push(active.clone());
+            let stack = Stack { active: Some(self.register(next)), chain: Chain::new(layers) };
+            let open = OpenVolume::new(LiveVolume::new(id, stack));
+            open.sealing.lock().push(active);
+            open
+        } else {
+            // Without *end* what a next layer holds is void.
+            if let Some(next) = row.next {
+                self.region.catalog()?.write(|tx| tx.set_volume_next(id, None))?;
+                folder::remove_unneeded(&self.region, next)?;
+            }
+            let stack = Stack { active: Some(active), chain: Chain::new(layers) };
+            OpenVolume::new(LiveVolume::new(id, stack))
+        };
+        Ok(open)
+    }
+
+    fn must_own(&self) -> Result<()> {
+        match self.owner {
+            Some(_) => Ok(()),
+            None => Err(HostError::refused("this process only reads the region", "use the read-write mount")),
+        }
+    }
+
+    fn register(&self, layer: Layer) -> Arc<Layer> {
+        let layer = Arc::new(layer);
+        let mut layers = self.layers.lock();
+        layers.retain(|_, known| known.strong_count() > 0);
+        layers.insert(layer.id(), Arc::downgrade(&layer));
+        layer
+    }
+
+    /// Sealed layers by their rows, nearest first; the answer is oldest first.
+    fn open_sealed_rows(&self, rows: &[LayerRow]) -> Result<Vec<Arc<Layer>>> {
+        rows.iter().rev().map(|row| self.open_sealed(row)).collect()
+    }
+
+    fn open_sealed(&self, row: &LayerRow) -> Result<Arc<Layer>> {
+        if let Some(layer) = self.layers.lock().get(&row.id).and_then(Weak::upgrade) {
+            return Ok(layer);
+        }
+        if let Some(mark) = folder::sealed_mark(row) {
+            return Ok(self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Sealed(mark))?));
+        }
+        if row.state != LayerState::Sealed {
+            return Err(HostError::refused(format!("layer {} is not sealed", row.id), "run `terrane region check`"));
+        }
+        if self.owner.is_none() {
+            return self.wait_for_seal(row.id);
+        }
+        let layer = self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
+        self.finish_seal(&layer)?;
+        Ok(layer)
+    }
+
+    /// Another process is finishing it.
+    fn wait_for_seal(&self, id: LayerId) -> Result<Arc<Layer>> {
+        let since = Instant::now();
+        loop {
+            let row = self.region.catalog()?.read(|tx| tx.layer(id))?;
+            if let Some(mark) = folder::sealed_mark(&row) {
+                return Ok(self.register(folder::open_layer(&self.region, &self.cache, &row, Opening::Sealed(mark))?));
+            }
+            if since.elapsed() > SEAL_WAIT {
+                let hint = "mount the region, or run `terrane snapshot show` again later";
+                return Err(HostError::refused(format!("layer {id} is not sealed yet"), hint));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The disk of a snapshot.
+    pub fn open_snapshot(&self, id: SnapshotId) -> Result<Stack> {
+        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        self.open_chain(layer)
+    }
+
+    /// A sealed layer and all below it, as a disk.
+    pub fn open_chain(&self, layer: LayerId) -> Result<Stack> {
+        let rows = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
+        Ok(Stack { active: None, chain: Chain::new(self.open_sealed_rows(&rows)?) })
+    }
+
+    /// What a volume's keeper does that needs the catalog: finishes seals, makes the next layer, writes the anchor.
+    pub(super) fn tend(&self, open: &OpenVolume) -> Result<()> {
+        self.finish_seals(open)?;
+        self.prepare_next(open)?;
+        self.write_anchor(open, false)?;
+        Ok(self.region.advance_anchor()?)
+    }
+
+    pub(super) fn finish_seals(&self, open: &OpenVolume) -> Result<()> {
+        let mut sealing = open.sealing.lock();
+        while let Some(layer) = sealing.first().cloned() {
+            self.finish_seal(&layer)?;
+            sealing.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
+    fn finish_seal(&self, layer: &Layer) -> Result<()> {
+        let mark = layer.finish_seal()?;
+        let (row, points, kind, volume) = self.region.catalog()?.read(|tx| -> Result<_> {
+            let row = tx.layer(layer.id())?;
+            let points = tx.layer_points(layer.id())?;
+            let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
+            let kind = match &volume {
+                Some(volume) => volume.kind,
+                None => tx.snapshots_of_layer(layer.id())?.first().map_or(crate::catalog::DiskKind::Data, |s| s.kind),
+            };
+            Ok((row.clone(), points, kind, row.volume.unwrap_or_else(VolumeId::random)))
+        })?;
+        folder::write_header(&self.region, &row, volume, kind, points, Some(mark), layer.keys())?;
+        let stored = layer.stored_bytes()?;
+        self.region.catalog()?.write(|tx| -> Result<_> {
+            tx.set_layer_seal(layer.id(), mark.generation, mark.mac)?;
+            tx.set_layer_stored_bytes(layer.id(), stored)?;
+            for snapshot in tx.snapshots_of_layer(layer.id())? {
+                tx.set_snapshot_bytes(snapshot.id, snapshot.changed_bytes, stored)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes a volume's next layer, so that a seal waits for nothing (rule 14).
+    pub(super) fn prepare_next(&self, open: &OpenVolume) -> Result<()> {
+        let mut next = open.next.lock();
+        if next.is_none() {
+            *next = Some(self.make_next(open, open.disk.size_bytes())?);
+        }
+        Ok(())
+    }
+
+    /// Takes the next layer, or makes one of `size_bytes`.
+    pub(super) fn take_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
+        let ready = open.next.lock().take();
+        match ready {
+            Some(ready) if ready.0.size_bytes == size_bytes => Ok(ready),
+            Some((other, _)) => {
+                self.region.catalog()?.write(|tx| tx.set_volume_next(open.disk.id(), None))?;
+                folder::remove_unneeded(&self.region, other.id)?;
+                self.make_next(open, size_bytes)
+            }
+            None => self.make_next(open, size_bytes),
+        }
+    }
+
+    fn make_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
+        let id = open.disk.id();
+        let active = open.disk.active().id();
+        let (volume, points) = self.region.catalog()?.read(|tx| -> Result<(Volume, Vec<Point>)> {
+            Ok((tx.volume(id)?, tx.layer_points(active)?))
+        })?;
+        let spec = LayerSpec {
+            account: volume.account,
+            volume: id,
+            parent: Some(active),
+            size_bytes,
+            cipher: volume.cipher,
+            key: volume.key,
+            kind: volume.kind,
+            points,
+        };
+        let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
+        self.region.catalog()?.write(|tx| -> Result<_> {
+            tx.set_layer_state(row.id, LayerState::Next)?;
+            Ok(tx.set_volume_next(id, Some(row.id))?)
+        })?;
+        Ok((row, self.register(layer)))
+    }
+
+    /// Commits that layers have ended and their next ones are active, with whatever else happens at that moment.
+    pub(super) fn commit_seals(
+        &self,
+        seals: &[(VolumeId, LayerId, LayerId)],
+        also: impl FnOnce(&crate::catalog::WriteTx) -> Result<()>,
+    ) -> Result<()> {
+        self.region.catalog()?.write(|tx| {
+            for (volume, ended, next) in seals {
+                tx.seal_layer(*ended, Point::random())?;
+                tx.set_layer_state(*next, LayerState::Active)?;
+                tx.set_layer_points(*next, &tx.layer_points(*ended)?)?;
+                tx.set_volume_layers(*volume, *next, None)?;
+            }
+            also(tx)
+        })
+    }
+
+    /// Writes down, beside the root key, how far a volume has come.
+    pub(super) fn write_anchor(&self, open: &OpenVolume, now: bool) -> Result<()> {
+        let id = open.disk.id();
+        {
+            let mut anchored = self.anchored.lock();
+            let due = anchored.get(&id).is_none_or(|at| at.elapsed() >= ANCHOR_INTERVAL);
+            if !due && !now {
+                return Ok(());
+            }
+            anchored.insert(id, Instant::now());
+        }
+        let active = open.disk.active();
+        let Anchor { generation, confirmed } = active.anchor();
+        let anchor = VolumeAnchor { layer: active.id(), generation, confirmed_seq: confirmed };
+        Ok(self.region.set_volume_anchor(id, &anchor)?)
+    }
+
+    /// Closes a live volume in order.
+    pub fn close_volume(&self, id: VolumeId) -> Result<()> {
+        let Some(kept) = self.volumes.lock().remove(&id) else { return Ok(()) };
+        kept.volume.stop_keeper();
+        if let Some(keeper) = kept.keeper
+            && keeper.join().is_err()
+        {
+            tracing::error!(volume = %id, "its keeper had panicked");
+        }
+        let open = kept.volume;
+        open.disk.flush()?;
+        self.finish_seals(&open)?;
+        let active = open.disk.active();
+        active.close()?;
+        let stored = active.stored_bytes()?;
+        self.region.catalog()?.write(|tx| tx.set_layer_stored_bytes(active.id(), stored))?;
+        self.write_anchor(&open, true)
+    }
+
+    /// Closes every live volume; the first error, once all were tried.
+    pub fn close(&self) -> Result<()> {
+        let ids: Vec<_> = self.volumes.lock().keys().copied().collect();
+        let mut first = Ok(());
+        for id in ids {
+            let closed = self.close_volume(id);
+            if let Err(e) = &closed {
+                tracing::error!(volume = %id, error = %e, "the volume could not be closed in order");
+            }
+            first = first.and(closed);
+        }
+        first
+    }
+
+    /// Forgets a live volume without closing it: it is being removed or replaced.
+    pub(super) fn drop_volume(&self, id: VolumeId) {
+        let kept = self.volumes.lock().remove(&id);
+        if let Some(kept) = kept {
+            kept.volume.stop_keeper();
+            if let Some(keeper) = kept.keeper {
+                let _ = keeper.join();
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What can go wrong with a region's volumes and snapshots.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::VolumeError;
+use crate::catalog::CatalogError;
+use crate::crypto::CryptoError;
+use crate::kms::KmsError;
+use crate::layer::LayerError;
+use crate::region::RegionError;
+
+/// An error of an operation on volumes or snapshots.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Of the region.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// Of the catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Of a key.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// Of a data key.
+    #[error(transparent)]
+    Crypto(CryptoError),
+    /// Of a disk.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    /// Of the file system below.
+    #[error("{what} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// Against a rule.
+    #[error("{message}")]
+    Refused {
+        /// What, and which thing.
+        message: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Somebody uses it.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// Which thing.
+        what: String,
+        /// Who.
+        by: String,
+    },
+    /// The process that owns the region's layers refused.
+    #[error("{message}")]
+    Answered {
+        /// The exit number it gave.
+        exit: i32,
+        /// Its sentence.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+}
+
+/// A result of an operation on volumes or snapshots.
+pub type Result<T, E = HostError> = std::result::Result<T, E>;
+
+impl From<LayerError> for HostError {
+    fn from(error: LayerError) -> Self {
+        Self::Volume(error.into())
+    }
+}
+
+impl HostError {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { what, path, source }
+    }
+
+    /// A refusal by a rule.
+    pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused { message: message.into(), hint: hint.into() }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Region(e) => e.hint(),
+            Self::Catalog(e) => e.hint(),
+            Self::Kms(e) => e.hint(),
+            Self::Refused { hint, .. } => Some(hint.clone()),
+            Self::Answered { hint, .. } => hint.clone(),
+            Self::Volume(e) if e.is_corruption() => {
+                Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
+            }
+            Self::Volume(_) | Self::Crypto(_) | Self::Io { .. } | Self::InUse { .. } => None,
+        }
+    }
+
+    /// What the kernel is told when a disk can't be opened.
+    pub fn errno(&self) -> i32 {
+        match self {
+            // Disabled or pending deletion: the bytes are whole, but may not be read now.
+            Self::Kms(KmsError::Disabled { .. } | KmsError::PendingDeletion { .. }) => libc::EACCES,
+            Self::Catalog(CatalogError::NotFound { .. }) => libc::ENOENT,
+            Self::Volume(e) => e.errno(),
+            Self::InUse { .. } => libc::EBUSY,
+            Self::Refused { .. } | Self::Answered { .. } => libc::EPERM,
+            Self::Io { source, .. } => match source.raw_os_error() {
+                Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
+                _ => libc::EIO,
+            },
+            Self::Region(_) | Self::Catalog(_) | Self::Kms(_) | Self::Crypto(_) => libc::EIO,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! A volume as a process has it live: its disk, its next layer, the seals not finished, who has it open, and its keeper.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
+
+use super::live::LiveVolume;
+use crate::catalog::Layer as LayerRow;
+use crate::layer::{Layer, UNFLUSHED_MAX};
+
+/// What is answered is durable after this long, flushed or not (rule 6): `sync(2)` never reaches the mount.
+const FLUSH_AFTER: Duration = Duration::from_secs(5);
+/// The keeper looks at a busy volume after so many bytes or requests.
+const POKE_BYTES: u64 = 64 << 20;
+const POKE_REQUESTS: u64 = 16 << 10;
+
+/// A volume, live.
+pub struct OpenVolume {
+    /// Its disk.
+    pub disk: LiveVolume,
+    /// The layer that stands ready, and its row.
+    pub next: Mutex<Option<(LayerRow, Arc<Layer>)>>,
+    /// Ended layers whose seal is not finished.
+    pub sealing: Mutex<Vec<Arc<Layer>>>,
+    /// The processes that opened its file, once an opening.
+    pub openers: Mutex<Vec<u32>>,
+    bytes: AtomicU64,
+    requests: AtomicU64,
+    /// Written since the keeper last found it clean.
+    dirty: AtomicBool,
+    poke: Sender<()>,
+    poked: Receiver<()>,
+    stopping: AtomicBool,
+}
+
+impl OpenVolume {
+    /// A live volume without a keeper.
+    pub fn new(disk: LiveVolume) -> Self {
+        let (poke, poked) = bounded(1);
+        Self {
+            disk,
+            next: Mutex::default(),
+            sealing: Mutex::default(),
+            openers: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            dirty: AtomicBool::new(false),
+            poke,
+            poked,
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts what was written, and wakes the keeper where there is something for it to do.
+    pub fn wrote(&self, bytes: u64) {
+        let total = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let count = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let due = total / POKE_BYTES != (total - bytes) / POKE_BYTES || count.is_multiple_of(POKE_REQUESTS);
+        if due || !self.dirty.load(Ordering::Relaxed) && !self.dirty.swap(true, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
+    /// Wakes the keeper.
+    pub fn wake(&self) {
+        let _ = self.poke.try_send(());
+    }
+
+    /// Ends the keeper at its next look.
+    pub fn stop_keeper(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Keeps the volume until [`OpenVolume::stop_keeper`]: flushes what is old or much, checkpoints full halves, gives
+    /// space back, and calls `tend` for what needs the catalog. Sleeps without a timer while nothing is dirty.
+    pub fn keep(&self, tend: impl Fn(&Self)) {
+        let mut flushed = Instant::now();
+        if let Err(e) = self.disk.active().learn_free_slots() {
+            tracing::warn!(volume = %self.disk.id(), error = %e, "free space of earlier sessions is not used");
+        }
+        loop {
+            if self.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            tend(self);
+            self.look(&mut flushed);
+            let wait = match self.dirty.load(Ordering::Acquire) {
+                true => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
+                false => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            if wait == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+    }
+
+    fn look(&self, flushed: &mut Instant) {
+        let active = self.disk.active();
+        let mut done = Ok(());
+        if active.needs_checkpoint() {
+            done = active.checkpoint_closed().map_err(Into::into);
+        }
+        if done.is_ok() && (active.unflushed_bytes() >= UNFLUSHED_MAX || flushed.elapsed() >= FLUSH_AFTER) {
+            *flushed = Instant::now();
+            self.dirty.store(false, Ordering::Release);
+            done = self.disk.flush();
+        }
+        active.punch_free();
+        if let Err(e) = done {
+            self.dirty.store(false, Ordering::Release);
+            tracing::error!(volume = %self.disk.id(), error = %e, "the volume is latched: what was not flushed may be lost; close it and open it again");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `run/layers.lock`: held by the one process that may change a region's existing layers. It says who that is.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::host_error::{HostError, Result};
+use crate::region::Region;
+
+/// The lock, held until dropped.
+pub struct LayersLock {
+    _file: File,
+}
+
+/// Who owns a region's layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The process.
+    pub pid: u32,
+    /// Where it is mounted; none for a command, which lets go soon.
+    pub mount_point: Option<PathBuf>,
+}
+
+impl LayersLock {
+    /// Takes the lock, or says who holds it.
+    pub fn take(region: &Region, mount_point: Option<&Path>) -> Result<Result<Self, Owner>> {
+        let path = region.run_dir().join("layers.lock");
+        let io = |what| HostError::io(what, &path);
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(&path)
+            .map_err(io("opening"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(read_owner(&file))),
+            Err(e) => return Err(io("locking")(e.into())),
+        }
+        let place = mount_point.map(|p| p.display().to_string()).unwrap_or_default();
+        let write = |file: &mut File| -> std::io::Result<()> {
+            file.set_len(0)?;
+            file.seek(SeekFrom::Start(0))?;
+            write!(file, "{}\n{place}\n", std::process::id())
+        };
+        write(&mut file).map_err(io("writing"))?;
+        Ok(Ok(Self { _file: file }))
+    }
+
+    /// Takes the lock, waiting for commands, which hold it briefly; a mount that holds it is told at once.
+    pub fn take_or_mount(region: &Region, patience: Duration) -> Result<Result<Self, Owner>> {
+        let since = Instant::now();
+        loop {
+            match Self::take(region, None)? {
+                Ok(lock) => return Ok(Ok(lock)),
+                Err(owner) if owner.mount_point.is_some() => return Ok(Err(owner)),
+                Err(owner) if since.elapsed() > patience => {
+                    return Err(HostError::InUse {
+                        what: format!("region {}", region.name()),
+                        by: format!("process {}", owner.pid),
+                    });
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+fn read_owner(file: &File) -> Owner {
+    let mut text = String::new();
+    let _ = file.take(8192).read_to_string(&mut text);
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|l| l.parse().ok()).unwrap_or(0);
+    Owner { pid, mount_point: lines.next().filter(|l| !l.is_empty()).map(PathBuf::from) }
+}
+
+/// The processes that have a file open, in words: the kernel itself opens it for a loop device.
+pub(super) fn words_of_openers(openers: &[u32]) -> String {
+    let mut pids: Vec<u32> = openers.to_vec();
+    pids.sort_unstable();
+    pids.dedup();
+    let words: Vec<String> = pids.iter().map(|pid| format!("process {pid}")).collect();
+    words.join(", ")
+}
