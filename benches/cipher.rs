@@ -10,10 +10,10 @@ use criterion::{
 };
 use openssl::cipher::Cipher as OpenSsl;
 use openssl::cipher_ctx::CipherCtx;
-use terrane::crypto::{Cipher, KdfParams, LayerKeys, Path, Secret, SectorCipher};
+use terrane::crypto::{Cipher, KdfParams, Kernel, LayerKeys, Secret, SectorCipher};
 use terrane::units::{SECTOR_LEN, SectorNo};
 
-const PATHS: [(&str, Path); 2] = [("fastest", Path::Fastest), ("portable", Path::Portable)];
+const PATHS: [(&str, Kernel); 2] = [("fastest", Kernel::Fastest), ("portable", Kernel::Portable)];
 const RUNS: [(&str, usize); 2] = [("single", 1), ("run", 256)];
 const FIRST: SectorNo = SectorNo(1 << 20);
 
@@ -29,7 +29,7 @@ fn sectors(criterion: &mut Criterion) {
     }
 }
 
-fn own(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, path: Path, count: usize) {
+fn own(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, path: Kernel, count: usize) {
     let data_key = Secret::random();
     let cipher = SectorCipher::on(path, &data_key).expect("random halves differ");
     let keys = LayerKeys::derive_on(path, Cipher::XtsAes256, &data_key).expect("random halves differ");

@@ -4,7 +4,7 @@ use aes::Aes256;
 use aes::cipher::KeyInit;
 use openssl::symm::{Cipher as OpenSsl, Crypter, Mode};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use terrane::crypto::{Path, Secret, SectorCipher};
+use terrane::crypto::{Kernel, Secret, SectorCipher};
 use terrane::units::{SECTOR_LEN, SectorNo};
 use xts_mode::{Xts128, get_tweak_default};
 
@@ -34,7 +34,7 @@ fn sectors_are_what_openssl_and_xts_mode_make() {
     let mut rng = StdRng::seed_from_u64(0x1619);
     let key: [u8; 64] = rng.random();
     let ciphers =
-        [Path::Fastest, Path::Portable].map(|path| SectorCipher::on(path, &Secret::new(key)).unwrap());
+        [Kernel::Fastest, Kernel::Portable].map(|path| SectorCipher::on(path, &Secret::new(key)).unwrap());
     let mut plain = vec![0; 256 * SECTOR_LEN];
     rng.fill(&mut plain[..]);
     for count in 1..=256 {
@@ -67,7 +67,7 @@ fn buffers_may_begin_anywhere() {
     let key: [u8; 64] = rng.random();
     let mut room = vec![0; 2 * SECTOR_LEN + 64];
     rng.fill(&mut room[..]);
-    for path in [Path::Fastest, Path::Portable] {
+    for path in [Kernel::Fastest, Kernel::Portable] {
         let cipher = SectorCipher::on(path, &Secret::new(key)).unwrap();
         for shift in 0..64 {
             let plain = &room[shift..shift + 2 * SECTOR_LEN];

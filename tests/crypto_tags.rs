@@ -7,10 +7,10 @@ use openssl::pkey::Id;
 use openssl::pkey_ctx::PkeyCtx;
 use polyval::{Polyval, universal_hash::UniversalHash};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use terrane::crypto::{Cipher, CryptoError, LayerKeys, Path, Prf, Secret, SectorCipher};
+use terrane::crypto::{Cipher, CryptoError, Kernel, LayerKeys, Prf, Secret, SectorCipher};
 use terrane::units::{SECTOR_LEN, SectorNo};
 
-const PATHS: [Path; 2] = [Path::Fastest, Path::Portable];
+const PATHS: [Kernel; 2] = [Kernel::Fastest, Kernel::Portable];
 
 /// The definition, word by word: AES-256(POLYVAL(x padded, then its length)).
 fn reference(subkey: &[u8; 48], input: &[u8]) -> [u8; 16] {

@@ -5,7 +5,7 @@ use std::fmt;
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-use super::kernel::Path;
+use super::kernel::Kernel;
 use super::{Cipher, CryptoError, Prf, Secret, SectorCipher};
 use crate::units::{SECTOR_LEN, SectorNo};
 
@@ -27,22 +27,22 @@ impl LayerKeys {
     /// The keys of a layer. The data key itself is the XTS key (so that other programs can read the sectors);
     /// the PRFs' subkeys come from it by HKDF-SHA-256 (RFC 5869) without salt, one info text each.
     pub fn derive(cipher: Cipher, data_key: &Secret<64>) -> Result<Self, CryptoError> {
-        Self::derive_on(Path::Fastest, cipher, data_key)
+        Self::derive_on(Kernel::Fastest, cipher, data_key)
     }
 
-    /// As [`LayerKeys::derive`], on a path of the caller's choice.
-    pub fn derive_on(path: Path, cipher: Cipher, data_key: &Secret<64>) -> Result<Self, CryptoError> {
+    /// As [`LayerKeys::derive`], on kernels of the caller's choice.
+    pub fn derive_on(kernel: Kernel, cipher: Cipher, data_key: &Secret<64>) -> Result<Self, CryptoError> {
         let hkdf = Hkdf::<Sha256>::new(None, data_key.expose());
         let prf = |info: &str| {
             let subkey = Secret::filled(|out: &mut [u8; 48]| {
                 hkdf.expand(info.as_bytes(), out).expect("48 bytes are fewer than HKDF's 8160");
             });
-            Prf::on(path, &subkey)
+            Prf::on(kernel, &subkey)
         };
         Ok(Self {
             sectors: match cipher {
                 Cipher::Plain => None,
-                Cipher::XtsAes256 => Some(SectorCipher::on(path, data_key)?),
+                Cipher::XtsAes256 => Some(SectorCipher::on(kernel, data_key)?),
             },
             tag: prf("terrane tag"),
             log: prf("terrane log"),
@@ -85,7 +85,7 @@ impl LayerKeys {
         let (targets, _) = out.as_chunks_mut::<SECTOR_LEN>();
         let (sources, _) = plain.as_chunks::<SECTOR_LEN>();
         for (i, ((source, target), tag)) in sources.iter().zip(targets).zip(tags).enumerate() {
-            let sector = SectorNo(first.0 + i as u64);
+            let sector = SectorNo(first.0.wrapping_add(i as u64));
             match &self.sectors {
                 Some(cipher) => cipher.encrypt(sector, source, target),
                 None => target.copy_from_slice(source),
@@ -99,7 +99,7 @@ impl LayerKeys {
     pub fn open_sectors(&self, first: SectorNo, buf: &mut [u8], tags: &[u64]) -> Result<(), usize> {
         assert_whole(buf.len(), tags.len());
         for (i, (data, tag)) in buf.as_chunks_mut::<SECTOR_LEN>().0.iter_mut().zip(tags).enumerate() {
-            let sector = SectorNo(first.0 + i as u64);
+            let sector = SectorNo(first.0.wrapping_add(i as u64));
             self.check(sector, data, *tag).ok_or(i)?;
             if let Some(cipher) = &self.sectors {
                 cipher.decrypt_in_place(sector, data);
@@ -112,7 +112,7 @@ impl LayerKeys {
     pub fn check_sectors(&self, first: SectorNo, buf: &[u8], tags: &[u64]) -> Result<(), usize> {
         assert_whole(buf.len(), tags.len());
         for (i, (data, tag)) in buf.as_chunks::<SECTOR_LEN>().0.iter().zip(tags).enumerate() {
-            self.check(SectorNo(first.0 + i as u64), data, *tag).ok_or(i)?;
+            self.check(SectorNo(first.0.wrapping_add(i as u64)), data, *tag).ok_or(i)?;
         }
         Ok(())
     }

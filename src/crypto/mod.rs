@@ -24,7 +24,7 @@ mod sector;
 
 pub use envelope::{unwrap, wrap};
 pub use error::CryptoError;
-pub use kernel::Path;
+pub use kernel::Kernel;
 pub use layer_keys::LayerKeys;
 pub use passphrase::KdfParams;
 pub use prf::Prf;

@@ -91,6 +91,15 @@ mod tests {
         }
     }
 
+    /// A passphrase must open next year what it locked today: values made by OpenSSL 3's ARGON2ID.
+    #[test]
+    fn keys_are_what_openssl_derives() {
+        let key = |lanes| KdfParams { lanes, ..SMALL }.derive(b"correct horse").unwrap();
+        let hex = |key: Secret<32>| key.expose().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(hex(key(1)), "e21836ffad012f1b7c8753313aa6525ef56484437567e29be99f7c04da4fb88c");
+        assert_eq!(hex(key(2)), "8132f5cef97e29c36f6621da151bcaedf0d1310a3f5c699a4f3224fdc730d6a6");
+    }
+
     /// A stored file that asks for 64 GiB or for hours is refused before anything is allocated.
     #[test]
     fn hostile_parameters_are_refused() {

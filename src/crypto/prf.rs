@@ -1,8 +1,8 @@
 //! The room's one MAC: POLYVAL, then one AES block. At AES speed, 128 bits.
 //!
 //! `PRF_k(x) = AES-256(POLYVAL(x padded with zeros to 16 bytes, then x's length in bytes as a block))`, the POLYVAL key
-//! being the subkey's first 16 bytes, the AES key its other 32. Hash-then-encrypt is a PRF while inputs' hashes
-//! don't collide: POLYVAL is 2⁻¹²⁸-almost-universal a block, and what is hashed here is at most 2¹² blocks long.
+//! being the subkey's first 16 bytes, the AES key its other 32. Hash-then-encrypt is a PRF while inputs' hashes don't
+//! collide; two different inputs of up to n blocks collide with a chance of n / 2¹²⁸, and what is hashed here is short.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use subtle::ConstantTimeEq;
 
 use super::Secret;
-use super::kernel::{Block, Path, Polyval};
+use super::kernel::{Block, Kernel, Polyval};
 use crate::units::{SECTOR_LEN, SectorNo};
 
 /// A PRF under one subkey.
@@ -24,15 +24,15 @@ pub struct Prf {
 impl Prf {
     /// The PRF of a subkey: 16 bytes for POLYVAL, 32 for AES.
     pub fn new(subkey: &Secret<48>) -> Self {
-        Self::on(Path::Fastest, subkey)
+        Self::on(Kernel::Fastest, subkey)
     }
 
-    /// As [`Prf::new`], on a path of the caller's choice.
-    pub fn on(path: Path, subkey: &Secret<48>) -> Self {
+    /// As [`Prf::new`], on kernels of the caller's choice.
+    pub fn on(kernel: Kernel, subkey: &Secret<48>) -> Self {
         let (hash_key, block_key) = subkey.expose().split_at(16);
         let hash_key = hash_key.try_into().expect("48 bytes begin with 16");
         let aes = Aes256::new_from_slice(block_key).expect("48 bytes end with 32");
-        Self { polyval: Polyval::new(path, hash_key), aes: Box::new(aes) }
+        Self { polyval: Polyval::new(kernel, hash_key), aes: Box::new(aes) }
     }
 
     /// The MAC of the parts' concatenation. How it is cut into parts does not matter.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use aes::cipher::inout::InOutBuf;
 use subtle::ConstantTimeEq;
 
-use super::kernel::{Direction, Path, Xts};
+use super::kernel::{Direction, Kernel, Xts};
 use super::{CryptoError, Secret};
 use crate::units::{SECTOR_LEN, SectorNo};
 
@@ -51,16 +51,16 @@ pub struct SectorCipher {
 impl SectorCipher {
     /// The cipher of a key: Key1 (data) is its first half, Key2 (tweaks) its second. Equal halves are refused.
     pub fn new(key: &Secret<64>) -> Result<Self, CryptoError> {
-        Self::on(Path::Fastest, key)
+        Self::on(Kernel::Fastest, key)
     }
 
-    /// As [`SectorCipher::new`], on a path of the caller's choice.
-    pub fn on(path: Path, key: &Secret<64>) -> Result<Self, CryptoError> {
+    /// As [`SectorCipher::new`], on kernels of the caller's choice.
+    pub fn on(kernel: Kernel, key: &Secret<64>) -> Result<Self, CryptoError> {
         let (halves, _) = key.expose().as_chunks::<32>();
         if halves[0].ct_eq(&halves[1]).into() {
             return Err(CryptoError::EqualKeys);
         }
-        Ok(Self { xts: Xts::new(path, &halves[0], &halves[1]) })
+        Ok(Self { xts: Xts::new(kernel, &halves[0], &halves[1]) })
     }
 
     /// Encrypts `plain` into `out`, of the same length.

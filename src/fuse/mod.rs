@@ -1,8 +1,24 @@
 //! The mount: names, attributes, requests. It translates and decides nothing: every answer comes from an [`Export`].
 //! Nothing of fuser's types leaves this room.
+//!
+//! What it keeps to:
+//! - A request is answered on the thread that read it; data goes through one buffer a thread; nothing is allocated for a read or write.
+//! - Names are asked for anew each time (no caching of entries or attributes), since entries come and go at any time.
+//! - A panic behind the [`Export`] is EIO to the one who asked, and the mount goes on.
+//! - Ranges are cut to the disk's size here, so that a [`Disk`] never sees one that leaves it.
+//!
+//! Callers: `cli` and `daemon` mount; `volume` implements [`Export`] and [`Disk`].
 
 use std::sync::Arc;
 
+mod attributes; // what stat shows
+mod errno; // one table of refusals
+mod handles; // open files and folders
+mod names; // inode numbers
+mod session; // mount, serve, unmount
+mod tree; // the requests
+
+pub use session::{Cache, MountError, Mounted, Options, mount, mounts, unmount};
 /// An errno as the kernel wants it (`libc::EIO`, …).
 pub type Errno = i32;
 

@@ -1,3 +1,11 @@
-//! See the head of each file.
+//! The few calls to the system that need `unsafe`, and the order in which files are made durable.
+//!
+//! Owns mounts, loop devices, mappings, process hygiene and crash-safe file replacement. Knows nothing of regions,
+//! layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate but the cipher kernels
+//! may.
 
 pub mod crashsafe;
+pub mod loopdev;
+pub mod mapping;
+pub mod mount;
+pub mod process;

@@ -16,28 +16,28 @@ mod xts_portable;
 /// A block of AES and of POLYVAL.
 pub(super) type Block = [u8; 16];
 
-/// Which path keys are built for.
+/// Which kernels keys are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum Kernel {
     /// The wide path where the processor has it, else the portable one.
     Fastest,
     /// Always the portable path: for tests, benches and doubts about a processor.
     Portable,
 }
 
-impl Path {
-    fn is_wide(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let has = std::is_x86_feature_detected!("avx512f")
-            && std::is_x86_feature_detected!("avx512bw")
-            && std::is_x86_feature_detected!("vaes")
-            && std::is_x86_feature_detected!("vpclmulqdq")
-            && std::is_x86_feature_detected!("aes")
-            && std::is_x86_feature_detected!("pclmulqdq");
-        #[cfg(not(target_arch = "x86_64"))]
-        let has = false;
-        self == Self::Fastest && has
-    }
+/// Whether this processor has all that the wide path uses.
+#[cfg(any(test, target_arch = "x86_64"))]
+fn has_wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("vaes")
+        && std::is_x86_feature_detected!("vpclmulqdq")
+        && std::is_x86_feature_detected!("aes")
+        && std::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has
 }
 
 /// Which way a sector goes.
@@ -58,12 +58,12 @@ pub(super) enum Xts {
 pub(super) const UNIT_STEP: usize = 256;
 
 impl Xts {
-    pub(super) fn new(path: Path, data_key: &[u8; 32], tweak_key: &[u8; 32]) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if path.is_wide() {
-            return Self::Wide(xts_avx512::Xts::new(data_key, tweak_key));
+    pub(super) fn new(kernel: Kernel, data_key: &[u8; 32], tweak_key: &[u8; 32]) -> Self {
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Fastest if has_wide() => Self::Wide(xts_avx512::Xts::new(data_key, tweak_key)),
+            _ => Self::Portable(Box::new(xts_portable::Xts::new(data_key, tweak_key))),
         }
-        Self::Portable(Box::new(xts_portable::Xts::new(data_key, tweak_key)))
     }
 
     /// Consecutive data units of `unit_len` bytes, of numbers from `first`; a unit's number is its tweak.
@@ -92,12 +92,12 @@ pub(super) enum Polyval {
 }
 
 impl Polyval {
-    pub(super) fn new(path: Path, key: &Block) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if path.is_wide() {
-            return Self::Wide(polyval_avx512::Polyval::new(key));
+    pub(super) fn new(kernel: Kernel, key: &Block) -> Self {
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Fastest if has_wide() => Self::Wide(polyval_avx512::Polyval::new(key)),
+            _ => Self::Portable(Box::new(polyval_portable::Polyval::new(key))),
         }
-        Self::Portable(Box::new(polyval_portable::Polyval::new(key)))
     }
 
     /// The hash of what `hash` is the hash of, and these blocks after it. The hash of nothing is zero.

@@ -11,9 +11,10 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::Block;
+use super::{Block, has_wide};
 
-/// Blocks in a step. Measured, a whole tag of 4 KiB: 16 blocks 250 ns, 64 blocks less, more gains nothing.
+/// Blocks in a step. Measured on a Zen 5 server, the tag of a sector: 228 ns with steps of 16 blocks, 173 ns with 32,
+/// 168 ns with 64, and the same with 256.
 const STEP: usize = 64;
 /// Blocks in a vector.
 const LANES: usize = 4;
@@ -32,11 +33,11 @@ impl Drop for Polyval {
 }
 
 impl Polyval {
-    /// Only to be called where the processor has what [`super::Path`] asks for: that makes a `Polyval` the proof of
-    /// it.
+    /// Panics where the processor lacks the wide path: to hold one of these is the proof that it has it.
     pub(super) fn new(key: &Block) -> Box<Self> {
+        assert!(has_wide(), "this processor lacks the wide path");
         let mut polyval = Box::new(Self { powers: [[0; 16]; STEP] });
-        // SAFETY: the processor has PCLMULQDQ, as the caller found out.
+        // SAFETY: that includes PCLMULQDQ.
         unsafe { fill_powers(key, &mut polyval.powers) };
         polyval
     }

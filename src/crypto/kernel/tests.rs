@@ -5,11 +5,11 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use super::*;
 
 /// Whether this machine can show anything of the wide path; said once, so that a green run is not misread.
-fn paths() -> Vec<Path> {
-    if !Path::Fastest.is_wide() {
+fn paths() -> Vec<Kernel> {
+    if !has_wide() {
         eprintln!("this processor lacks the wide path: only the portable one is tested");
     }
-    vec![Path::Fastest, Path::Portable]
+    vec![Kernel::Fastest, Kernel::Portable]
 }
 
 fn bytes_of_hex(hex: &str) -> Vec<u8> {
@@ -47,7 +47,7 @@ const VECTORS_11_TO_14: [(u64, &str); 4] = [
     (0xff_ffff_ffff, "64497e5a831e4a932c09be3e5393376daa599548b816031d224bbf50a818ed23"),
 ];
 
-fn ieee_xts(path: Path) -> Xts {
+fn ieee_xts(path: Kernel) -> Xts {
     Xts::new(path, &bytes_of_hex(KEY1).try_into().unwrap(), &bytes_of_hex(KEY2).try_into().unwrap())
 }
 
@@ -77,8 +77,8 @@ fn both_paths_of_xts_agree() {
             let (wide, portable) = {
                 let (data_key, tweak_key) = (rng.random(), rng.random());
                 (
-                    Xts::new(Path::Fastest, &data_key, &tweak_key),
-                    Xts::new(Path::Portable, &data_key, &tweak_key),
+                    Xts::new(Kernel::Fastest, &data_key, &tweak_key),
+                    Xts::new(Kernel::Portable, &data_key, &tweak_key),
                 )
             };
             let mut source = vec![0; unit_len * count];
@@ -120,7 +120,7 @@ fn polyval_gives_the_vector_of_rfc_8452() {
 fn both_paths_of_polyval_agree() {
     let mut rng = StdRng::seed_from_u64(2);
     let key = rng.random();
-    let (wide, portable) = (Polyval::new(Path::Fastest, &key), Polyval::new(Path::Portable, &key));
+    let (wide, portable) = (Polyval::new(Kernel::Fastest, &key), Polyval::new(Kernel::Portable, &key));
     for len in 0..=260 {
         let blocks: Vec<Block> = (0..len).map(|_| rng.random()).collect();
         let begin = rng.random();

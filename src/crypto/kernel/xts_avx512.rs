@@ -11,7 +11,7 @@ use core::arch::x86_64::*;
 use aes::cipher::inout::InOutBuf;
 use zeroize::Zeroize;
 
-use super::{Block, Direction, UNIT_STEP};
+use super::{Block, Direction, UNIT_STEP, has_wide};
 
 /// AES-256 has fourteen rounds and a whitening key (FIPS 197).
 type Schedule = [Block; 15];
@@ -39,11 +39,12 @@ const VECTOR_LEN: usize = 64;
 const _: () = assert!(VECTORS * VECTOR_LEN == UNIT_STEP);
 
 impl Xts {
-    /// Only to be called where the processor has what [`super::Path`] asks for: that makes an `Xts` the proof of it.
+    /// Panics where the processor lacks the wide path: to hold one of these is the proof that it has it.
     pub(super) fn new(data_key: &[u8; 32], tweak_key: &[u8; 32]) -> Box<Self> {
+        assert!(has_wide(), "this processor lacks the wide path");
         let empty = [[0; 16]; 15];
         let mut xts = Box::new(Self { encrypt: empty, decrypt: empty, tweak: empty });
-        // SAFETY: the processor has AES instructions, as the caller found out.
+        // SAFETY: that includes AES instructions.
         unsafe {
             expand(data_key, &mut xts.encrypt);
             expand(tweak_key, &mut xts.tweak);

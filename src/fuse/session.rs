@@ -1,0 +1,316 @@
+//! From an [`Export`] to a served mount point, and back.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Session, SessionACL};
+use parking_lot::{Condvar, Mutex};
+use thiserror::Error;
+
+use super::Export;
+use super::tree::Tree;
+use crate::sys;
+use crate::sys::mount::{MountRequest, MountedAt};
+
+/// Whether the kernel keeps pages of the files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// No: each request reaches the server, and writers run in parallel.
+    #[default]
+    None,
+    /// Yes: small buffered reads are faster, writers of one volume go one at a time.
+    Kernel,
+}
+
+/// How to mount and serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Threads that read requests and answer them.
+    pub threads: usize,
+    /// A descriptor of its own for each thread. Slower where measured: eight readers on one descriptor beat four on their own.
+    pub clone_descriptor: bool,
+    /// Whether the kernel keeps pages.
+    pub cache: Cache,
+    /// Nothing can be written.
+    pub read_only: bool,
+    /// Root may use a user's mount, as `attach` needs; other users are still refused.
+    pub allow_other: bool,
+    /// What `mount` lists as the source, such as the region's name.
+    pub source: String,
+    /// Asynchronous requests the kernel may have under way.
+    pub max_background: u16,
+    /// Read-ahead of cached files, where it may be set.
+    pub read_ahead_kib: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: 8,
+            clone_descriptor: false,
+            cache: Cache::None,
+            read_only: false,
+            allow_other: false,
+            source: "terrane".to_owned(),
+            max_background: 128,
+            read_ahead_kib: 1024,
+        }
+    }
+}
+
+/// Why a mount could not be made or ended.
+#[derive(Debug, Error)]
+pub enum MountError {
+    /// The mount point does not exist.
+    #[error("{} does not exist; make it first: mkdir {}", .0.display(), .0.display())]
+    NoSuchFolder(PathBuf),
+    /// The mount point is no folder.
+    #[error("{} is not a directory", .0.display())]
+    NotAFolder(PathBuf),
+    /// The mount point holds files, which would be hidden.
+    #[error("{} is not empty, and a mount would hide what is in it; choose an empty directory", .0.display())]
+    NotEmpty(PathBuf),
+    /// A terrane mount is there and alive.
+    #[error("{} is already mounted (from {region})", path.display())]
+    AlreadyMounted {
+        /// The mount point.
+        path: PathBuf,
+        /// The source it was mounted with.
+        region: String,
+    },
+    /// A mount is there whose server is gone.
+    #[error("{} is a dead mount whose server has ended; clear it with: terrane unmount {}", .0.display(), .0.display())]
+    Dead(PathBuf),
+    /// Something else is mounted over it.
+    #[error("{} is covered by another mount ({kind}); unmount that first", path.display())]
+    Covered {
+        /// The mount point.
+        path: PathBuf,
+        /// The type of what is there.
+        kind: String,
+    },
+    /// Unmounted here, yet another mount namespace still holds it.
+    #[error("{} is unmounted here, but still in use by another mount namespace (a container?)", .0.display())]
+    HeldElsewhere(PathBuf),
+    /// Serving failed.
+    #[error("serving the mount failed: {0}")]
+    Serving(io::Error),
+    /// The mount point could not be looked at.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The mount point.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Mounting or unmounting itself failed.
+    #[error(transparent)]
+    System(#[from] sys::mount::MountError),
+}
+
+impl MountError {
+    /// Whether something below the mount point is in use (exit 5).
+    pub fn is_busy(&self) -> bool {
+        matches!(
+            self,
+            Self::System(sys::mount::MountError::Busy(_))
+                | Self::HeldElsewhere(_)
+                | Self::AlreadyMounted { .. }
+        )
+    }
+}
+
+/// Mounts `export` at `at` and serves it until [`Mounted::unmount`] or an outside `umount`. Returns once the mount answers.
+pub fn mount(export: Arc<dyn Export>, at: &Path, options: &Options) -> Result<Mounted, MountError> {
+    let path = usable_mount_point(at)?;
+    let request = MountRequest {
+        source: &options.source,
+        allow_other: options.allow_other,
+        read_only: options.read_only,
+    };
+    let channel = sys::mount::mount(&path, &request)?;
+    let served = serve(Tree::new(export, options), channel, options).and_then(|state| {
+        fs::metadata(&path)?; // the first answer
+        Ok(state)
+    });
+    let state = match served {
+        Ok(state) => state,
+        Err(source) => {
+            let _ = sys::mount::unmount(&path, true);
+            return Err(MountError::Serving(source));
+        }
+    };
+    let device = match sys::mount::mounted_at(&path) {
+        Ok(Some(mount)) => mount.device,
+        Ok(None) | Err(_) => (0, 0),
+    };
+    if options.cache == Cache::Kernel {
+        // Only root may; without it buffered reads come in pieces of 128 KiB.
+        let _ = sys::mount::raise_read_ahead(device, options.read_ahead_kib);
+    }
+    Ok(Mounted { path, device, state })
+}
+
+/// Unmounts whatever terrane mount is at `at`, from any process; a dead one too. Who serves it ends by itself.
+pub fn unmount(at: &Path) -> Result<(), MountError> {
+    let path = resolve(at)?;
+    match find_mount(&path)? {
+        None => Err(sys::mount::MountError::NotMounted(path).into()),
+        Some(mount) if !mount.is_ours() => Err(MountError::Covered { path, kind: mount.kind }),
+        Some(_) => Ok(sys::mount::unmount(&path, is_dead(&path))?),
+    }
+}
+
+/// All terrane mounts this process sees, and whether each is dead.
+pub fn mounts() -> io::Result<Vec<(MountedAt, bool)>> {
+    let ours = sys::mount::mounts()?.into_iter().filter(MountedAt::is_ours);
+    Ok(ours.map(|mount| (is_dead(&mount.path), mount)).map(|(dead, mount)| (mount, dead)).collect())
+}
+
+/// A mount being served by threads of this process. Dropping it unmounts, by force if need be.
+pub struct Mounted {
+    path: PathBuf,
+    device: (u32, u32),
+    state: Arc<State>,
+}
+
+/// How the serving threads stand.
+#[derive(Default)]
+struct State {
+    ended: Mutex<Option<Result<(), String>>>,
+    changed: Condvar,
+}
+
+impl Mounted {
+    /// How long a mount without users may take to end after it was unmounted.
+    const END_TIME: Duration = Duration::from_secs(10);
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its device number (major, minor), as in `st_dev` of its files.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    /// Waits until the mount has ended, by whomever, and every disk is closed.
+    pub fn wait(&self) -> Result<(), MountError> {
+        let mut ended = self.state.ended.lock();
+        while ended.is_none() {
+            self.state.changed.wait(&mut ended);
+        }
+        let result = ended.clone();
+        drop(ended);
+        self.clear();
+        match result {
+            Some(Err(words)) => Err(MountError::Serving(io::Error::other(words))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Unmounts and waits until every disk is closed. Refused while a file of it is open, and then serves on.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        if self.state.ended.lock().is_some() {
+            return self.wait();
+        }
+        match find_mount(&self.path)? {
+            Some(mount) if mount.device == self.device => sys::mount::unmount(&self.path, false)?,
+            Some(mount) => return Err(MountError::Covered { path: self.path.clone(), kind: mount.kind }),
+            None => {} // unmounted from outside just now
+        }
+        if !self.ends_within(Self::END_TIME) {
+            return Err(MountError::HeldElsewhere(self.path.clone()));
+        }
+        self.wait()
+    }
+
+    fn ends_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut ended = self.state.ended.lock();
+        while ended.is_none() {
+            if self.state.changed.wait_until(&mut ended, until).timed_out() {
+                return ended.is_some();
+            }
+        }
+        true
+    }
+
+    /// After an abort of the connection the server is gone and the mount point is still taken.
+    fn clear(&self) {
+        if let Ok(Some(mount)) = find_mount(&self.path)
+            && mount.device == self.device
+        {
+            let _ = sys::mount::unmount(&self.path, true);
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.state.ended.lock().is_some() || self.unmount().is_ok() {
+            return;
+        }
+        self.clear();
+        self.ends_within(Duration::from_secs(1));
+    }
+}
+
+fn serve(tree: Tree, channel: std::os::fd::OwnedFd, options: &Options) -> io::Result<Arc<State>> {
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.max(1));
+    config.clone_fd = options.clone_descriptor;
+    // The library's own check refuses a loop device's requests, which come as root. The kernel lets nobody else in
+    // without allow_other, and with it we check at open.
+    let session = Session::from_fd(tree, channel, SessionACL::All, config)?;
+    let state = Arc::new(State::default());
+    let ours = Arc::clone(&state);
+    thread::Builder::new().name("terrane-mount".to_owned()).spawn(move || {
+        let result = session.run().map_err(|error| error.to_string());
+        *ours.ended.lock() = Some(result);
+        ours.changed.notify_all();
+    })?;
+    Ok(state)
+}
+
+fn usable_mount_point(at: &Path) -> Result<PathBuf, MountError> {
+    let path = resolve(at)?;
+    if is_dead(&path) {
+        return Err(MountError::Dead(path));
+    }
+    if let Some(mount) = find_mount(&path)?
+        && mount.is_ours()
+    {
+        return Err(MountError::AlreadyMounted { path, region: mount.source.to_string_lossy().into_owned() });
+    }
+    let meta = fs::metadata(&path).map_err(|source| MountError::Io { path: path.clone(), source })?;
+    if !meta.is_dir() {
+        return Err(MountError::NotAFolder(path));
+    }
+    let mut inside = fs::read_dir(&path).map_err(|source| MountError::Io { path: path.clone(), source })?;
+    if inside.next().is_some() {
+        return Err(MountError::NotEmpty(path));
+    }
+    Ok(path)
+}
+
+fn resolve(at: &Path) -> Result<PathBuf, MountError> {
+    sys::mount::resolve_mount_point(at).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoSuchFolder(at.into()),
+        _ => MountError::Io { path: at.into(), source },
+    })
+}
+
+fn find_mount(path: &Path) -> Result<Option<MountedAt>, MountError> {
+    sys::mount::mounted_at(path).map_err(|source| MountError::Io { path: path.into(), source })
+}
+
+/// A FUSE mount whose server has gone answers everything with ENOTCONN.
+fn is_dead(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+}

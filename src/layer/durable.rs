@@ -1,0 +1,292 @@
+//! Making it durable: flush, checkpoint, seal. Each order below is numbered with what a wrong one loses.
+
+use std::sync::atomic::Ordering;
+
+use parking_lot::MutexGuard;
+
+use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, FLAG_SEALED, Superblock};
+use super::engine::Layer;
+use super::error::{LayerError, Result};
+use super::log::Log;
+use super::tree::Leaf;
+use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
+
+/// Bytes of unflushed slots after which a flush is due, so that recovery's check stays short [6].
+pub const UNFLUSHED_MAX: u64 = 256 << 20;
+
+/// A sealed layer's superblock: what header and catalog keep, so that an older one is noticed [15].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedMark {
+    /// Its generation.
+    pub generation: u64,
+    /// Its MAC.
+    pub mac: [u8; 16],
+}
+
+/// The log's lock, held so that the layer (and others, in the order of their ids) can be ended at one moment [14].
+pub struct SealGuard<'a> {
+    layer: &'a Layer,
+    log: MutexGuard<'a, Log>,
+}
+
+impl SealGuard<'_> {
+    /// Appends *end*: from here on writes belong to the next layer.
+    pub fn end(&mut self) -> Result<()> {
+        let ended = self.log.end();
+        if ended.is_err() {
+            self.log.latched = true;
+        }
+        ended
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &Layer {
+        self.layer
+    }
+}
+
+impl Layer {
+    /// Everything answered so far is durable when this returns [6]. Concurrent calls share a sync.
+    pub fn flush(&self) -> Result<()> {
+        let want = {
+            let log = self.log.lock();
+            if log.latched {
+                return Err(LayerError::Latched);
+            }
+            log.newest
+        };
+        let _one = self.flushing.lock();
+        loop {
+            let mut log = self.log.lock();
+            if log.latched {
+                return Err(LayerError::Latched);
+            }
+            if log.confirmed >= want {
+                return Ok(());
+            }
+            let Some(upto) = self.append_mark(&mut log)? else {
+                drop(log);
+                self.checkpoint_closed()?;
+                continue;
+            };
+            drop(log);
+            self.sync_data()?;
+            return self.confirm(upto);
+        }
+    }
+
+    /// Appends the mark a flush covers; `None` where both halves are full. An ended layer's *end* is its mark.
+    fn append_mark(&self, log: &mut Log) -> Result<Option<u64>> {
+        if log.ended.is_some() {
+            return Ok(log.ended);
+        }
+        if !log.has_room(BARE_RECORD_LEN, 0) {
+            if !log.other_free {
+                return Ok(None);
+            }
+            self.close_half(log)?;
+        }
+        let seq = log.mark()?;
+        let superseded = std::mem::take(&mut log.superseded);
+        log.marked.extend(superseded);
+        Ok(Some(seq))
+    }
+
+    /// A mark's sync has returned: say so, and free what the mark before it confirmed. (Freed now, a slot of this
+    /// mark could be written while the disk still lacks the record that confirms it: recovery would check it and cut.)
+    fn confirm(&self, upto: u64) -> Result<()> {
+        let mut log = self.log.lock();
+        log.confirmed = log.confirmed.max(upto);
+        let marked = std::mem::take(&mut log.marked);
+        let free = std::mem::replace(&mut log.confirmed_unsaid, marked);
+        self.slots.give_back(&free);
+        log.done()
+    }
+
+    fn sync_data(&self) -> Result<()> {
+        self.latch(self.data.sync().map_err(LayerError::io("syncing a layer")))
+    }
+
+    /// Latches the layer if `result` is an error [8].
+    fn latch<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.log.lock().latched = true;
+        }
+        result
+    }
+
+    /// Whether something answered is not durable yet.
+    pub fn needs_flush(&self) -> bool {
+        let log = self.log.lock();
+        !log.latched && log.confirmed < log.newest
+    }
+
+    /// Bytes written since the last mark.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.log.lock().unflushed_bytes
+    }
+
+    /// Whether a closed half waits for its checkpoint.
+    pub fn needs_checkpoint(&self) -> bool {
+        let log = self.log.lock();
+        !log.latched && log.closed.is_some()
+    }
+
+    /// Brings a closed half into the map, if one waits [10].
+    pub fn checkpoint_closed(&self) -> Result<()> {
+        let mut current = self.superblock.lock();
+        self.checkpoint_into(&mut current, 0)
+    }
+
+    /// Brings everything into the map.
+    pub fn checkpoint(&self) -> Result<()> {
+        self.checkpoint_all(0)
+    }
+
+    /// Flushes, brings everything into the map and says that the layer was closed in order.
+    pub fn close(&self) -> Result<()> {
+        self.flush()?;
+        self.checkpoint_all(FLAG_CLEAN)
+    }
+
+    fn checkpoint_all(&self, flags: u32) -> Result<()> {
+        let mut current = self.superblock.lock();
+        self.checkpoint_into(&mut current, 0)?;
+        {
+            let mut log = self.log.lock();
+            if log.latched {
+                return Err(LayerError::Latched);
+            }
+            if log.ended.is_some() || self.sealed.load(Ordering::Acquire) || log.is_empty() && flags == 0 {
+                return Ok(());
+            }
+            self.close_half(&mut log)?;
+        }
+        self.checkpoint_into(&mut current, flags)
+    }
+
+    fn checkpoint_into(&self, current: &mut (Superblock, [u8; 16]), flags: u32) -> Result<()> {
+        {
+            let log = self.log.lock();
+            if log.latched {
+                return Err(LayerError::Latched);
+            }
+            if log.closed.is_none() {
+                return Ok(());
+            }
+        }
+        let done = self.write_checkpoint(current, flags);
+        self.latch(done)
+    }
+
+    fn write_checkpoint(&self, current: &mut (Superblock, [u8; 16]), flags: u32) -> Result<()> {
+        let (next, seq, data_sectors) = {
+            let log = self.log.lock();
+            let closed = log.closed.as_ref().expect("asked before, and only a checkpoint takes it");
+            (closed.next, closed.seq, closed.data_sectors)
+        };
+        let io = LayerError::io;
+        // 1. Slots before the map that names them: else entries name data that never came.
+        self.data.sync().map_err(io("syncing a layer"))?;
+        // 2. Pages, each to the place not in use: else a torn one takes its chunk with it.
+        let top = self.tree.write_frozen(&self.overlay)?;
+        // 3. Pages before the superblock that names them: else a lost page write leaves an old page.
+        self.map.sync().map_err(io("syncing a map"))?;
+        // 4. The superblock, to the place of the one before the last.
+        let sb = Superblock {
+            flags,
+            generation: current.0.generation + 1,
+            size_bytes: self.size_bytes,
+            log: next,
+            slots_high: self.slots.high(),
+            data_sectors,
+            top,
+        };
+        let (bytes, mac) = sb.to_bytes(self.id, self.keys.superblock());
+        self.data.write_at(&bytes, Superblock::offset(sb.generation)).map_err(io("writing a superblock"))?;
+        // 5. Durable before the half is used again: else the old superblock lists records that are gone.
+        self.data.sync().map_err(io("syncing a layer"))?;
+        *current = (sb, mac);
+        // 6. Roots before the entries they replace go: a reader asks in the other order.
+        let mut log = self.log.lock();
+        self.tree.publish(top);
+        self.overlay.thaw();
+        log.checkpoints += 1;
+        log.other_free = true;
+        log.confirmed = log.confirmed.max(seq);
+        if let Some(closed) = log.closed.take() {
+            self.slots.give_back(&closed.superseded);
+        }
+        Ok(())
+    }
+
+    /// Takes the log's lock for a seal; refused where the layer takes no writes.
+    pub fn lock_for_seal(&self) -> Result<SealGuard<'_>> {
+        let log = self.log.lock();
+        if log.latched {
+            return Err(LayerError::Latched);
+        }
+        if log.ended.is_some() || self.sealed.load(Ordering::Acquire) {
+            return Err(LayerError::Ended);
+        }
+        Ok(SealGuard { layer: self, log })
+    }
+
+    /// Brings an ended layer's log into its map for good, and gives its free slots back: they hold older versions [15].
+    pub fn finish_seal(&self) -> Result<SealedMark> {
+        let mut current = self.superblock.lock();
+        if !self.sealed.load(Ordering::Acquire) {
+            self.checkpoint_into(&mut current, 0)?;
+            {
+                let mut log = self.log.lock();
+                if log.ended.is_none() {
+                    return Err(LayerError::corrupted("a layer to be sealed", "an end record", "none"));
+                }
+                log.close_ended();
+                self.overlay.freeze();
+            }
+            self.checkpoint_into(&mut current, FLAG_SEALED)?;
+            self.sealed.store(true, Ordering::Release);
+            self.punch_sealed();
+        }
+        let (sb, mac) = &*current;
+        Ok(SealedMark { generation: sb.generation, mac: *mac })
+    }
+
+    /// Best effort: what is not given back costs space only.
+    fn punch_sealed(&self) {
+        if let Err(e) = self.learn_free_slots() {
+            tracing::warn!(layer = %self.id, error = %e, "free space of a sealed layer is kept");
+            return;
+        }
+        let runs = self.slots.take_all_punchable();
+        self.punch(runs);
+    }
+
+    /// Finds the free slots below those this process has taken [17]. Writes and checkpoints go on meanwhile.
+    pub fn learn_free_slots(&self) -> Result<()> {
+        let end = self.slots.unknown_below();
+        if end == 0 {
+            return Ok(());
+        }
+        let mut used = vec![0u64; end.div_ceil(64) as usize];
+        let mut mark = |slot: SlotNo| {
+            if slot.0 < end {
+                used[slot.0 as usize / 64] |= 1 << (slot.0 % 64);
+            }
+        };
+        let chunks = self.sectors().div_ceil(CHUNK_SECTORS);
+        let mut at = 0;
+        while let Some(chunk) = self.tree.next_present(at..chunks)? {
+            if let Leaf::Page(page) = self.tree.leaf(ChunkNo(chunk))? {
+                page.entries().iter().filter_map(|e| e.slot()).for_each(&mut mark);
+            }
+            at = chunk + 1;
+        }
+        // Under the lock every slot is named by the map, waiting, or freed and told so.
+        let log = self.log.lock();
+        log.waiting().for_each(&mut mark);
+        self.slots.learn(&used);
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! The log: what was answered, in order. Everything here happens under the layer's one short lock.
+//!
+//! Two halves alternate; each record names the MAC of the one before, so nothing can be left out, put in or moved.
+
+use std::sync::Arc;
+
+use super::bytes::{BARE_RECORD_LEN, HALF_BYTES, Kind, LOG_OFFSET, LogStart, RecordBuffer};
+use super::error::{LayerError, Result};
+use super::store::Store;
+use crate::crypto::LayerKeys;
+use crate::units::SlotNo;
+
+/// Durable blocks are never written again: after a mark the log goes on in a new one.
+pub const BLOCK: u64 = 4096;
+/// Entries after which a half is closed even if it has room.
+pub const HALF_ENTRIES_MAX: u64 = 1 << 19;
+/// Room always kept in a half for a done, a mark with its padding, and a close or end.
+const RESERVE: u64 = 4 * BLOCK;
+/// Bytes of a half prepared at creation, and at a time afterwards.
+pub const FIRST_WINDOW: u64 = 256 << 10;
+const WINDOW: u64 = 1 << 20;
+
+/// The log's state; guarded by the layer's lock.
+pub struct Log {
+    store: Arc<dyn Store>,
+    keys: Arc<LayerKeys>,
+    /// Where the next record goes.
+    at: LogStart,
+    pos: u64,
+    /// Bytes of each half that can be appended to without fail.
+    prepared: [u64; 2],
+    /// Recovery appends behind a list that must stay as it is until the superblock moves on: by plain writes.
+    resuming: bool,
+    buffer: RecordBuffer,
+    /// Entries appended to this half.
+    pub entries: u64,
+    /// The other half may be used.
+    pub other_free: bool,
+    /// All records up to this seq are durable, and so is what they name.
+    pub confirmed: u64,
+    /// Seq of the newest record that changed something.
+    pub newest: u64,
+    /// The layer was sealed by the record of this seq.
+    pub ended: Option<u64>,
+    /// A write or sync failed: nothing more is promised.
+    pub latched: bool,
+    /// Slots superseded since the last mark.
+    pub superseded: Vec<SlotNo>,
+    /// Slots superseded before the mark whose sync is under way.
+    pub marked: Vec<SlotNo>,
+    /// Slots whose superseding record is confirmed, but no durable record says so yet: recovery would still check
+    /// them, and cut the list where they hold something newer.
+    pub confirmed_unsaid: Vec<SlotNo>,
+    /// Bytes of slots written since the last mark.
+    pub unflushed_bytes: u64,
+    /// Sectors in slots.
+    pub data_sectors: u64,
+    /// How often frozen entries went into the pages.
+    pub checkpoints: u64,
+    /// Where the records not yet in the map begin, while a half waits for its checkpoint.
+    pub closed: Option<Closed>,
+}
+
+/// What a checkpoint of a closed half needs to know.
+pub struct Closed {
+    /// Seq of the record that closed the half.
+    pub seq: u64,
+    /// Where the log went on.
+    pub next: LogStart,
+    /// Slots that are free once the checkpoint is durable.
+    pub superseded: Vec<SlotNo>,
+    /// Sectors in slots at that record.
+    pub data_sectors: u64,
+}
+
+impl Log {
+    /// An empty log that begins at `start`.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Arc<LayerKeys>,
+        start: LogStart,
+        prepared: [u64; 2],
+        data_sectors: u64,
+    ) -> Self {
+        Self {
+            store,
+            keys,
+            at: start,
+            pos: 0,
+            prepared,
+            resuming: false,
+            buffer: RecordBuffer::default(),
+            entries: 0,
+            other_free: true,
+            confirmed: start.seq - 1,
+            newest: start.seq - 1,
+            ended: None,
+            latched: false,
+            superseded: Vec::new(),
+            marked: Vec::new(),
+            confirmed_unsaid: Vec::new(),
+            unflushed_bytes: 0,
+            data_sectors,
+            checkpoints: 0,
+            closed: None,
+        }
+    }
+
+    /// Seq of the newest record.
+    pub fn last_seq(&self) -> u64 {
+        self.at.seq - 1
+    }
+
+    /// Whether nothing was recorded in this half.
+    pub fn is_empty(&self) -> bool {
+        self.pos == 0
+    }
+
+    /// Whether a record of `len` bytes and `entries` fits in this half.
+    pub fn has_room(&self, len: usize, entries: u64) -> bool {
+        self.pos + len as u64 + RESERVE <= HALF_BYTES
+            && (self.entries == 0 || self.entries + entries <= HALF_ENTRIES_MAX)
+    }
+
+    /// Appends a record laid out before; its seq. The caller has asked [`Log::has_room`].
+    pub fn append(&mut self, record: &mut RecordBuffer) -> Result<u64> {
+        let len = record.len() as u64;
+        if !self.resuming {
+            self.prepare(self.pos + len)?;
+        }
+        let LogStart { half, epoch, seq, chain } = self.at;
+        let (bytes, mac) = record.finish(self.keys.log(), seq, epoch, self.confirmed, &chain);
+        let offset = LOG_OFFSET + half as u64 * HALF_BYTES + self.pos;
+        let appended = match self.resuming {
+            true => self.store.write_at(bytes, offset),
+            false => self.store.append(bytes, offset),
+        };
+        appended.map_err(LayerError::io("appending to the log"))?;
+        self.pos += len;
+        self.at.seq += 1;
+        self.at.chain = mac;
+        Ok(seq)
+    }
+
+    /// Appends a record without runs. The room for it is always kept.
+    fn append_bare(&mut self, kind: Kind) -> Result<u64> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.lay_out(kind, &[], &[]);
+        let seq = self.append(&mut buffer);
+        self.buffer = buffer;
+        seq
+    }
+
+    /// A mark: what stands before it is durable once a sync begun after it returns. The log goes on in a new block.
+    pub fn mark(&mut self) -> Result<u64> {
+        let seq = self.append_bare(Kind::Mark)?;
+        self.pos = self.pos.next_multiple_of(BLOCK);
+        self.unflushed_bytes = 0;
+        Ok(seq)
+    }
+
+    /// Says, without a sync, which mark is confirmed (rule 7). Left out where only the kept room is left.
+    pub fn done(&mut self) -> Result<()> {
+        if self.ended.is_none() && self.has_room(BARE_RECORD_LEN, 0) {
+            self.append_bare(Kind::Done)?;
+        }
+        Ok(())
+    }
+
+    /// Closes this half and goes on in the other, which must be free.
+    pub fn close(&mut self) -> Result<()> {
+        let seq = self.append_bare(Kind::Close)?;
+        self.resuming = false;
+        self.at.half = 1 - self.at.half;
+        self.at.epoch += 1;
+        self.pos = 0;
+        self.entries = 0;
+        self.other_free = false;
+        let superseded = self.take_superseded();
+        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors });
+        Ok(())
+    }
+
+    /// Seals the layer: the last record it ever gets.
+    pub fn end(&mut self) -> Result<()> {
+        self.newest = self.append_bare(Kind::End)?;
+        self.ended = Some(self.newest);
+        Ok(())
+    }
+
+    /// After *end*: nothing follows, so that the whole log goes into the map.
+    pub fn close_ended(&mut self) {
+        let seq = self.last_seq();
+        self.at = LogStart {
+            half: 1 - self.at.half,
+            epoch: self.at.epoch + 1,
+            seq: self.at.seq,
+            chain: crate::ids::LayerId::random().0,
+        };
+        let superseded = self.take_superseded();
+        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors });
+    }
+
+    /// Recovery: the list ended at `pos` before this record, and all of it is durable.
+    pub fn resume(&mut self, at: LogStart, pos: u64, ended: Option<u64>) {
+        self.at = at;
+        self.pos = pos;
+        self.confirmed = self.last_seq();
+        self.newest = self.confirmed;
+        self.ended = ended;
+        self.resuming = ended.is_none();
+    }
+
+    /// Recovery: the list ended with a close, whose checkpoint was cut.
+    pub fn reopen_closed(&mut self) {
+        self.resuming = false;
+        self.other_free = false;
+        self.closed = Some(Closed {
+            seq: self.last_seq(),
+            next: self.at,
+            superseded: Vec::new(),
+            data_sectors: self.data_sectors,
+        });
+    }
+
+    /// The slots that are free once everything recorded so far is in the map.
+    fn take_superseded(&mut self) -> Vec<SlotNo> {
+        let mut slots = std::mem::take(&mut self.superseded);
+        slots.append(&mut self.confirmed_unsaid);
+        slots
+    }
+
+    /// Slots that are not referred to any more and not free yet.
+    pub fn waiting(&self) -> impl Iterator<Item = SlotNo> + '_ {
+        let closed = self.closed.iter().flat_map(|c| &c.superseded);
+        self.superseded.iter().chain(&self.marked).chain(&self.confirmed_unsaid).chain(closed).copied()
+    }
+
+    /// Makes sure that the half can be appended to up to `end`.
+    fn prepare(&mut self, end: u64) -> Result<()> {
+        let half = self.at.half;
+        while self.prepared[half] < end {
+            let from = self.prepared[half];
+            let len = if from == 0 { FIRST_WINDOW } else { WINDOW.min(HALF_BYTES - from) };
+            let offset = LOG_OFFSET + half as u64 * HALF_BYTES + from;
+            self.store.prepare_log(offset, len).map_err(LayerError::io("preparing the log"))?;
+            self.prepared[half] = from + len;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,273 @@
+//! Opening: recovery of a layer that takes writes, and the plain opening of a sealed one.
+
+use std::ops::Range;
+
+use super::bytes::{
+    BARE_RECORD_LEN, HALF_BYTES, Kind, LOG_OFFSET, LogStart, Record, State, Superblock, slot_offset,
+};
+use super::durable::SealedMark;
+use super::engine::{Layer, Parts};
+use super::error::{LayerError, Result};
+use super::log::BLOCK;
+use crate::units::{SECTOR_LEN, SectorNo, by_chunk, sectors_of_bytes};
+
+/// What this machine last saw of a layer, kept beside the root key: an older state is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anchor {
+    /// A superblock of this generation was durable.
+    pub generation: u64,
+    /// The record of this seq, and all before, were durable.
+    pub confirmed: u64,
+}
+
+/// The records that follow from a superblock.
+struct List {
+    records: Vec<(Position, Record)>,
+    /// Where the list ends, and what a next record would name.
+    end: Position,
+    next: LogStart,
+    /// Both halves as read.
+    halves: [Vec<u8>; 2],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    half: usize,
+    pos: u64,
+}
+
+impl Layer {
+    /// Opens a layer that may take writes: its state is that of a prefix of the writes given, at least up to the last
+    /// flush that returned. Everything is in the map and a new epoch begun when this returns, unless it
+    /// [is ended](Layer::is_ended): then [`Layer::finish_seal`] is due. The caller holds the lock of the data file.
+    pub fn recover(parts: Parts, anchor: Option<Anchor>) -> Result<Self> {
+        // 2. What is only cached may never have been written: make it so, and read what the device holds.
+        for store in [&parts.data, &parts.map] {
+            store.sync().map_err(LayerError::io("syncing a layer"))?;
+            store.drop_cache().map_err(LayerError::io("reading a layer"))?;
+        }
+        // 3.
+        let found = read_superblocks(&parts)?;
+        let (sb, mac) = found.newest;
+        if let Some(anchor) = anchor
+            && sb.generation < anchor.generation
+        {
+            let expected = format!("generation {} or newer, as last seen by this machine", anchor.generation);
+            return Err(LayerError::corrupted(
+                format!("layer {}", parts.id),
+                expected,
+                format!("generation {}", sb.generation),
+            ));
+        }
+        if sb.is_sealed() {
+            return Ok(Self::assemble(parts, sb, mac, [0; 2]));
+        }
+        // 4, 5, 6.
+        let mut list = list_records(&parts, &sb)?;
+        let closes = list.records.iter().any(|(_, r)| matches!(r.kind, Kind::Close | Kind::End));
+        cut_at_first_lost(&parts, &mut list)?;
+        refuse_damage(&parts, &sb, &list, anchor)?;
+        if !found.other_is_valid && !closes {
+            let found = "a damaged one, and no log that explains it";
+            return Err(LayerError::corrupted("the other superblock", "a valid one", found));
+        }
+        // 7, 8.
+        let layer = Self::assemble(parts, sb, mac, [0; 2]);
+        layer.install_list(&list)?;
+        Ok(layer)
+    }
+
+    /// Opens a sealed layer: the superblock must be the one header and catalog name.
+    pub fn open_sealed(parts: Parts, mark: SealedMark) -> Result<Self> {
+        let found = read_superblocks(&parts)?;
+        let (sb, mac) = found.newest;
+        if !sb.is_sealed() || sb.generation != mark.generation || mac != mark.mac {
+            return Err(LayerError::corrupted(
+                format!("the superblock of sealed layer {}", parts.id),
+                format!("generation {}, sealed", mark.generation),
+                format!("generation {}, sealed: {}", sb.generation, sb.is_sealed()),
+            ));
+        }
+        Ok(Self::assemble(parts, sb, mac, [0; 2]))
+    }
+
+    fn install_list(&self, list: &List) -> Result<()> {
+        let named = list.records.iter().flat_map(|(_, r)| &r.runs).filter_map(|run| match run.state {
+            State::Data(slot) => Some(slot.0 + u64::from(run.count)),
+            State::Absent | State::Zero => None,
+        });
+        self.slots.raise(named.max().unwrap_or(0));
+        let mut log = self.log.lock();
+        for (_, record) in &list.records {
+            for run in record.entries().collect::<Vec<_>>().chunk_by(|a, b| a.0 + 1 == b.0) {
+                let mut done = 0;
+                for (chunk, index, len) in by_chunk(SectorNo(run[0].0), run.len() as u64) {
+                    let mut old = vec![super::bytes::Entry::ABSENT; len];
+                    self.entries(chunk, index, &mut old)?;
+                    self.install(&mut log, chunk, index, run[done..done + len].iter().map(|e| e.1), &old);
+                    done += len;
+                }
+            }
+        }
+        // The pass finds the superseded slots: they are below `slots_high`.
+        log.superseded.clear();
+        let last = list.records.last().map(|(_, r)| (r.kind, r.seq));
+        let ended = last.filter(|(kind, _)| *kind == Kind::End).map(|(_, seq)| seq);
+        log.resume(list.next, list.end.pos, ended);
+        if ended.is_some() {
+            return Ok(());
+        }
+        // A close, so that a cut in this checkpoint's superblock is not taken for rot [6].
+        match last {
+            Some((Kind::Close, _)) => {
+                log.reopen_closed();
+                self.overlay.freeze();
+            }
+            _ => self.close_half(&mut log)?,
+        }
+        drop(log);
+        self.checkpoint_closed()
+    }
+}
+
+struct Superblocks {
+    newest: (Superblock, [u8; 16]),
+    other_is_valid: bool,
+}
+
+fn read_superblocks(parts: &Parts) -> Result<Superblocks> {
+    let read = |place: u64| {
+        let mut bytes = [0; 4096];
+        parts.data.read_at(&mut bytes, place * 4096).map_err(LayerError::io("reading a superblock"))?;
+        let parsed = Superblock::parse(&bytes, parts.id, parts.keys.superblock());
+        parsed.and_then(|(sb, mac)| match sb.generation & 1 == place {
+            true => Ok((sb, mac)),
+            false => Err(LayerError::corrupted("a superblock", "its own place", "the other's")),
+        })
+    };
+    match (read(0), read(1)) {
+        (Ok(a), Ok(b)) => {
+            let newest = if a.0.generation > b.0.generation { a } else { b };
+            Ok(Superblocks { newest, other_is_valid: true })
+        }
+        (Ok(newest), Err(e)) | (Err(e), Ok(newest)) if e.is_corruption() => {
+            Ok(Superblocks { newest, other_is_valid: false })
+        }
+        (Err(e), _) | (_, Err(e)) => Err(e),
+    }
+}
+
+fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
+    let sectors = sectors_of_bytes(sb.size_bytes);
+    let read_half = |half: usize| {
+        let mut bytes = vec![0; HALF_BYTES as usize];
+        let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
+        parts.data.read_at(&mut bytes, offset).map_err(LayerError::io("reading the log")).map(|()| bytes)
+    };
+    let halves = [read_half(0)?, read_half(1)?];
+    let mut records = Vec::new();
+    let mut next = sb.log;
+    let mut end = Position { half: next.half, pos: 0 };
+    while let Some(record) = Record::parse(&halves[end.half][end.pos as usize..], parts.keys.log(), sectors) {
+        if (record.seq, record.epoch, record.chain) != (next.seq, next.epoch, next.chain) {
+            break;
+        }
+        let kind = record.kind;
+        next.seq += 1;
+        next.chain = record.mac;
+        let at = end;
+        end.pos += record.len as u64;
+        records.push((at, record));
+        match kind {
+            Kind::Mark => end.pos = end.pos.next_multiple_of(BLOCK),
+            // The other half holds at most one epoch beyond the superblock's.
+            Kind::Close if next.epoch == sb.log.epoch => {
+                end = Position { half: 1 - end.half, pos: 0 };
+                next.half = end.half;
+                next.epoch += 1;
+            }
+            Kind::Close => {
+                // Closed by a recovery that was cut.
+                next.half = 1 - end.half;
+                next.epoch += 1;
+                end = Position { half: next.half, pos: 0 };
+                break;
+            }
+            Kind::End => break,
+            Kind::Write | Kind::Done => {}
+        }
+    }
+    Ok(List { records, end, next, halves })
+}
+
+/// 5. Slots of records not known to be durable may be lost: the list is cut at the first, so that what remains is a
+/// prefix. (None of them was used again: a slot is free only once a durable record says that its successor is.)
+fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
+    let confirmed = list.records.iter().map(|(_, r)| r.confirmed).max().unwrap_or(0);
+    let mut buffer = Vec::new();
+    for i in 0..list.records.len() {
+        let (at, record) = &list.records[i];
+        if record.seq <= confirmed || slots_hold(parts, record, &mut buffer)? {
+            continue;
+        }
+        list.end = *at;
+        list.next = LogStart { half: at.half, epoch: record.epoch, seq: record.seq, chain: record.chain };
+        list.records.truncate(i);
+        break;
+    }
+    Ok(())
+}
+
+fn slots_hold(parts: &Parts, record: &Record, buffer: &mut Vec<u8>) -> Result<bool> {
+    let mut tags = record.tags.as_slice();
+    for run in &record.runs {
+        let State::Data(slot) = run.state else { continue };
+        let (run_tags, rest) = tags.split_at(run.count as usize);
+        tags = rest;
+        for (i, piece) in run_tags.chunks(256).enumerate() {
+            let first = i as u64 * 256;
+            buffer.resize(piece.len() * SECTOR_LEN, 0);
+            let slot = crate::units::SlotNo(slot.0 + first);
+            parts.data.read_at(buffer, slot_offset(slot)).map_err(LayerError::io("reading sectors"))?;
+            if parts.keys.check_sectors(SectorNo(run.sector + first), buffer, piece).is_err() {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// 6. Damage, not a cut: a record beyond the list's end, or the anchor, says that what is missing was durable.
+fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anchor>) -> Result<()> {
+    let lost = list.next.seq;
+    let damage = |by: String| {
+        let what = format!("record {lost} of the log of layer {}", parts.id);
+        Err(LayerError::corrupted(
+            what,
+            "a record that was flushed",
+            format!("none, though {by} confirms it"),
+        ))
+    };
+    if let Some(anchor) = anchor
+        && anchor.confirmed >= lost
+    {
+        return damage("what this machine last saw".into());
+    }
+    let sectors = sectors_of_bytes(sb.size_bytes);
+    let epochs: Range<u64> = sb.log.epoch..sb.log.epoch + 2;
+    for bytes in &list.halves {
+        for at in (0..bytes.len() - BARE_RECORD_LEN).step_by(8) {
+            if bytes[at..at + 4] != super::bytes::RECORD_MAGIC.to_le_bytes() {
+                continue;
+            }
+            if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
+                && epochs.contains(&record.epoch)
+                && record.seq >= lost
+                && record.confirmed >= lost
+            {
+                return damage(format!("record {}", record.seq));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,438 @@
+//! Which slots are free: fresh space at the end, freed slots still backed by the file system, and holes.
+//!
+//! Small writes take freed, backed slots near the ones they replace, or slots of a run zero-written ahead (an
+//! unwritten extent makes a synced write slower); larger ones take fresh runs, so that large reads stay one `pread`.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use parking_lot::Mutex;
+
+use super::bytes::SLOTS_MAX;
+use crate::units::SlotNo;
+
+/// Slots in a segment, the unit of bookkeeping (2 MiB).
+const SEGMENT: u64 = 512;
+/// Slots zero-written ahead for small writes (1 MiB).
+pub const AHEAD: u64 = 256;
+/// Writes of at most this many sectors are small (64 KiB).
+pub const SMALL_MAX: usize = 16;
+/// Free runs of at least this many slots are given back (64 KiB).
+const PUNCH_MIN: usize = 16;
+/// Segments looked at for a run before taking fresh space.
+const SEARCH_MAX: usize = 64;
+
+/// Free slots of a segment: `free`, and those of them that are holes.
+#[derive(Clone, Default)]
+struct Segment {
+    free: [u64; 8],
+    hole: [u64; 8],
+}
+
+fn bit(map: &[u64; 8], i: usize) -> bool {
+    map[i / 64] >> (i % 64) & 1 != 0
+}
+
+fn set(map: &mut [u64; 8], range: Range<usize>, to: bool) {
+    for i in range {
+        match to {
+            true => map[i / 64] |= 1 << (i % 64),
+            false => map[i / 64] &= !(1 << (i % 64)),
+        }
+    }
+}
+
+fn count(map: &[u64; 8]) -> u64 {
+    map.iter().map(|w| u64::from(w.count_ones())).sum()
+}
+
+impl Segment {
+    fn backed(&self) -> [u64; 8] {
+        std::array::from_fn(|i| self.free[i] & !self.hole[i])
+    }
+
+    /// The first run of `n` set bits.
+    fn run_of(map: &[u64; 8], n: usize) -> Option<usize> {
+        let mut len = 0;
+        for i in 0..SEGMENT as usize {
+            if i % 64 == 0 && map[i / 64] == 0 {
+                len = 0;
+                continue;
+            }
+            len = if bit(map, i) { len + 1 } else { 0 };
+            if len == n {
+                return Some(i + 1 - n);
+            }
+        }
+        None
+    }
+
+    /// Free runs worth punching: at least [`PUNCH_MIN`] long and not all holes.
+    fn to_punch(&self, min: usize) -> Vec<Range<usize>> {
+        let mut runs = Vec::new();
+        let mut start = None;
+        for i in 0..=SEGMENT as usize {
+            let free = i < SEGMENT as usize && bit(&self.free, i);
+            match (free, start) {
+                (true, None) => start = Some(i),
+                (false, Some(from)) => {
+                    if i - from >= min && (from..i).any(|j| !bit(&self.hole, j)) {
+                        runs.push(from..i);
+                    }
+                    start = None;
+                }
+                _ => {}
+            }
+        }
+        runs
+    }
+}
+
+struct Inner {
+    /// Slots at or above have never been used.
+    high: u64,
+    /// By number; `None`: nothing free.
+    segments: Vec<Option<Box<Segment>>>,
+    /// Segments with a backed free slot.
+    partial: BTreeSet<u64>,
+    /// Segments that are free as a whole.
+    whole: BTreeSet<u64>,
+    /// Segments where slots were freed since the last punch.
+    freed_in: BTreeSet<u64>,
+    /// Free and backed, free and holes.
+    backed: u64,
+    holes: u64,
+    /// What is left of the run zero-written ahead.
+    ahead: Range<u64>,
+    /// Until the free-slot pass ends: slots below this are unknown, and those freed meanwhile are listed.
+    unknown_below: u64,
+    freed_unknown: Vec<u64>,
+    /// Where the search for a run goes on.
+    cursor: u64,
+}
+
+/// The slots of one layer.
+pub struct Slots {
+    inner: Mutex<Inner>,
+}
+
+impl Slots {
+    /// Slots below `high` are in use or unknown (rule 17).
+    pub fn new(high: u64) -> Self {
+        let mut inner = Inner {
+            high,
+            segments: Vec::new(),
+            partial: BTreeSet::new(),
+            whole: BTreeSet::new(),
+            freed_in: BTreeSet::new(),
+            backed: 0,
+            holes: 0,
+            ahead: 0..0,
+            unknown_below: high,
+            freed_unknown: Vec::new(),
+            cursor: 0,
+        };
+        inner.segments.resize(high.div_ceil(SEGMENT) as usize, None);
+        Self { inner: Mutex::new(inner) }
+    }
+
+    /// No slot at or above has been used.
+    pub fn high(&self) -> u64 {
+        self.inner.lock().high
+    }
+
+    /// Recovery: slots below `high` are in use or unknown too.
+    pub fn raise(&self, high: u64) {
+        let mut inner = self.inner.lock();
+        inner.high = inner.high.max(high);
+        inner.unknown_below = inner.high;
+        let segments = inner.high.div_ceil(SEGMENT) as usize;
+        inner.segments.resize(segments, None);
+    }
+
+    /// Free slots: (backed, holes).
+    pub fn free(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.backed, inner.holes)
+    }
+
+    /// Takes up to `n` slots for a small write, near `hint`; fewer or none where a run must be zero-written first.
+    pub fn take_small(&self, n: usize, hint: Option<SlotNo>, out: &mut Vec<SlotNo>) {
+        let mut inner = self.inner.lock();
+        let wanted = out.len() + n;
+        if let Some(hint) = hint {
+            inner.take_backed(hint.0 / SEGMENT, n, out);
+        }
+        // More than 1/16 of the space free: reuse before extending.
+        while out.len() < wanted && inner.backed * 16 > inner.high {
+            let Some(segment) = inner.partial.first().copied() else { break };
+            inner.take_backed(segment, wanted - out.len(), out);
+        }
+        while out.len() < wanted && !inner.ahead.is_empty() {
+            out.push(SlotNo(inner.ahead.start));
+            inner.ahead.start += 1;
+        }
+    }
+
+    /// Takes `n` slots of fresh or whole free space, as few runs.
+    pub fn take_run(&self, n: u64) -> Option<SlotNo> {
+        let mut inner = self.inner.lock();
+        if let Some(found) = inner.find_run(n) {
+            return Some(SlotNo(found));
+        }
+        inner.extend(n).map(SlotNo)
+    }
+
+    /// A run zero-written ahead: small writes may use it. What was left of the run before becomes free.
+    pub fn give_ahead(&self, first: SlotNo, n: u64) {
+        let mut inner = self.inner.lock();
+        let rest = std::mem::replace(&mut inner.ahead, first.0..first.0 + n);
+        inner.free_run(rest, false);
+    }
+
+    /// Whether a zero-written run has slots left.
+    pub fn has_ahead(&self) -> bool {
+        !self.inner.lock().ahead.is_empty()
+    }
+
+    /// Slots nobody refers to any more, or that were taken and not used.
+    pub fn give_back(&self, slots: &[SlotNo]) {
+        let mut inner = self.inner.lock();
+        for slot in slots {
+            inner.free_run(slot.0..slot.0 + 1, false);
+        }
+    }
+
+    /// A run that was taken and not used.
+    pub fn give_back_run(&self, first: SlotNo, n: u64) {
+        self.inner.lock().free_run(first.0..first.0 + n, false);
+    }
+
+    /// Free runs to give back to the file system; they can't be taken until [`Slots::punched`].
+    pub fn take_punchable(&self) -> Vec<Range<u64>> {
+        let mut inner = self.inner.lock();
+        let crowded = inner.backed * 16 > inner.high;
+        inner.punchable(if crowded { 1 } else { PUNCH_MIN })
+    }
+
+    /// Every free run that is not a hole, for a layer that takes no more writes.
+    pub fn take_all_punchable(&self) -> Vec<Range<u64>> {
+        let mut inner = self.inner.lock();
+        let rest = std::mem::replace(&mut inner.ahead, 0..0);
+        inner.free_run(rest, false);
+        inner.freed_in = (0..inner.segments.len() as u64).collect();
+        inner.punchable(1)
+    }
+
+    /// Runs of [`Slots::take_punchable`] that are holes now.
+    pub fn punched(&self, runs: &[Range<u64>]) {
+        let mut inner = self.inner.lock();
+        runs.iter().for_each(|r| inner.free_run(r.clone(), true));
+    }
+
+    /// The slots below the first `high` whose use is unknown until a pass over the map tells.
+    pub fn unknown_below(&self) -> u64 {
+        self.inner.lock().unknown_below
+    }
+
+    /// Ends the free-slot pass: `used` has a bit for each slot below [`Slots::unknown_below`] that the map names or
+    /// that waits to be freed. What was freed while the pass ran is taken off here.
+    pub fn learn(&self, used: &[u64]) {
+        let mut inner = self.inner.lock();
+        let end = std::mem::take(&mut inner.unknown_below);
+        let freed: BTreeSet<u64> = std::mem::take(&mut inner.freed_unknown).into_iter().collect();
+        let is_used = |slot: u64| used[slot as usize / 64] >> (slot % 64) & 1 != 0 && !freed.contains(&slot);
+        let mut at = 0;
+        while at < end {
+            let from = at;
+            while at < end && !is_used(at) {
+                at += 1;
+            }
+            inner.free_run(from..at, false);
+            at += 1;
+        }
+    }
+}
+
+impl Inner {
+    fn take_backed(&mut self, segment: u64, n: usize, out: &mut Vec<SlotNo>) {
+        let Some(Some(found)) = self.segments.get(segment as usize) else { return };
+        let backed = found.backed();
+        let before = out.len();
+        // In one piece where possible, else what there is.
+        if let Some(at) = Segment::run_of(&backed, n) {
+            out.extend((at..at + n).map(|i| SlotNo(segment * SEGMENT + i as u64)));
+        } else {
+            let free = (0..SEGMENT as usize).filter(|i| bit(&backed, *i)).take(n);
+            out.extend(free.map(|i| SlotNo(segment * SEGMENT + i as u64)));
+        }
+        for i in before..out.len() {
+            self.claim(out[i].0..out[i].0 + 1);
+        }
+    }
+
+    /// Claims the free runs of at least `min` slots in segments where some were freed.
+    fn punchable(&mut self, min: usize) -> Vec<Range<u64>> {
+        let mut out = Vec::new();
+        for number in std::mem::take(&mut self.freed_in) {
+            let Some(segment) = self.segments.get(number as usize).and_then(|s| s.as_deref()) else {
+                continue;
+            };
+            for run in segment.to_punch(min) {
+                let range = number * SEGMENT + run.start as u64..number * SEGMENT + run.end as u64;
+                self.claim(range.clone());
+                out.push(range);
+            }
+        }
+        out
+    }
+
+    fn find_run(&mut self, n: u64) -> Option<u64> {
+        if let Some(segment) = self.whole.first().copied() {
+            let start = segment * SEGMENT;
+            self.claim(start..start + n);
+            return Some(start);
+        }
+        if self.holes + self.backed < 4 * n {
+            return None;
+        }
+        let end = self.segments.len() as u64;
+        for _ in 0..SEARCH_MAX.min(end as usize) {
+            let number = self.cursor % end;
+            if let Some(segment) = self.segments[number as usize].as_deref()
+                && count(&segment.free) >= n
+                && let Some(at) = Segment::run_of(&segment.free, n as usize)
+            {
+                let start = number * SEGMENT + at as u64;
+                self.claim(start..start + n);
+                return Some(start);
+            }
+            self.cursor = number + 1;
+        }
+        None
+    }
+
+    fn extend(&mut self, n: u64) -> Option<u64> {
+        let start = self.high;
+        let end = start.checked_add(n).filter(|e| *e < SLOTS_MAX)?;
+        self.high = end;
+        self.segments.resize(end.div_ceil(SEGMENT) as usize, None);
+        Some(start)
+    }
+
+    /// Marks free slots as taken.
+    fn claim(&mut self, range: Range<u64>) {
+        self.each_segment(range, |segment, part| {
+            set(&mut segment.free, part.clone(), false);
+            set(&mut segment.hole, part, false);
+        });
+    }
+
+    fn free_run(&mut self, range: Range<u64>, hole: bool) {
+        let known = range.start.max(self.unknown_below).min(range.end);
+        self.freed_unknown.extend(range.start..known);
+        let numbers = known / SEGMENT..range.end.div_ceil(SEGMENT);
+        self.each_segment(known..range.end, |segment, part| {
+            assert!(part.clone().all(|i| !bit(&segment.free, i)), "a slot is freed twice");
+            set(&mut segment.free, part.clone(), true);
+            set(&mut segment.hole, part, hole);
+        });
+        if !hole && known < range.end {
+            self.freed_in.extend(numbers);
+        }
+    }
+
+    /// Changes segments, and the sums and sets that follow from them.
+    fn each_segment(&mut self, range: Range<u64>, change: impl Fn(&mut Segment, Range<usize>)) {
+        let mut at = range.start;
+        while at < range.end {
+            let number = at / SEGMENT;
+            let end = range.end.min((number + 1) * SEGMENT);
+            let segment = self.segments[number as usize].get_or_insert_default();
+            let part = (at % SEGMENT) as usize..(end - number * SEGMENT) as usize;
+            let (backed_was, holes_was) = (count(&segment.backed()), count(&segment.hole));
+            change(segment, part);
+            let (backed, holes) = (count(&segment.backed()), count(&segment.hole));
+            self.backed = self.backed + backed - backed_was;
+            self.holes = self.holes + holes - holes_was;
+            membership(&mut self.partial, number, backed > 0);
+            membership(&mut self.whole, number, backed + holes == SEGMENT);
+            if backed + holes == 0 {
+                self.segments[number as usize] = None;
+            }
+            at = end;
+        }
+    }
+}
+
+fn membership(set: &mut BTreeSet<u64>, number: u64, member: bool) {
+    if member {
+        set.insert(number);
+    } else {
+        set.remove(&number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_writes_reuse_near_slots_and_large_ones_take_runs() {
+        let slots = Slots::new(0);
+        let run = slots.take_run(256).unwrap();
+        assert_eq!(run, SlotNo(0));
+        slots.give_back(&[SlotNo(3), SlotNo(5)]);
+        let mut out = Vec::new();
+        slots.take_small(1, Some(SlotNo(200)), &mut out);
+        assert_eq!(out, [SlotNo(3)]);
+        let again = slots.take_run(256).unwrap();
+        assert_eq!(again, SlotNo(256));
+        out.clear();
+        slots.take_small(2, None, &mut out);
+        assert!(out.is_empty(), "no run was zero-written yet");
+        let ahead = slots.take_run(AHEAD).unwrap();
+        slots.give_ahead(ahead, AHEAD);
+        slots.take_small(2, None, &mut out);
+        assert_eq!(out, [ahead, SlotNo(ahead.0 + 1)]);
+        slots.take_small(1, None, &mut out);
+        assert_eq!(out.len(), 3, "as many as asked for, whatever was there before");
+    }
+
+    #[test]
+    fn freed_runs_are_punched_once_and_taken_again() {
+        let slots = Slots::new(0);
+        slots.take_run(512).unwrap();
+        slots.take_run(512).unwrap();
+        slots.give_back_run(SlotNo(0), 512);
+        assert_eq!(slots.take_punchable(), [0..512]);
+        assert_ne!(slots.take_run(256).unwrap(), SlotNo(0), "not while it is being punched");
+        slots.punched(&[0..512]);
+        assert!(slots.take_punchable().is_empty());
+        assert_eq!(slots.take_run(256).unwrap(), SlotNo(0));
+        assert_eq!(slots.free(), (0, 256));
+    }
+
+    #[test]
+    fn the_pass_keeps_what_is_used_and_frees_the_rest() {
+        let slots = Slots::new(128);
+        assert_eq!(slots.take_run(8), Some(SlotNo(128)), "unknown slots are left alone");
+        slots.give_back(&[SlotNo(7)]);
+        let mut used = [0u64; 2];
+        used[0] = 0b1111_1111;
+        slots.learn(&used);
+        assert_eq!(slots.free(), (121, 0));
+        let mut out = Vec::new();
+        slots.take_small(1, Some(SlotNo(0)), &mut out);
+        assert_eq!(out, [SlotNo(7)]);
+    }
+
+    #[test]
+    #[should_panic(expected = "freed twice")]
+    fn a_slot_freed_twice_is_caught() {
+        let slots = Slots::new(0);
+        slots.take_run(4).unwrap();
+        slots.give_back(&[SlotNo(1)]);
+        slots.give_back(&[SlotNo(1)]);
+    }
+}

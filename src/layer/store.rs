@@ -1,0 +1,143 @@
+//! The narrow trait through which the engine touches files, and its real form.
+//!
+//! One descriptor a file for a layer's life (rule 9): a failed writeback is reported once per open file.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use parking_lot::RwLock;
+
+use super::bytes::{HALF_BYTES, LOG_OFFSET};
+use crate::sys::mapping::LogMapping;
+
+/// A file as the engine sees it. Offsets are of the file; a read past the end gives zeros.
+pub trait Store: Send + Sync {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether it holds nothing.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Fills `into` from `offset`.
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `from` at `offset`; durable after [`Store::sync`].
+    fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes to a range given to [`Store::prepare_log`]; never waits for other writes. Callers serialise.
+    fn append(&self, from: &[u8], offset: u64) -> io::Result<()>;
+    /// Fills a range of the log area with zeros and backs it, so that [`Store::append`] can't fail there.
+    fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Sets the length.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Gives a range back to the file system; it reads as zeros.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes everything written so far durable.
+    fn sync(&self) -> io::Result<()>;
+    /// Forgets cached bytes, so that the next read shows what the device holds.
+    fn drop_cache(&self) -> io::Result<()>;
+    /// Bytes the file occupies.
+    fn stored_bytes(&self) -> io::Result<u64>;
+}
+
+/// A file of the host's file system.
+pub struct FileStore {
+    file: File,
+    /// The halves of the log, each mapped as a whole once it is used (rule 5).
+    halves: [RwLock<Option<LogMapping>>; 2],
+}
+
+impl FileStore {
+    /// Takes the descriptor over.
+    pub fn new(file: File) -> Self {
+        Self { file, halves: [RwLock::new(None), RwLock::new(None)] }
+    }
+
+    /// The descriptor, for locks.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+/// The half of the log an offset lies in, and the offset within it.
+fn half_of(offset: u64) -> (usize, usize) {
+    let within = offset - LOG_OFFSET;
+    ((within / HALF_BYTES) as usize, (within % HALF_BYTES) as usize)
+}
+
+impl Store for FileStore {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < into.len() {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
+                Ok(0) => {
+                    into[done..].fill(0);
+                    return Ok(());
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(from, offset)
+    }
+
+    fn append(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        let (half, within) = half_of(offset);
+        match self.halves[half].read().as_ref() {
+            Some(mapping) => mapping.write(within, from),
+            None => return Err(io::Error::other("the log half is not mapped")),
+        }
+        Ok(())
+    }
+
+    fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()> {
+        // Single pages: over large folios each sync of a record would write back, and take longer for, far more.
+        let zeros = [0; 4096];
+        for page in (offset..offset + len).step_by(zeros.len()) {
+            self.write_at(&zeros, page)?;
+        }
+        let (half, within) = half_of(offset);
+        let mut mapping = self.halves[half].write();
+        if mapping.is_none() {
+            *mapping = Some(LogMapping::new(
+                &self.file,
+                LOG_OFFSET + half as u64 * HALF_BYTES,
+                HALF_BYTES as usize,
+            )?);
+        }
+        if let Some(mapping) = mapping.as_ref() {
+            mapping.populate(within..within + len as usize)?;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        use rustix::fs::FallocateFlags as F;
+        Ok(rustix::fs::fallocate(&self.file, F::PUNCH_HOLE | F::KEEP_SIZE, offset, len)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
+    }
+
+    fn stored_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+}

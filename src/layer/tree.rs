@@ -1,0 +1,216 @@
+//! The map's pages: three levels under the superblock's 128 roots, each page vouched for by its parent's reference.
+//!
+//! The cache is keyed by the reference, so a page read through an old root can never be taken for its successor.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use quick_cache::sync::Cache;
+
+use super::bytes::{Entry, PAGE_LEN, Page, PageRef};
+use super::error::{LayerError, Result};
+use super::overlay::Overlay;
+use super::store::Store;
+use crate::crypto::LayerKeys;
+use crate::units::ChunkNo;
+
+/// Pages of all layers of a process, bounded.
+pub type PageCache = Cache<(u64, PageRef), Arc<Page>>;
+
+/// The roots, 512 GiB each.
+pub type Top = [PageRef; 128];
+
+/// Bytes between two pages: each has two places.
+const PAGE_STRIDE: u64 = 2 * PAGE_LEN as u64;
+/// First number of the pages that cover 1 GiB.
+const GIB_PAGES: u64 = 128;
+/// First number of the leaves.
+const LEAVES: u64 = GIB_PAGES + (1 << 16);
+/// How often a page that fails its check is looked for again from the roots, which a checkpoint may have moved.
+const TRIES: usize = 4;
+
+/// A chunk's entries as the pages have them.
+#[derive(Clone)]
+pub enum Leaf {
+    /// All the same.
+    Uniform(Entry),
+    /// A page of them.
+    Page(Arc<Page>),
+}
+
+/// The pages of one layer.
+pub struct Tree {
+    map: Arc<dyn Store>,
+    keys: Arc<LayerKeys>,
+    cache: Arc<PageCache>,
+    top: ArcSwap<Top>,
+}
+
+fn page_offset(n: u64, place: u8) -> u64 {
+    n * PAGE_STRIDE + u64::from(place) * PAGE_LEN as u64
+}
+
+/// The indices that lead to a chunk: root, in its page, in the 1 GiB page.
+fn path(chunk: ChunkNo) -> (usize, usize, usize) {
+    ((chunk.0 >> 18) as usize, (chunk.0 >> 9 & 511) as usize, (chunk.0 & 511) as usize)
+}
+
+impl Tree {
+    /// The tree below these roots.
+    pub fn new(map: Arc<dyn Store>, keys: Arc<LayerKeys>, cache: Arc<PageCache>, top: Top) -> Self {
+        Self { map, keys, cache, top: ArcSwap::from_pointee(top) }
+    }
+
+    /// New roots, once what they refer to is durable.
+    pub fn publish(&self, top: Top) {
+        self.top.store(Arc::new(top));
+    }
+
+    fn load(&self, n: u64, page_ref: PageRef) -> Result<Arc<Page>> {
+        if let Some(page) = self.cache.get(&(n, page_ref)) {
+            return Ok(page);
+        }
+        let mut page = Page::boxed();
+        self.map
+            .read_at(page.bytes_mut(), page_offset(n, page_ref.place()))
+            .map_err(LayerError::io("reading the map"))?;
+        let well_formed = n < LEAVES || page.is_valid_leaf();
+        if !page_ref.vouches(&self.keys, &page, n) || !well_formed {
+            return Err(LayerError::corrupted(
+                format!("map page {n}"),
+                "what its parent vouches for",
+                "other bytes",
+            ));
+        }
+        let page: Arc<Page> = Arc::from(page);
+        self.cache.insert((n, page_ref), page.clone());
+        Ok(page)
+    }
+
+    fn leaf_below(&self, top: &Top, chunk: ChunkNo) -> Result<Leaf> {
+        let (root, mid, low) = path(chunk);
+        let mut page_ref = top[root];
+        for (n, index) in [(root as u64, mid), (GIB_PAGES + (chunk.0 >> 9), low)] {
+            if !page_ref.exists() {
+                return Ok(Leaf::Uniform(page_ref.uniform()));
+            }
+            page_ref = self.load(n, page_ref)?.page_ref(index);
+        }
+        if !page_ref.exists() {
+            return Ok(Leaf::Uniform(page_ref.uniform()));
+        }
+        Ok(Leaf::Page(self.load(LEAVES + chunk.0, page_ref)?))
+    }
+
+    /// A chunk's entries. A page that fails its check is looked for again from the roots, since two checkpoints
+    /// may have passed since they were read; only what fails every time is damage.
+    pub fn leaf(&self, chunk: ChunkNo) -> Result<Leaf> {
+        let mut last = self.leaf_below(&self.top.load(), chunk);
+        for _ in 1..TRIES {
+            match &last {
+                Err(e) if e.is_corruption() => last = self.leaf_below(&self.top.load(), chunk),
+                _ => break,
+            }
+        }
+        last
+    }
+
+    /// The first chunk in `range` whose entries are not uniformly absent, by the pages.
+    pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
+        let mut at = range.start;
+        while at < range.end {
+            let top = self.top.load();
+            let (root, mid, _) = path(ChunkNo(at));
+            if top[root] == PageRef::ABSENT {
+                at = (at | ((1 << 18) - 1)) + 1;
+                continue;
+            }
+            if top[root].exists() {
+                let gib = self.load(root as u64, top[root])?.page_ref(mid);
+                if gib == PageRef::ABSENT {
+                    at = (at | 511) + 1;
+                    continue;
+                }
+                if gib.exists() {
+                    let page = self.load(GIB_PAGES + (at >> 9), gib)?;
+                    let end = range.end.min((at | 511) + 1);
+                    match (at..end).find(|c| page.page_ref((c & 511) as usize) != PageRef::ABSENT) {
+                        Some(found) => return Ok(Some(found)),
+                        None => at = end,
+                    }
+                    continue;
+                }
+            }
+            return Ok(Some(at));
+        }
+        Ok(None)
+    }
+
+    /// Writes `page` as number `n` to the place `old` does not use.
+    fn write_page(&self, n: u64, old: PageRef, page: Box<Page>) -> Result<PageRef> {
+        let place = if old.exists() { 1 - old.place() } else { 0 };
+        let page_ref = PageRef::new(&self.keys, &page, n, place);
+        self.map
+            .write_at(&page_bytes(&page)[..], page_offset(n, place))
+            .map_err(LayerError::io("writing the map"))?;
+        self.cache.insert((n, page_ref), Arc::from(page));
+        Ok(page_ref)
+    }
+
+    fn inner(&self, n: u64, page_ref: PageRef) -> Result<Box<Page>> {
+        match page_ref.exists() {
+            true => Ok(Box::new(self.load(n, page_ref)?.as_ref().clone())),
+            false => Ok(Page::uniform_refs(page_ref)),
+        }
+    }
+
+    /// Writes the pages that the frozen changes touch, leaves first, each to its other place; the new roots.
+    /// Nothing refers to them until a superblock does.
+    pub fn write_frozen(&self, overlay: &Overlay) -> Result<Top> {
+        let mut top = *self.top.load_full();
+        let chunks = overlay.frozen_chunks();
+        for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
+            let root = (of_root[0].0 >> 18) as usize;
+            let mut mid_page = self.inner(root as u64, top[root])?;
+            for of_gib in of_root.chunk_by(|a, b| a.0 >> 9 == b.0 >> 9) {
+                let (_, mid, _) = path(of_gib[0]);
+                let n = GIB_PAGES + (of_gib[0].0 >> 9);
+                let old = mid_page.page_ref(mid);
+                let mut low_page = self.inner(n, old)?;
+                for chunk in of_gib {
+                    let low = path(*chunk).2;
+                    let new = self.write_leaf(overlay, *chunk, low_page.page_ref(low))?;
+                    low_page.set_page_ref(low, new);
+                }
+                let new = match low_page.uniform_page_ref() {
+                    Some(uniform) => uniform,
+                    None => self.write_page(n, old, low_page)?,
+                };
+                mid_page.set_page_ref(mid, new);
+            }
+            top[root] = match mid_page.uniform_page_ref() {
+                Some(uniform) => uniform,
+                None => self.write_page(root as u64, top[root], mid_page)?,
+            };
+        }
+        Ok(top)
+    }
+
+    fn write_leaf(&self, overlay: &Overlay, chunk: ChunkNo, old: PageRef) -> Result<PageRef> {
+        let n = LEAVES + chunk.0;
+        let covered = overlay.with_frozen(chunk, |d| d.covers_all()).unwrap_or(false);
+        let mut leaf = match old.exists() && !covered {
+            true => Box::new(self.load(n, old)?.as_ref().clone()),
+            false => Page::uniform(old.uniform()),
+        };
+        overlay.with_frozen(chunk, |d| d.apply_to(&mut leaf));
+        match leaf.uniform_entry() {
+            Some(uniform) => Ok(uniform),
+            None => self.write_page(n, old, leaf),
+        }
+    }
+}
+
+fn page_bytes(page: &Page) -> &[u8] {
+    zerocopy::IntoBytes::as_bytes(page)
+}
