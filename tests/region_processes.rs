@@ -1,4 +1,5 @@
-//! Guarded here: one of several processes that write a catalog at once is told "busy", or loses what it made.
+//! Guarded here: one of several processes that write a catalog at once is told "busy", or loses what it made; one that is
+//! killed leaves a region that does not open, or a key without its material.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -70,4 +71,38 @@ fn one_name_is_taken_once() {
     assert_eq!(exits, [0, 5, 5, 5, 5, 5, 5, 5]);
     let files = std::fs::read_dir(region.join("keys")).unwrap().count();
     assert_eq!(files, 2, "those refused leave no key file");
+}
+
+/// Killed at any moment, a create leaves a key that opens or none, and an init a region that opens or none.
+#[test]
+fn killed_processes_leave_a_whole_region() {
+    let dir = tempfile::tempdir().unwrap();
+    let region = dir.path().join("r");
+    let region = region.to_str().unwrap();
+    assert!(
+        terrane(dir.path(), &["region", "init", region, "--name", "here"]).output().unwrap().status.success()
+    );
+    let kill_after = |args: &[&str], micros: u64| {
+        let mut command = terrane(dir.path(), args);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(micros));
+        let _ = child.kill();
+        child.wait().unwrap();
+    };
+    for n in 0..60 {
+        kill_after(&["key", "create", "--region", "here"], n * 350);
+    }
+    let check = terrane(dir.path(), &["region", "check", "--region", "here"]).output().unwrap();
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    for n in 0..30 {
+        let other = dir.path().join(format!("other-{n}"));
+        let name = format!("other-{n}");
+        kill_after(&["region", "init", other.to_str().unwrap(), "--name", &name], n * 1500);
+        if other.join("region.toml").exists() {
+            let add = terrane(dir.path(), &["region", "add", other.to_str().unwrap()]).output().unwrap();
+            assert!(add.status.success(), "{}", String::from_utf8_lossy(&add.stderr));
+            let check = terrane(dir.path(), &["region", "check", "--region", &name]).output().unwrap();
+            assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+        }
+    }
 }

@@ -20,6 +20,8 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::sys::process;
+
 pub use app::App;
 pub use exit::{Exit, Failure};
 pub use output::{Output, printable};
@@ -85,6 +87,9 @@ fn run(command: Command, app: &App) -> Outcome {
 /// Parses the command line and runs it; the process's exit number.
 pub fn main() -> i32 {
     set_up_log();
+    if let Err(error) = process::keep_memory_private() {
+        tracing::warn!("keys may show in a core dump: {error}");
+    }
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

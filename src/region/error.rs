@@ -214,7 +214,10 @@ impl RegionError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::NotARegion { dir, .. } => format!("`terrane region init {} --name NAME` makes one", dir.display()),
+            Self::NotARegion { dir, .. } => format!(
+                "see that its file system is mounted; `terrane region init {} --name NAME` makes a new one",
+                dir.display()
+            ),
             Self::UnknownName { .. } => {
                 "`terrane region list` shows the known ones; `terrane region add DIR` adds one; a directory is named with a `/`"
                     .into()

@@ -56,6 +56,7 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
     let clock = Clock::new(replacement.as_deref(), last.clone())?;
     let mut header = Header::new(request.name.clone(), clock.now(), replacement.is_some(), &root_key);
 
+    let root_key_path = config.root_key_path(header.id);
     let (dir, made, _alone) = prepare_dir(&request.dir, config)?;
     let build = || -> Result<Region, RegionError> {
         // 1. The root key, before anything is wrapped by it. (Else: a region nobody can open.)
@@ -90,7 +91,11 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
         lock.put(&entry)?;
         Ok(region)
     };
-    build().inspect_err(|_| clear(&dir, made))
+    build().inspect_err(|_| {
+        clear(&dir, made);
+        // Of a region that never was.
+        let _ = fs::remove_file(&root_key_path);
+    })
 }
 
 /// Adds an existing region to the configuration, with the place of its root key; returns the entry.
@@ -225,7 +230,7 @@ fn taken(what: String) -> RegionError {
     RegionError::Exists { what, hint: Some("give a directory that is not there yet, or is empty".into()) }
 }
 
-/// Takes away what an init that failed has made; its root key file stays, since nothing tells that it is unused.
+/// Takes away what an init that failed has made in the directory.
 fn clear(dir: &Path, made: bool) {
     for name in FOLDERS {
         let _ = fs::remove_dir_all(dir.join(name));
