@@ -253,11 +253,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.state.ended.lock().is_some() || self.unmount().is_ok() {
-            return;
+        let ended = self.state.ended.lock().is_some();
+        if ended || self.unmount().is_err() {
+            self.clear();
+            self.ends_within(Duration::from_secs(1));
         }
-        self.clear();
-        self.ends_within(Duration::from_secs(1));
     }
 }
 
