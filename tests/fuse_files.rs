@@ -247,6 +247,11 @@ fn sync_means_sync() {
             file.write_all_at(&[2; 4096], 4096).unwrap();
             assert!(flushes() > before, "O_SYNC, O_DSYNC: {flag:#x}");
         }
+        let before = flushes();
+        let file = open_rw(&mount);
+        let parts = [std::io::IoSlice::new(&[3; 4096])];
+        rustix::io::pwritev2(&file, &parts, 0, rustix::io::ReadWriteFlags::DSYNC).unwrap();
+        assert!(flushes() > before, "RWF_DSYNC");
         File::open(mount.path().join("volumes")).unwrap().sync_all().unwrap();
     }
 }

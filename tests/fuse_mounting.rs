@@ -201,16 +201,22 @@ fn an_aborted_connection_ends_the_server_and_frees_the_path() {
     if !is_root() {
         return;
     }
-    let control = tempfile::tempdir().unwrap();
-    if !run("mount", &["-t", "fusectl", "none", control.path().to_str().unwrap()]).status.success() {
-        return;
+    for waits in [true, false] {
+        let control = tempfile::tempdir().unwrap();
+        if !run("mount", &["-t", "fusectl", "none", control.path().to_str().unwrap()]).status.success() {
+            return;
+        }
+        let mount = TestMount::new();
+        let aborted = fs::write(control.path().join(mount.mounted.device().1.to_string()).join("abort"), "1");
+        must("umount", &[control.path()]);
+        aborted.unwrap();
+        let path = mount.path().to_owned();
+        if waits {
+            mount.mounted.wait().unwrap();
+        }
+        drop(mount);
+        assert!(sys::mount::mounted_at(&path).unwrap().is_none());
     }
-    let mount = TestMount::new();
-    let aborted = fs::write(control.path().join(mount.mounted.device().1.to_string()).join("abort"), "1");
-    must("umount", &[control.path()]);
-    aborted.unwrap();
-    mount.mounted.wait().unwrap();
-    assert!(sys::mount::mounted_at(mount.path()).unwrap().is_none());
 }
 
 #[test]

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import stat
 import statistics
 import subprocess
@@ -27,7 +28,7 @@ SNAPSHOT_GAP_SECONDS = 0.5
 def fio(arguments, path, size):
     """One run; the answer is fio's JSON for its only job."""
     command = [
-        "fio", "--name=bench", f"--filename={path}", f"--size={size}", "--direct=1", "--ioengine=libaio",
+        "fio", "--name=bench", "--thread", f"--filename={path}", f"--size={size}", "--direct=1", "--ioengine=libaio",
         "--allow_file_create=0", "--fallocate=none", "--norandommap", "--randrepeat=0", "--refill_buffers",
         "--output-format=json", *arguments,
     ]  # fmt: skip
@@ -104,7 +105,7 @@ def snapshot_latency(options, path):
     prefix = os.path.join(options.work, "latency")
     seconds = int(SNAPSHOTS * (SNAPSHOT_GAP_SECONDS + 0.5)) + 3
     command = [
-        "fio", "--name=bench", f"--filename={path}", f"--size={options.size}", "--direct=1", "--ioengine=libaio",
+        "fio", "--name=bench", "--thread", f"--filename={path}", f"--size={options.size}", "--direct=1", "--ioengine=libaio",
         "--rw=randwrite", "--bs=4k", "--iodepth=32", "--allow_file_create=0", "--fallocate=none", "--norandommap",
         "--time_based", f"--runtime={seconds}", f"--write_lat_log={prefix}", "--log_unix_epoch=1", "--output=/dev/null",
     ]  # fmt: skip
@@ -125,8 +126,8 @@ def snapshot_latency(options, path):
                 sys.exit("bench: fio ended before the last snapshot; raise the gap")
             time.sleep(SNAPSHOT_GAP_SECONDS)
     finally:
-        if writer.poll() is None and len(windows) < SNAPSHOTS:
-            writer.terminate()
+        if len(windows) < SNAPSHOTS:
+            writer.kill()
         writer.wait()
     everything, overlapping = [], []
     with open(f"{prefix}_lat.1.log", encoding="ascii") as log:
@@ -181,6 +182,8 @@ def main():
     parser.add_argument("targets", nargs="+", metavar="NAME=PATH")
     options = parser.parse_args()
     targets = dict(target.split("=", 1) for target in options.targets)
+    # An exception takes the running fio along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
     fill(targets, options.size)
     rows = run_rows(options, targets)

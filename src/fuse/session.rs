@@ -241,10 +241,13 @@ impl Mounted {
         true
     }
 
-    /// After an abort of the connection the server is gone and the mount point is still taken.
+    /// Frees the mount point where the server is gone or leaves it busy. Device numbers are given again once a mount has
+    /// ended, so what is found then is ours only if it is dead.
     fn clear(&self) {
+        let ended = self.state.ended.lock().is_some();
         if let Ok(Some(mount)) = find_mount(&self.path)
             && mount.device == self.device
+            && (!ended || is_dead(&self.path))
         {
             let _ = sys::mount::unmount(&self.path, true);
         }
@@ -253,11 +256,11 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if self.state.ended.lock().is_some() || self.unmount().is_ok() {
-            return;
+        let ended = self.state.ended.lock().is_some();
+        if ended || self.unmount().is_err() {
+            self.clear();
+            self.ends_within(Duration::from_secs(1));
         }
-        self.clear();
-        self.ends_within(Duration::from_secs(1));
     }
 }
 
