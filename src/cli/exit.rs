@@ -6,9 +6,13 @@ use serde_json::json;
 
 use super::output::printable;
 use crate::catalog::CatalogError;
+use crate::control::ControlError;
 use crate::crypto::CryptoError;
+use crate::fuse::MountError;
 use crate::kms::KmsError;
 use crate::region::RegionError;
+use crate::sys::loopdev::LoopError;
+use crate::volume::HostError;
 
 /// What a process ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,12 @@ impl Exit {
     /// The number.
     pub fn number(self) -> i32 {
         self as i32
+    }
+
+    /// What a number that another process gave means.
+    pub fn of_number(number: i32) -> Self {
+        let known = [Self::Success, Self::Usage, Self::NotFound, Self::Refused, Self::InUse, Self::Corrupted, Self::Cancelled];
+        known.into_iter().find(|e| e.number() == number).unwrap_or(Self::Other)
     }
 }
 
@@ -98,6 +108,14 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<S
         Some((of_kms(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<CatalogError>() {
         Some((of_catalog(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<HostError>() {
+        Some((of_host(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<MountError>() {
+        Some((super::mount::exit_of(error), None))
+    } else if let Some(error) = cause.downcast_ref::<LoopError>() {
+        Some((super::attach::exit_of(error), None))
+    } else if let Some(error) = cause.downcast_ref::<ControlError>() {
+        Some((of_control(error), None))
     } else if let Some(error) = cause.downcast_ref::<CryptoError>() {
         Some((of_crypto(error), None))
     } else {
@@ -129,6 +147,33 @@ fn of_region(error: &RegionError) -> Exit {
         RegionError::Catalog(error) => of_catalog(error),
         RegionError::Kms(error) => of_kms(error),
         RegionError::Crypto { source, .. } => of_crypto(source),
+    }
+}
+
+fn of_host(error: &HostError) -> Exit {
+    match error {
+        HostError::Region(error) => of_region(error),
+        HostError::Catalog(error) => of_catalog(error),
+        HostError::Kms(error) => of_kms(error),
+        HostError::Crypto(error) => of_crypto(error),
+        HostError::Volume(error) if error.is_corruption() => Exit::Corrupted,
+        HostError::Volume(_) => Exit::Other,
+        // A file of a layer that is not what it should be is damage.
+        HostError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::NotFound => Exit::Corrupted,
+            _ => of_io(source),
+        },
+        HostError::Refused { .. } => Exit::Refused,
+        HostError::InUse { .. } => Exit::InUse,
+        HostError::Answered { exit, .. } => Exit::of_number(*exit),
+    }
+}
+
+fn of_control(error: &ControlError) -> Exit {
+    match error {
+        ControlError::ForeignUser(_) | ControlError::Refused(_) | ControlError::Version { .. } => Exit::Refused,
+        ControlError::AlreadyServed { .. } => Exit::InUse,
+        _ => Exit::Other,
     }
 }
 

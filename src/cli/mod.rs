@@ -9,11 +9,18 @@
 //! Called by `main` alone.
 
 mod app;
+mod attach;
 mod exit;
 mod key;
+mod log;
+mod mount;
 mod output;
+mod owner;
 mod parse;
 mod region;
+mod snapshot;
+mod status;
+mod volume;
 
 use std::ffi::OsString;
 
@@ -75,18 +82,48 @@ enum Command {
     /// Customer master keys
     #[command(subcommand)]
     Key(key::Command),
+    /// Make, list, resize, roll back and delete volumes
+    #[command(subcommand)]
+    Volume(volume::Command),
+    /// Take, list and delete snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Mount the region: its volumes and snapshots as files
+    Mount(mount::MountArgs),
+    /// Write everything and unmount
+    Unmount {
+        /// Where it is mounted
+        mount_point: std::path::PathBuf,
+    },
+    /// Attach a volume as a loop device, and print that
+    Attach(attach::AttachArgs),
+    /// Detach a volume's loop device
+    Detach {
+        /// A volume, a file in a mount, or a loop device
+        #[arg(value_name = "VOLUME|FILE|DEVICE")]
+        what: String,
+    },
+    /// What is mounted, what is wrong
+    Status,
 }
 
 fn run(command: Command, app: &App) -> Outcome {
     match command {
         Command::Region(command) => region::run(command, app),
         Command::Key(command) => key::run(command, app),
+        Command::Volume(command) => volume::run(command, app),
+        Command::Snapshot(command) => snapshot::run(command, app),
+        Command::Mount(args) => mount::mount(args, app),
+        Command::Unmount { mount_point } => mount::unmount(&mount_point),
+        Command::Attach(args) => attach::attach(&args, app),
+        Command::Detach { what } => attach::detach(&what, app),
+        Command::Status => status::run(app),
     }
 }
 
 /// Parses the command line and runs it; the process's exit number.
 pub fn main() -> i32 {
-    set_up_log();
+    log::set_up();
     if let Err(error) = process::keep_memory_private() {
         tracing::warn!("keys may show in a core dump: {error}");
     }
@@ -129,19 +166,6 @@ fn usage(error: &clap::Error, json: bool) -> i32 {
 fn asks_for_json(args: &[OsString]) -> bool {
     args.iter().any(|arg| arg == "--output=json")
         || args.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json")
-}
-
-/// Warnings to stderr; `TERRANE_LOG` (as `debug` or `terrane::kms=trace`) shows more.
-fn set_up_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TERRANE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .with_target(false)
-        .with_ansi(false)
-        .try_init();
 }
 
 #[cfg(test)]

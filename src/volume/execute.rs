@@ -12,6 +12,9 @@ use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Ta
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
+/// How long after a close the mount may learn of it.
+const CLOSE_LAG: std::time::Duration = std::time::Duration::from_millis(300);
+
 /// What snapshots of one moment share.
 struct Shared {
     account: AccountId,
@@ -211,7 +214,13 @@ impl Host {
     }
 
     fn refuse_open(&self, volume: &Volume) -> Result<()> {
-        let openers = self.find_live(volume.id).map(|open| open.openers.lock().clone()).unwrap_or_default();
+        let Some(open) = self.find_live(volume.id) else { return Ok(()) };
+        // The kernel tells of a close a moment after it returned.
+        let since = std::time::Instant::now();
+        while !open.openers.lock().is_empty() && since.elapsed() < CLOSE_LAG {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let openers = open.openers.lock().clone();
         if openers.is_empty() {
             return Ok(());
         }

@@ -291,3 +291,27 @@ fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
         _ => crashsafe::sync_dir(&region.layers_dir()).map_err(HostError::io("syncing the layers' folder", &dir)),
     }
 }
+
+/// Whether a layer that is being made has lost its maker: that holds the data file's lock, from a moment after the row.
+pub fn is_abandoned(region: &Region, row: &LayerRow) -> bool {
+    let age = region.now().as_second() - row.created_at.as_second();
+    match open_file(&region.layer_dir(row.id).join(DATA), true) {
+        Ok(data) => flock(&data, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => age > 60,
+        Err(_) => false,
+    }
+}
+
+/// Bytes a layer's files take on the file system below.
+pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
+    let dir = region.layer_dir(layer);
+    [DATA, MAP, HEADER].iter().map(|name| Ok(fs::symlink_metadata(dir.join(name))?.blocks() * 512)).sum()
+}
+
+/// A layer's header as it stands, its form checked and not its MAC: no key is needed.
+pub fn peek_header(region: &Region, layer: LayerId) -> Result<()> {
+    let path = header_path(region, layer);
+    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX).map_err(HostError::io("reading a layer's header", &path))?;
+    let text = String::from_utf8(bytes).map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
+    Ok(UntrustedHeader::parse(&text).map(drop)?)
+}

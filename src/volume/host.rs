@@ -376,6 +376,18 @@ impl Host {
         first
     }
 
+    /// Forgets a latched volume that nobody has open: the next opening recovers it (rule 8).
+    pub fn forget_latched(&self, id: VolumeId) {
+        let _one = self.changing.lock();
+        if let Some(open) = self.find_live(id)
+            && open.disk.active().is_latched()
+            && open.openers.lock().is_empty()
+        {
+            tracing::warn!(volume = %id, "opening the latched volume anew");
+            self.drop_volume(id);
+        }
+    }
+
     /// Forgets a live volume without closing it: it is being removed or replaced.
     pub(super) fn drop_volume(&self, id: VolumeId) {
         let kept = self.volumes.lock().remove(&id);

@@ -9,6 +9,7 @@
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
 mod chain;
+mod create;
 mod error;
 mod execute;
 pub mod folder;
@@ -21,6 +22,7 @@ mod owner;
 mod read;
 
 pub use chain::{Chain, Source};
+pub use create::{VolumeSpec, create_volume, remove_litter};
 pub use error::{Result, VolumeError};
 pub use host::Host;
 pub use host_error::HostError;

@@ -1,0 +1,247 @@
+//! `terrane mount` and `terrane unmount`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use super::exit::Exit;
+use super::owner::SOCKET;
+use super::{App, Failure, Outcome, log};
+use crate::control::{self, Server};
+use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
+use crate::sys::mount::MountError as System;
+use crate::sys::{loopdev, process};
+use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
+
+/// How long an unmount waits for the server to have written everything.
+const CLOSE_TIME: Duration = Duration::from_secs(300);
+
+/// What `mount` takes.
+#[derive(Args)]
+pub struct MountArgs {
+    /// An empty directory
+    mount_point: PathBuf,
+    /// Serve here, until unmounted or interrupted, and not in the background
+    #[arg(long)]
+    foreground: bool,
+    /// Threads that answer requests
+    #[arg(long, default_value_t = Options::default().threads as u8, value_parser = clap::value_parser!(u8).range(1..=64))]
+    threads: u8,
+    /// Whether the kernel keeps pages of volumes
+    #[arg(long, value_enum, default_value_t = CacheChoice::None)]
+    cache: CacheChoice,
+    /// Snapshots alone; also beside a read-write mount
+    #[arg(long)]
+    read_only: bool,
+    /// Let root use a user's mount, as `attach` needs
+    #[arg(long)]
+    allow_other: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CacheChoice {
+    None,
+    Kernel,
+}
+
+/// Mounts the region.
+pub fn mount(args: MountArgs, app: &App) -> Outcome {
+    let args = MountArgs { mount_point: std::path::absolute(&args.mount_point)?, ..args };
+    if args.foreground {
+        return serve(&args, app, |_| Ok(()));
+    }
+    match process::background().context("going to the background")? {
+        process::Background::Foreground(waiting) => report(waiting),
+        process::Background::Serving(readiness) => {
+            let mut readiness = Some(readiness);
+            let served = serve(&args, app, |at| match readiness.take() {
+                Some(readiness) => Ok(readiness.ready(&at.display().to_string())?),
+                None => Ok(()),
+            });
+            match (served, readiness) {
+                (Err(e), Some(readiness)) => {
+                    let failure = Failure::of(&e);
+                    let words = serde_json::to_string(&(failure.message, failure.hint))?;
+                    Ok(readiness.failed(failure.exit.number() as u8, &words)?)
+                }
+                (Err(e), None) => {
+                    tracing::error!("the mount ended: {e:#}");
+                    Err(e)
+                }
+                (Ok(()), _) => Ok(()),
+            }
+        }
+    }
+}
+
+/// The command's end of a mount in the background.
+fn report(waiting: process::Waiting) -> Outcome {
+    match waiting.wait()? {
+        process::Outcome::Ready(_) => Ok(()),
+        process::Outcome::Failed { exit, words } => {
+            let (message, hint) = serde_json::from_str(&words).unwrap_or((words, None));
+            Err(Failure { exit: Exit::of_number(exit.into()), message, hint }.into())
+        }
+        process::Outcome::Died(words) => Err(anyhow::anyhow!("{words}")),
+    }
+}
+
+/// Opens the region, mounts it, serves until the mount ends, and closes every volume.
+fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -> Outcome {
+    process::become_io_flusher();
+    process::raise_open_files();
+    let region = app.region()?;
+    let owner = match args.read_only {
+        true => None,
+        false => Some(own_layers(&region, &args.mount_point)?),
+    };
+    // Wrong or missing: said now, and not at the first open.
+    region.root_key()?;
+    if owner.is_some() {
+        remove_litter(&region)?;
+    }
+    let (run_dir, source) = (region.run_dir(), region.dir().display().to_string());
+    let host = Host::new(region, owner);
+    let options = Options {
+        threads: usize::from(args.threads),
+        cache: if args.cache == CacheChoice::Kernel { Cache::Kernel } else { Cache::None },
+        read_only: args.read_only,
+        allow_other: args.allow_other,
+        source,
+        ..Options::default()
+    };
+    let export = Arc::new(Shelves::new(host.clone(), !args.read_only));
+    let signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
+    let mounted = Arc::new(fuse::mount(export, &args.mount_point, &options)?);
+    let server = match args.read_only {
+        true => None,
+        false => Some(listen(&run_dir, &host, &mounted)?),
+    };
+    if !args.foreground {
+        log::to_file(&run_dir.join("mount.log")).context("opening the log")?;
+    }
+    ready(mounted.path())?;
+    end_on_signal(signals, &host, &mounted);
+    let ended = mounted.wait();
+    drop(server);
+    host.close()?;
+    Ok(ended?)
+}
+
+fn own_layers(region: &crate::region::Region, at: &Path) -> Result<LayersLock> {
+    let since = Instant::now();
+    loop {
+        match LayersLock::take(region, Some(at))? {
+            Ok(lock) => return Ok(lock),
+            Err(Owner { pid, mount_point: Some(place) }) => {
+                let message = format!("region {} is already mounted read-write at {} by process {pid}", region.name(), place.display());
+                let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
+                return Err(Failure { exit: Exit::InUse, message, hint }.into());
+            }
+            Err(Owner { pid, mount_point: None }) if since.elapsed() > Duration::from_secs(120) => {
+                let message = format!("region {} is in use by process {pid}", region.name());
+                return Err(Failure { exit: Exit::InUse, message, hint: Some("wait for it to end".into()) }.into());
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+fn listen(run_dir: &Path, host: &Arc<Host>, mounted: &Arc<Mounted>) -> Result<Server> {
+    let (host, mounted) = (host.clone(), mounted.clone());
+    let handler = move |order: Order| -> Answer {
+        let done = match &order {
+            Order::Status => {
+                return Answer::Status(HostState {
+                    pid: std::process::id(),
+                    mount_point: mounted.path().display().to_string(),
+                    live: host.live_states(),
+                });
+            }
+            Order::Unmount => mounted.unmount().map_err(anyhow::Error::from),
+            _ => host.execute(&order, true).map_err(anyhow::Error::from),
+        };
+        match done {
+            Ok(()) => Answer::Done,
+            Err(e) => {
+                let Failure { exit, message, hint } = Failure::of(&e);
+                Answer::Failed { exit: exit.number(), message, hint }
+            }
+        }
+    };
+    Ok(control::serve(run_dir, SOCKET, handler)?)
+}
+
+/// SIGTERM and SIGINT make everything durable and unmount; what is open then ends when it is closed.
+fn end_on_signal(mut signals: signal_hook::iterator::Signals, host: &Arc<Host>, mounted: &Arc<Mounted>) {
+    let (host, mounted) = (Arc::downgrade(host), Arc::downgrade(mounted));
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            let (Some(host), Some(mounted)) = (host.upgrade(), mounted.upgrade()) else { return };
+            for open in host.live() {
+                if let Err(e) = open.disk.flush() {
+                    tracing::error!(volume = %open.disk.id(), error = %e, "it could not be flushed");
+                }
+            }
+            if let Err(e) = mounted.unmount() {
+                tracing::warn!("{e}; it ends when the last file is closed");
+                if let Err(e) = crate::sys::mount::unmount(mounted.path(), true) {
+                    tracing::error!("{e}");
+                }
+            }
+        }
+    });
+}
+
+/// Unmounts; returns once everything is written.
+pub fn unmount(mount_point: &Path) -> Outcome {
+    let path = crate::sys::mount::resolve_mount_point(mount_point)?;
+    let found = crate::sys::mount::mounted_at(&path)?;
+    if let Some(device) = loopdev::below(&path)?.first() {
+        let message = format!("{} is in use by {}", path.display(), device.device.display());
+        let hint = Some(format!("unmount what is on it, then: terrane detach {}", device.device.display()));
+        return Err(Failure { exit: Exit::InUse, message, hint }.into());
+    }
+    fuse::unmount(mount_point)?;
+    let region = found.map(|m| PathBuf::from(m.source));
+    if let Some(lock) = region.map(|dir| dir.join("run/layers.lock")) {
+        wait_for_close(&lock, &path)?;
+    }
+    Ok(())
+}
+
+/// Waits until the server that was mounted at `path` has let go of the layers.
+fn wait_for_close(lock: &Path, path: &Path) -> Result<()> {
+    let Ok(file) = std::fs::File::open(lock) else { return Ok(()) };
+    let since = Instant::now();
+    while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err() {
+        // Somebody else's by now.
+        let text = std::fs::read_to_string(lock).unwrap_or_default();
+        if text.lines().nth(1) != Some(&path.display().to_string()) {
+            return Ok(());
+        }
+        if since.elapsed() > CLOSE_TIME {
+            let message = format!("{} is unmounted, but its server is still writing", path.display());
+            return Err(Failure { exit: Exit::Other, message, hint: Some("see run/mount.log in the region".into()) }.into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The exit number of what a mount could not do.
+pub(super) fn exit_of(error: &MountError) -> Exit {
+    match error {
+        _ if error.is_busy() => Exit::InUse,
+        MountError::NoSuchFolder(_) => Exit::NotFound,
+        MountError::NotAFolder(_) | MountError::NotEmpty(_) | MountError::Covered { .. } => Exit::Refused,
+        MountError::Dead(_) => Exit::InUse,
+        MountError::AlreadyMounted { .. } | MountError::HeldElsewhere(_) => Exit::InUse,
+        MountError::System(System::NotMounted(_)) => Exit::NotFound,
+        MountError::System(System::AllowOtherForbidden | System::ClosedDevice) => Exit::Refused,
+        MountError::Serving(_) | MountError::Io { .. } | MountError::System(_) => Exit::Other,
+    }
+}

@@ -1,0 +1,67 @@
+//! An order goes to whoever owns the region's layers: the mount, over its socket, else this command, which then does it.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Failure;
+use super::exit::Exit;
+use crate::control::{self, ControlError};
+use crate::region::Region;
+use crate::sys::loopdev;
+use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
+
+/// The name of a mount's socket in `run/`.
+pub const SOCKET: &str = "mount.sock";
+/// Other commands hold the layers briefly.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What a mount may take for an order.
+const ANSWER_TIME: Duration = Duration::from_secs(600);
+
+/// Has an order carried out.
+pub fn perform(region: Region, order: &Order) -> Result<()> {
+    loop {
+        match LayersLock::take_or_mount(&region, PATIENCE)? {
+            Ok(lock) => {
+                remove_litter(&region)?;
+                let host = Host::new(region, Some(lock));
+                let done = host.execute(order, false);
+                let closed = host.close();
+                done?;
+                return Ok(closed?);
+            }
+            Err(_) => match ask(&region, order, ANSWER_TIME) {
+                Ok(Answer::Failed { exit, message, hint }) => {
+                    return Err(Failure { exit: Exit::of_number(exit), message, hint }.into());
+                }
+                Ok(_) => return Ok(()),
+                // It has just ended, or is not there yet: look again who owns the layers.
+                Err(ControlError::NotRunning) => std::thread::sleep(Duration::from_millis(50)),
+                Err(e) => return Err(e.into()),
+            },
+        }
+    }
+}
+
+fn ask(region: &Region, order: &Order, time: Duration) -> Result<Answer, ControlError> {
+    control::call(&region.run_dir(), SOCKET, order, time)
+}
+
+/// What a read-write mount of the region says of itself; none: there is no such mount.
+pub fn mounted(region: &Region) -> Result<Option<HostState>> {
+    match LayersLock::take(region, None)? {
+        Ok(_) => Ok(None),
+        Err(Owner { mount_point: None, .. }) => Ok(None),
+        Err(Owner { mount_point: Some(_), .. }) => match ask(region, &Order::Status, Duration::from_secs(10)) {
+            Ok(Answer::Status(state)) => Ok(Some(state)),
+            Ok(_) | Err(ControlError::NotRunning) => Ok(None),
+            Err(e) => Err(e.into()),
+        },
+    }
+}
+
+/// Loop devices over a file of the mount.
+pub fn loops_over(state: &HostState, shelf: &str, id: &str) -> Vec<loopdev::LoopDevice> {
+    let file = std::path::Path::new(&state.mount_point).join(shelf).join(id);
+    loopdev::backed_by(&file).unwrap_or_default()
+}

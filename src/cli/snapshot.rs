@@ -1,0 +1,213 @@
+//! `terrane snapshot …`
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{App, Failure, Outcome, owner, size_text};
+use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
+use crate::ids::{GroupId, Name, SnapshotId};
+use crate::region::Region;
+use crate::sys::loopdev;
+use crate::volume::{HostState, Order, SnapshotItem};
+
+/// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Take snapshots of one or several volumes at one moment, and print their ids
+    Create(Create),
+    /// List the region's snapshots
+    List,
+    /// Describe a snapshot
+    Show {
+        /// The snapshot
+        snapshot: String,
+    },
+    /// Delete a snapshot; volumes made from it go on
+    Delete {
+        /// The snapshot
+        snapshot: String,
+    },
+}
+
+/// What `create` takes.
+#[derive(Args)]
+pub struct Create {
+    /// The volumes
+    #[arg(required = true, value_name = "VOLUME")]
+    volumes: Vec<String>,
+    /// Its name; of several volumes: the beginning of their names, NAME-VOLUME
+    #[arg(long)]
+    name: Name,
+    /// Free words, 2 to 256 characters
+    #[arg(long)]
+    description: Option<String>,
+    /// A tag, K=V; up to 20
+    #[arg(long = "tag", value_name = "K=V")]
+    tags: Vec<Tag>,
+    /// Days after which it may go
+    #[arg(long)]
+    retention_days: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    id: String,
+    name: String,
+    description: Option<String>,
+    state: SnapshotState,
+    progress_percent: u32,
+    size_bytes: u64,
+    stored_bytes: u64,
+    changed_bytes: u64,
+    shipped_bytes: u64,
+    encrypted: bool,
+    key_id: Option<String>,
+    kind: DiskKind,
+    volume_id: Option<String>,
+    group_id: Option<String>,
+    created_by: String,
+    source_snapshot: Option<String>,
+    source_region: Option<String>,
+    retention_days: Option<u32>,
+    tags: Vec<Tag>,
+    created_at: String,
+}
+
+pub(super) fn run(command: Command, app: &App) -> Outcome {
+    let region = app.region()?;
+    match command {
+        Command::Create(args) => create(&args, app, region),
+        Command::List => {
+            let snapshots = region.catalog()?.read(|tx| tx.snapshots())?;
+            let shown: Vec<_> = snapshots.into_iter().map(|s| describe(&region, s)).collect::<Result<_>>()?;
+            let columns = ["id", "name", "size", "changed", "shipped", "key", "state", "created at"];
+            app.output().list(&shown, &columns, |s| {
+                vec![
+                    s.id.clone(),
+                    s.name.clone(),
+                    size_text(s.size_bytes),
+                    size_text(s.changed_bytes),
+                    size_text(s.shipped_bytes),
+                    s.key_id.clone().unwrap_or_else(|| "none".into()),
+                    state_text(s),
+                    s.created_at.clone(),
+                ]
+            })
+        }
+        Command::Show { snapshot } => {
+            let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            app.output().object(&describe(&region, found)?, fields)
+        }
+        Command::Delete { snapshot } => {
+            let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            owner::perform(region, &Order::DeleteSnapshot { snapshot: found.id.to_string() })
+        }
+    }
+}
+
+fn state_text(s: &Shown) -> String {
+    match s.state {
+        SnapshotState::Processing => format!("processing {} %", s.progress_percent),
+        other => other.as_str().into(),
+    }
+}
+
+fn fields(s: &Shown) -> Vec<(&'static str, String)> {
+    let tags: Vec<String> = s.tags.iter().map(|t| format!("{}={}", t.key, t.value)).collect();
+    vec![
+        ("id", s.id.clone()),
+        ("name", s.name.clone()),
+        ("description", s.description.clone().unwrap_or_default()),
+        ("state", state_text(s)),
+        ("size", size_text(s.size_bytes)),
+        ("changed", size_text(s.changed_bytes)),
+        ("shipped", size_text(s.shipped_bytes)),
+        ("stored", size_text(s.stored_bytes)),
+        ("encrypted", if s.encrypted { "yes" } else { "no" }.into()),
+        ("key", s.key_id.clone().unwrap_or_default()),
+        ("kind", s.kind.as_str().into()),
+        ("volume", s.volume_id.clone().unwrap_or_default()),
+        ("group", s.group_id.clone().unwrap_or_default()),
+        ("created by", s.created_by.clone()),
+        ("source", match (&s.source_region, &s.source_snapshot) {
+            (Some(region), Some(snapshot)) => format!("{region}/{snapshot}"),
+            _ => String::new(),
+        }),
+        ("retention", s.retention_days.map(|d| format!("{d} days")).unwrap_or_default()),
+        ("tags", tags.join(", ")),
+        ("created at", s.created_at.clone()),
+    ]
+}
+
+fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
+    let tags = region.catalog()?.read(|tx| tx.tags(&s.id.to_string()))?;
+    Ok(Shown {
+        id: s.id.to_string(),
+        name: s.name.to_string(),
+        description: s.description,
+        state: s.state,
+        progress_percent: s.progress_percent,
+        size_bytes: s.size_bytes,
+        stored_bytes: s.stored_bytes,
+        changed_bytes: s.changed_bytes,
+        shipped_bytes: s.shipped_bytes,
+        encrypted: s.key.is_some(),
+        key_id: s.key.map(|k| k.to_string()),
+        kind: s.kind,
+        volume_id: s.volume.map(|v| v.to_string()),
+        group_id: s.group.map(|g| g.to_string()),
+        created_by: s.created_by,
+        source_snapshot: s.source_snapshot,
+        source_region: s.source_region,
+        retention_days: s.retention_days,
+        tags,
+        created_at: s.created_at.to_string(),
+    })
+}
+
+fn create(args: &Create, app: &App, region: Region) -> Outcome {
+    let account = app.account(&mut region.catalog()?)?.id;
+    let mut volumes: Vec<Volume> = Vec::new();
+    for text in &args.volumes {
+        let volume = region.catalog()?.read(|tx| tx.resolve_volume(text))?;
+        if volumes.iter().any(|v| v.id == volume.id) {
+            return Err(Failure::usage(format!("volume {text:?} is named twice")));
+        }
+        volumes.push(volume);
+    }
+    let mut items = Vec::new();
+    for volume in &volumes {
+        let of_several = || format!("{}-{}", args.name, volume.name.as_ref().map_or(volume.id.to_string(), ToString::to_string));
+        let name = if volumes.len() == 1 { args.name.to_string() } else { of_several() };
+        let name: Name = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
+        let snapshot = SnapshotId::random().to_string();
+        items.push(SnapshotItem { volume: volume.id.to_string(), snapshot, name: name.to_string() });
+    }
+    if let Some(state) = owner::mounted(&region)? {
+        flush_loops(app, &state, &items);
+    }
+    let ids: Vec<String> = items.iter().map(|i| i.snapshot.clone()).collect();
+    let order = Order::Snapshot {
+        group: (items.len() > 1).then(|| GroupId::random().to_string()),
+        items,
+        account: account.to_string(),
+        description: args.description.clone(),
+        tags: args.tags.iter().map(Into::into).collect(),
+        retention_days: args.retention_days,
+    };
+    owner::perform(region, &order)?;
+    ids.iter().try_for_each(|id| app.output().id(id))
+}
+
+/// What was synced on an attached volume lies in the loop device's pages until it is flushed.
+fn flush_loops(app: &App, state: &HostState, items: &[SnapshotItem]) {
+    for item in items {
+        for device in owner::loops_over(state, "volumes", &item.volume) {
+            if let Err(e) = loopdev::flush(&device.device) {
+                let device = device.device.display();
+                app.output().note(format!("{device} could not be flushed ({e}): the snapshot may lack what was last written to it"));
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `terrane status`: what is mounted, what is wrong.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::exit::Exit;
+use super::{App, Failure, Outcome, owner, size_text};
+use crate::catalog::TaskState;
+use crate::fuse;
+use crate::region::Region;
+use crate::volume::HostState;
+
+#[derive(Serialize)]
+struct Status {
+    regions: Vec<RegionStatus>,
+    dead_mounts: Vec<String>,
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RegionStatus {
+    name: String,
+    directory: String,
+    mount: Option<HostState>,
+    log: String,
+    free_bytes: u64,
+    total_bytes: u64,
+    volumes: usize,
+    snapshots: usize,
+    failed_tasks: usize,
+}
+
+/// Of the chosen region, or of all known ones. Exit 6 where anything is bad.
+pub fn run(app: &App) -> Outcome {
+    let mut problems = Vec::new();
+    let mut regions = Vec::new();
+    if app.region_text().is_some() {
+        regions.push(of_region(&app.region()?, &mut problems)?);
+    } else {
+        for known in app.config().known()? {
+            match app.region_named(&known.directory.display().to_string()).and_then(|r| of_region(&r, &mut problems)) {
+                Ok(status) => regions.push(status),
+                Err(e) => problems.push(format!("region {}: {e:#}", known.name)),
+            }
+        }
+    }
+    let dead: Vec<_> = fuse::mounts()?.into_iter().filter(|(_, dead)| *dead).collect();
+    let dead_mounts: Vec<_> = dead.iter().map(|(at, _)| at.path.display().to_string()).collect();
+    problems.extend(dead_mounts.iter().map(|at| format!("{at} is a dead mount; clear it: terrane unmount {at}")));
+    let status = Status { regions, dead_mounts, problems };
+    app.output().object(&status, |s| {
+        let mut fields = Vec::new();
+        for region in &s.regions {
+            fields.extend(region_fields(region));
+        }
+        let bad = if s.problems.is_empty() { "none".into() } else { s.problems.join("\n") };
+        fields.push(("problems", bad));
+        fields
+    })?;
+    match status.problems.len() {
+        0 => Ok(()),
+        n => {
+            let message = format!("{n} problem{}", if n == 1 { "" } else { "s" });
+            Err(Failure { exit: Exit::Corrupted, message, hint: None }.into())
+        }
+    }
+}
+
+fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
+    let mount = match &r.mount {
+        Some(state) => format!("{} by process {}, {} volumes live", state.mount_point, state.pid, state.live.len()),
+        None => "not mounted".into(),
+    };
+    vec![
+        ("region", format!("{} in {}", r.name, r.directory)),
+        ("mount", mount),
+        ("log", r.log.clone()),
+        ("space", format!("{} free of {}", size_text(r.free_bytes), size_text(r.total_bytes))),
+        ("holds", format!("{} volumes, {} snapshots", r.volumes, r.snapshots)),
+    ]
+}
+
+fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
+    let mount = owner::mounted(region)?;
+    for live in mount.iter().flat_map(|m| &m.live).filter(|l| l.latched) {
+        problems.push(format!("volume {} is latched after a failed write or sync: close its file and open it again", live.volume));
+    }
+    let (volumes, snapshots, tasks) =
+        region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volumes()?, tx.snapshots()?, tx.tasks()?)) })?;
+    let failed = tasks.iter().filter(|t| t.state == TaskState::Failed).count();
+    if failed > 0 {
+        problems.push(format!("{failed} failed tasks in region {}", region.name()));
+    }
+    let space = rustix::fs::statvfs(region.dir())?;
+    Ok(RegionStatus {
+        name: region.name().to_owned(),
+        directory: region.dir().display().to_string(),
+        mount,
+        log: region.run_dir().join("mount.log").display().to_string(),
+        free_bytes: space.f_bavail * space.f_frsize,
+        total_bytes: space.f_blocks * space.f_frsize,
+        volumes: volumes.len(),
+        snapshots: snapshots.len(),
+        failed_tasks: failed,
+    })
+}

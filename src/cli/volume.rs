@@ -1,0 +1,268 @@
+//! `terrane volume …`
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::{App, Outcome, owner, parse_volume_size, size_text};
+use crate::catalog::{CatalogError, DiskKind, Setting, Volume};
+use crate::ids::{KeyId, LayerId, Name};
+use crate::region::Region;
+use crate::volume::folder;
+use crate::volume::{HostState, Order, VolumeSpec, create_volume};
+
+/// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a volume and print its id
+    Create(Create),
+    /// List the region's volumes
+    List,
+    /// Describe a volume
+    Show {
+        /// The volume
+        volume: String,
+    },
+    /// Give a volume another name
+    Set {
+        /// The volume
+        volume: String,
+        /// Its new name
+        #[arg(long)]
+        name: Name,
+    },
+    /// Make a volume larger, also while it is in use
+    Resize {
+        /// The volume
+        volume: String,
+        /// Its new size, as 20G
+        #[arg(long, value_parser = parse_volume_size)]
+        size: u64,
+    },
+    /// Put a volume back to one of its snapshots; what was written since is lost
+    Rollback {
+        /// The volume
+        volume: String,
+        /// The snapshot
+        #[arg(long)]
+        snapshot: String,
+    },
+    /// Delete a volume; its snapshots stay
+    Delete {
+        /// The volume
+        volume: String,
+    },
+}
+
+/// What `create` takes.
+#[derive(Args)]
+pub struct Create {
+    /// Its size, as 10G: a multiple of 4096 bytes, at most 64T
+    #[arg(long, value_parser = parse_volume_size, required_unless_present = "snapshot")]
+    size: Option<u64>,
+    /// The snapshot it starts as
+    #[arg(long)]
+    snapshot: Option<String>,
+    /// A name, unique in the region
+    #[arg(long)]
+    name: Option<Name>,
+    /// The key that encrypts it
+    #[arg(long, conflicts_with_all = ["encrypt", "unencrypted"])]
+    key: Option<String>,
+    /// Encrypt it under the region's default key
+    #[arg(long, conflicts_with = "unencrypted")]
+    encrypt: bool,
+    /// Do not encrypt it
+    #[arg(long)]
+    unencrypted: bool,
+    /// What it is for: system or data [default: data, or the snapshot's]
+    #[arg(long)]
+    kind: Option<DiskKind>,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    id: String,
+    name: Option<String>,
+    size_bytes: u64,
+    stored_bytes: u64,
+    shared_bytes: u64,
+    encrypted: bool,
+    key_id: Option<String>,
+    kind: DiskKind,
+    state: &'static str,
+    reason: Option<String>,
+    path: Option<String>,
+    source_snapshot_id: Option<String>,
+    created_at: String,
+}
+
+pub(super) fn run(command: Command, app: &App) -> Outcome {
+    let region = app.region()?;
+    let resolve = |text: &str| region.catalog().map_err(anyhow::Error::from).and_then(|mut c| Ok(c.read(|tx| tx.resolve_volume(text))?));
+    match command {
+        Command::Create(args) => create(args, app, &region),
+        Command::List => {
+            let volumes = region.catalog()?.read(|tx| tx.volumes())?;
+            let live = owner::mounted(&region)?;
+            let shown: Vec<_> = volumes.into_iter().map(|v| describe(v, &region, live.as_ref())).collect::<Result<_>>()?;
+            app.output().list(&shown, &["id", "name", "size", "stored", "key", "kind", "state"], |v| {
+                vec![
+                    v.id.clone(),
+                    v.name.clone().unwrap_or_default(),
+                    size_text(v.size_bytes),
+                    size_text(v.stored_bytes),
+                    v.key_id.clone().unwrap_or_else(|| "none".into()),
+                    v.kind.as_str().into(),
+                    v.state.into(),
+                ]
+            })
+        }
+        Command::Show { volume } => {
+            let shown = describe(resolve(&volume)?, &region, owner::mounted(&region)?.as_ref())?;
+            app.output().object(&shown, |v| {
+                vec![
+                    ("id", v.id.clone()),
+                    ("name", v.name.clone().unwrap_or_default()),
+                    ("size", size_text(v.size_bytes)),
+                    ("stored", size_text(v.stored_bytes)),
+                    ("shared", size_text(v.shared_bytes)),
+                    ("key", v.key_id.clone().unwrap_or_else(|| "none: not encrypted".into())),
+                    ("kind", v.kind.as_str().into()),
+                    ("state", v.reason.as_ref().map_or(v.state.into(), |r| format!("{}: {r}", v.state))),
+                    ("path", v.path.clone().unwrap_or_else(|| "not mounted".into())),
+                    ("made from", v.source_snapshot_id.clone().unwrap_or_default()),
+                    ("created at", v.created_at.clone()),
+                ]
+            })
+        }
+        Command::Set { volume, name } => {
+            let id = resolve(&volume)?.id;
+            Ok(region.catalog()?.write(|tx| tx.set_volume_name(id, Some(&name)))?)
+        }
+        Command::Resize { volume, size } => {
+            let id = resolve(&volume)?.id;
+            let loops = owner::mounted(&region)?.map(|state| owner::loops_over(&state, "volumes", &id.to_string())).unwrap_or_default();
+            owner::perform(region, &Order::Resize { volume: id.to_string(), size_bytes: size })?;
+            for device in loops {
+                crate::sys::loopdev::take_new_size(&device.device)?;
+                app.output().note(format!("{} has grown; the file system on it grows with its own command", device.device.display()));
+            }
+            Ok(())
+        }
+        Command::Rollback { volume, snapshot } => {
+            let volume = resolve(&volume)?;
+            refuse_attached(&region, &volume)?;
+            let snapshot = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            owner::perform(region, &Order::Rollback { volume: volume.id.to_string(), snapshot: snapshot.id.to_string() })
+        }
+        Command::Delete { volume } => {
+            let volume = resolve(&volume)?;
+            refuse_attached(&region, &volume)?;
+            owner::perform(region, &Order::DeleteVolume { volume: volume.id.to_string() })
+        }
+    }
+}
+
+/// A loop device is named, where the kernel's own opening would show a meaningless process.
+fn refuse_attached(region: &Region, volume: &Volume) -> Result<()> {
+    let Some(state) = owner::mounted(region)? else { return Ok(()) };
+    let loops = owner::loops_over(&state, "volumes", &volume.id.to_string());
+    let Some(device) = loops.first() else { return Ok(()) };
+    let what = volume.name.as_ref().map_or_else(|| volume.id.to_string(), ToString::to_string);
+    Err(super::Failure {
+        exit: super::Exit::InUse,
+        message: format!("volume {what} is attached as {}", device.device.display()),
+        hint: Some(format!("unmount what is on it, then: terrane detach {}", device.device.display())),
+    }
+    .into())
+}
+
+fn create(args: Create, app: &App, region: &Region) -> Outcome {
+    let account = app.account(&mut region.catalog()?)?.id;
+    let spec = match &args.snapshot {
+        None => VolumeSpec {
+            account,
+            name: args.name,
+            size_bytes: args.size.unwrap_or_default(),
+            kind: args.kind.unwrap_or(DiskKind::Data),
+            snapshot: None,
+            key: key_of_new(region, args.key.as_deref(), args.encrypt, args.unencrypted)?,
+        },
+        Some(text) => {
+            let snapshot = region.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
+            let given = args.key.is_some() || args.encrypt || args.unencrypted;
+            let key = match given {
+                true => key_of_new(region, args.key.as_deref(), args.encrypt, args.unencrypted)?,
+                false => snapshot.key,
+            };
+            VolumeSpec {
+                account,
+                name: args.name,
+                size_bytes: args.size.unwrap_or(snapshot.size_bytes),
+                kind: args.kind.unwrap_or(snapshot.kind),
+                snapshot: Some(snapshot.id),
+                key,
+            }
+        }
+    };
+    app.output().id(create_volume(region, &spec)?)
+}
+
+/// The key of something new, by the three flags; none: plain.
+fn key_of_new(region: &Region, key: Option<&str>, encrypt: bool, unencrypted: bool) -> Result<Option<KeyId>> {
+    Ok(region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+        Ok(match key {
+            Some(text) => Some(tx.resolve_key(text)?.id),
+            None if encrypt || !unencrypted && tx.flag(Setting::EncryptByDefault)? => Some(tx.default_key()?.id),
+            None => None,
+        })
+    })?)
+}
+
+fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Shown> {
+    let (own, shared) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+        let chain = tx.layer_chain(v.active)?;
+        let bytes = |id: LayerId, known: u64| folder::stored_bytes(region, id).unwrap_or(known);
+        let below: u64 = chain[1..].iter().map(|l| bytes(l.id, l.stored_bytes)).sum();
+        Ok((bytes(v.active, chain[0].stored_bytes), below))
+    })?;
+    let state = live.and_then(|s| s.live.iter().find(|l| l.volume == v.id.to_string()));
+    let reason = unreadable(region, &v);
+    let state = match (state, &reason) {
+        (Some(l), _) if l.latched => "latched",
+        (Some(l), _) if !l.openers.is_empty() => "open",
+        (_, Some(_)) => "unreadable",
+        _ => "available",
+    };
+    Ok(Shown {
+        id: v.id.to_string(),
+        name: v.name.map(|n| n.to_string()),
+        size_bytes: v.size_bytes,
+        stored_bytes: own + shared,
+        shared_bytes: shared,
+        encrypted: v.key.is_some(),
+        key_id: v.key.map(|k| k.to_string()),
+        kind: v.kind,
+        state,
+        reason,
+        path: live.map(|s| format!("{}/volumes/{}", s.mount_point, v.id)),
+        source_snapshot_id: v.source_snapshot.map(|s| s.to_string()),
+        created_at: v.created_at.to_string(),
+    })
+}
+
+/// Why a volume can't be opened, as far as its key and header tell without reading a sector.
+fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
+    if let Some(key) = volume.key {
+        match region.catalog().ok()?.read(|tx| tx.find_key(key)) {
+            Ok(Some(key)) if key.state != crate::catalog::KeyState::Enabled => {
+                return Some(format!("key {} is {}: terrane key enable {}", key.id, key.state.as_str(), key.id));
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Some(format!("key {key} is gone")),
+            Err(e) => return Some(e.to_string()),
+        }
+    }
+    folder::peek_header(region, volume.active).err().map(|e| e.to_string())
+}

@@ -1,0 +1,110 @@
+//! Making a volume, and taking away what a killed process left half-made. Neither changes an existing layer.
+
+use std::sync::Arc;
+
+use super::folder::{self, LayerSpec};
+use super::host_error::{HostError, Result};
+use crate::catalog::{CatalogError, DiskKind, Kind, LayerState, SnapshotState, Volume};
+use crate::crypto::Cipher;
+use crate::ids::{AccountId, KeyId, Name, SnapshotId, VolumeId};
+use crate::layer::PageCache;
+use crate::region::Region;
+
+/// What a new volume is made of.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    /// Its owner.
+    pub account: AccountId,
+    /// Its name.
+    pub name: Option<Name>,
+    /// Its size; for one made from a snapshot, at least the snapshot's.
+    pub size_bytes: u64,
+    /// What it is for; for one made from a snapshot, the snapshot's.
+    pub kind: DiskKind,
+    /// The snapshot it starts as.
+    pub snapshot: Option<SnapshotId>,
+    /// Its key; none: plain.
+    pub key: Option<KeyId>,
+}
+
+/// Makes a volume; usable at once, whatever its size (X13).
+pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
+    let id = VolumeId::random();
+    if let Some(name) = &spec.name
+        && region.catalog()?.read(|tx| tx.find_volume_by_name(name.as_str()))?.is_some()
+    {
+        let region = region.name().to_owned();
+        return Err(CatalogError::Exists { kind: Kind::Volume, name: name.to_string(), region }.into());
+    }
+    let (parent, points) = match spec.snapshot {
+        None => (None, Vec::new()),
+        Some(snapshot) => region.catalog()?.read(|tx| -> Result<_> {
+            let snapshot = tx.snapshot(snapshot)?;
+            if snapshot.state != SnapshotState::Success {
+                let message = format!("snapshot {} is not complete", snapshot.name);
+                return Err(HostError::refused(message, "wait until its state is success"));
+            }
+            if snapshot.key != spec.key {
+                let message = format!("snapshot {} is under another key, and so are its volumes", snapshot.name);
+                let hint = format!("copy it first: terrane snapshot copy {} --to {} --key KEY --name NAME", snapshot.name, region.name());
+                return Err(HostError::refused(message, hint));
+            }
+            if spec.size_bytes < snapshot.size_bytes {
+                let message = format!("snapshot {} has {} bytes: a volume from it can't be smaller", snapshot.name, snapshot.size_bytes);
+                return Err(HostError::refused(message, "leave --size out, or give more"));
+            }
+            Ok((Some(snapshot.layer), tx.layer_points(snapshot.layer)?))
+        })?,
+    };
+    let cipher = if spec.key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
+    let layer_spec = LayerSpec {
+        account: spec.account,
+        volume: id,
+        parent,
+        size_bytes: spec.size_bytes,
+        cipher,
+        key: spec.key,
+        kind: spec.kind,
+        points,
+    };
+    let cache = Arc::new(PageCache::new(1));
+    let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;
+    let committed = region.catalog()?.write(|tx| -> Result<_> {
+        tx.set_layer_state(row.id, LayerState::Active)?;
+        Ok(tx.insert_volume(&Volume {
+            id,
+            account: spec.account,
+            name: spec.name.clone(),
+            size_bytes: spec.size_bytes,
+            kind: spec.kind,
+            cipher,
+            key: spec.key,
+            active: row.id,
+            next: None,
+            source_snapshot: spec.snapshot,
+            deleting: false,
+            created_at: region.now(),
+        })?)
+    });
+    drop(layer);
+    if committed.is_err() {
+        folder::remove_unneeded(region, row.id)?;
+    }
+    committed.map(|()| id)
+}
+
+/// Takes away layers whose making or removal was cut short. Called by the owner of the layers.
+pub fn remove_litter(region: &Region) -> Result<()> {
+    let rows = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+        let mut rows = tx.layers_in_state(LayerState::Deleting)?;
+        rows.extend(tx.layers_in_state(LayerState::Preparing)?);
+        Ok(rows)
+    })?;
+    for row in rows {
+        if row.state == LayerState::Deleting || folder::is_abandoned(region, &row) {
+            tracing::warn!(layer = %row.id, "a layer left half-made is removed");
+            folder::remove_unneeded(region, row.id)?;
+        }
+    }
+    Ok(())
+}
