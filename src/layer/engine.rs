@@ -605,7 +605,8 @@ struct DiscardPiece {
     old: Vec<Entry>,
 }
 
-fn is_zero(sector: &[u8]) -> bool {
-    let (words, _) = sector.as_chunks::<16>();
+/// Whether bytes, a multiple of 16 of them, are all zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, _) = bytes.as_chunks::<16>();
     words.iter().all(|w| u128::from_ne_bytes(*w) == 0)
 }

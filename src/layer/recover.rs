@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::bytes::{
-    BARE_RECORD_LEN, HALF_BYTES, Kind, LOG_OFFSET, LogStart, Record, State, Superblock, slot_offset,
+    HALF_BYTES, Kind, LOG_OFFSET, LogStart, RECORD_MAGIC, Record, State, Superblock, slot_offset,
 };
 use super::durable::SealedMark;
-use super::engine::{Layer, Parts};
+use super::engine::{Layer, Parts, is_zero};
 use super::error::{LayerError, Result};
 use super::log::BLOCK;
 use crate::units::{SECTOR_LEN, SectorNo, by_chunk, sectors_of_bytes};
@@ -160,15 +160,23 @@ fn read_superblocks(parts: &Parts) -> Result<Superblocks> {
 fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     let sectors = sectors_of_bytes(sb.size_bytes);
     let read_half = |half: usize| {
-        let mut bytes = vec![0; HALF_BYTES as usize];
         let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
-        parts.data.read_at(&mut bytes, offset).map_err(LayerError::io("reading the log")).map(|()| bytes)
+        let io = LayerError::io("reading the log");
+        // What was never prepared is a hole: zeros, which hold no record.
+        let end =
+            parts.data.data_end(offset..offset + HALF_BYTES).map_err(LayerError::io("reading the log"))?;
+        let mut bytes = vec![0; (end - offset).next_multiple_of(BLOCK) as usize];
+        parts.data.read_at(&mut bytes, offset).map_err(io).map(|()| bytes)
     };
     let halves = [read_half(0)?, read_half(1)?];
     let mut records = Vec::new();
     let mut next = sb.log;
     let mut end = Position { half: next.half, pos: 0 };
-    while let Some(record) = Record::parse(&halves[end.half][end.pos as usize..], parts.keys.log(), sectors) {
+    let at = |halves: &[Vec<u8>; 2], end: Position| {
+        let rest = halves[end.half].get(end.pos as usize..)?;
+        Record::parse(rest, parts.keys.log(), sectors)
+    };
+    while let Some(record) = at(&halves, end) {
         if (record.seq, record.epoch, record.chain) != (next.seq, next.epoch, next.chain) {
             break;
         }
@@ -256,16 +264,18 @@ fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anc
     let sectors = sectors_of_bytes(sb.size_bytes);
     let epochs: Range<u64> = sb.log.epoch..sb.log.epoch + 2;
     for bytes in &list.halves {
-        for at in (0..bytes.len() - BARE_RECORD_LEN).step_by(8) {
-            if bytes[at..at + 4] != super::bytes::RECORD_MAGIC.to_le_bytes() {
-                continue;
-            }
-            if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
-                && epochs.contains(&record.epoch)
-                && record.seq >= lost
-                && record.confirmed >= lost
-            {
-                return damage(format!("record {}", record.seq));
+        // Records begin at multiples of 8. Most of a log is zeros: those are left out a block at a time.
+        for (number, block) in bytes.chunks(BLOCK as usize).enumerate().filter(|(_, b)| !is_zero(b)) {
+            let starts = block.chunks_exact(8).enumerate();
+            for (i, _) in starts.filter(|(_, b)| b[..4] == RECORD_MAGIC.to_le_bytes()) {
+                let at = number * BLOCK as usize + i * 8;
+                if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
+                    && epochs.contains(&record.epoch)
+                    && record.seq >= lost
+                    && record.confirmed >= lost
+                {
+                    return damage(format!("record {}", record.seq));
+                }
             }
         }
     }
