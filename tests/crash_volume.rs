@@ -352,7 +352,7 @@ fn full_seeds() -> Option<u64> {
 
 #[test]
 fn a_cut_leaves_a_prefix_of_the_writes() {
-    let (seeds, stride) = full_seeds().map_or((8, 3), |n| (n, 1));
+    let (seeds, stride) = full_seeds().map_or((6, 3), |n| (n, 1));
     let mut states = 0;
     for seed in 1..=seeds {
         let (mut script, start) = Script::new(seed);
