@@ -123,12 +123,6 @@ impl Layer {
         !log.latched && log.confirmed < log.newest
     }
 
-    /// How far it has come, durably.
-    pub fn anchor(&self) -> super::recover::Anchor {
-        let generation = self.superblock.lock().0.generation;
-        super::recover::Anchor { generation, confirmed: self.log.lock().confirmed }
-    }
-
     /// Bytes written since the last mark.
     pub fn unflushed_bytes(&self) -> u64 {
         self.log.lock().unflushed_bytes
