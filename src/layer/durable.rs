@@ -57,13 +57,22 @@ impl Layer {
             }
             log.newest
         };
+        self.flush_unless(|log| log.confirmed >= want)
+    }
+
+    /// Frees what waits for a second flush, when nobody else is likely to ask for one.
+    pub fn settle(&self) -> Result<()> {
+        self.flush_unless(|log| log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty())
+    }
+
+    fn flush_unless(&self, is_done: impl Fn(&Log) -> bool) -> Result<()> {
         let _one = self.flushing.lock();
         loop {
             let mut log = self.log.lock();
             if log.latched {
                 return Err(LayerError::Latched);
             }
-            if log.confirmed >= want {
+            if is_done(&log) {
                 return Ok(());
             }
             let Some(upto) = self.append_mark(&mut log)? else {
@@ -244,6 +253,7 @@ impl Layer {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
             self.punch_sealed();
+            self.data.release_log();
         }
         Ok(mark)
     }

@@ -548,6 +548,11 @@ impl Layer {
         Ok(())
     }
 
+    /// Whether freed space is so much that it should be given back even while writes go on.
+    pub fn is_pressed(&self) -> bool {
+        self.slots.is_pressed()
+    }
+
     /// Gives free runs back to the file system [16]; what it does not take stays free.
     pub fn punch_free(&self) {
         let runs = self.slots.take_punchable();
