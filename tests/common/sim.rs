@@ -168,6 +168,18 @@ impl State {
         }
     }
 
+    /// A machine in this state.
+    pub fn machine(&self) -> Arc<Machine> {
+        self.after(Cut::All, &mut Random::new(1))
+    }
+
+    /// Makes the files whose names begin with `to` those that began with `from` in an older state.
+    pub fn put_back(&mut self, older: &State, from: &str, to: &str) {
+        for (name, file) in older.files.iter().filter(|(n, _)| n.starts_with(from)) {
+            self.files.insert(name.replace(from, to).into(), file.clone());
+        }
+    }
+
     /// The machine after a cut: what the device was left with.
     pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Machine> {
         let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
