@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 
 use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, Superblock};
 use super::engine::Layer;
-use super::error::{LayerError, Result};
+use super::error::{LayerError, Result, no_space_or};
 use super::log::Log;
 use super::recover::Anchor;
 use super::tree::Leaf;
@@ -218,7 +218,8 @@ impl Layer {
             top,
         };
         let (bytes, mac) = sb.to_bytes(self.id, self.keys.superblock());
-        self.data.write_at(&bytes, Superblock::offset(sb.generation)).map_err(io("writing a superblock"))?;
+        let written = self.data.write_at(&bytes, Superblock::offset(sb.generation));
+        written.map_err(|e| no_space_or(e, "writing a superblock"))?;
         // 5. Durable before the half is used again: else the old superblock lists records that are gone.
         self.data.sync().map_err(io("syncing a layer"))?;
         *current = (sb, mac);
