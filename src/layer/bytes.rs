@@ -113,6 +113,9 @@ impl PageRef {
     pub const ABSENT: Self = Self(0);
     /// No page: everything below is zero.
     pub const ZERO: Self = Self(2);
+    /// A page that was found damaged while entries below it were to be changed: no page has this MAC (but for one in
+    /// 2¹²⁶), so that its span is an error from then on, and an older page that turns up again is not believed.
+    pub const LOST: Self = Self(u128::MAX);
 
     /// The reference to a page written to `place`.
     pub fn new(keys: &LayerKeys, page: &Page, n: u64, place: u8) -> Self {
@@ -438,7 +441,7 @@ pub struct Record {
     pub kind: Kind,
     /// The sectors.
     pub runs: Vec<Run>,
-    /// A tag for each sector in a slot, in the order of the runs.
+    /// A tag for each sector in a slot, in the order of the runs. Of a close that recovery wrote: a random number.
     pub tags: Vec<u64>,
     /// Its own MAC.
     pub mac: [u8; 16],
@@ -453,7 +456,7 @@ impl Record {
             return None;
         }
         let len = u32_at(b, 4) as usize;
-        if !(BARE_RECORD_LEN..=RECORD_LEN_MAX).contains(&len) || len % 8 != 0 || len > b.len() {
+        if !(BARE_RECORD_LEN..=RECORD_LEN_MAX).contains(&len) || !len.is_multiple_of(8) || len > b.len() {
             return None;
         }
         let b = &b[..len];
@@ -472,7 +475,10 @@ impl Record {
         let tags: Vec<u64> = b[tags_at..len - MAC_LEN].chunks_exact(8).map(|t| u64_at(t, 0)).collect();
         let wanted: u64 =
             runs.iter().filter(|r| matches!(r.state, State::Data(_))).map(|r| u64::from(r.count)).sum();
-        if tags.len() as u64 != wanted {
+        let kind = Kind::parse(u16_at(b, 32))?;
+        // A close may carry a random number instead of tags.
+        let random = u64::from(kind == Kind::Close && count == 0).min(tags.len() as u64);
+        if tags.len() as u64 != wanted + random {
             return None;
         }
         Some(Self {
@@ -480,7 +486,7 @@ impl Record {
             epoch: u64_at(b, 16),
             confirmed: u64_at(b, 24),
             chain: array_at(b, 40),
-            kind: Kind::parse(u16_at(b, 32))?,
+            kind,
             runs,
             tags,
             mac,

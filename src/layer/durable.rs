@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, FLAG_SEALED, Superblock};
+use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, Superblock};
 use super::engine::Layer;
 use super::error::{LayerError, Result};
 use super::log::Log;
+use super::recover::Anchor;
 use super::tree::Leaf;
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
 
@@ -32,11 +33,12 @@ pub struct SealGuard<'a> {
 impl SealGuard<'_> {
     /// Appends *end*: from here on writes belong to the next layer.
     pub fn end(&mut self) -> Result<()> {
-        let ended = self.log.end();
-        if ended.is_err() {
-            self.log.latched = true;
-        }
-        ended
+        self.log.end()
+    }
+
+    /// Latches the layer: it was ended with others, and one of those could not be.
+    pub fn latch(&mut self) {
+        self.log.latched = true;
     }
 
     /// The layer.
@@ -84,7 +86,7 @@ impl Layer {
             if !log.other_free {
                 return Ok(None);
             }
-            self.close_half(log)?;
+            self.close_half(log, 0)?;
         }
         let seq = log.mark()?;
         let superseded = std::mem::take(&mut log.superseded);
@@ -107,9 +109,9 @@ impl Layer {
         self.latch(self.data.sync().map_err(LayerError::io("syncing a layer")))
     }
 
-    /// Latches the layer if `result` is an error [8].
+    /// Latches the layer if `result` is an error, but for a full file system that changed nothing [8].
     fn latch<T>(&self, result: Result<T>) -> Result<T> {
-        if result.is_err() {
+        if result.as_ref().is_err_and(|e| !matches!(e, LayerError::NoSpace)) {
             self.log.lock().latched = true;
         }
         result
@@ -119,12 +121,6 @@ impl Layer {
     pub fn needs_flush(&self) -> bool {
         let log = self.log.lock();
         !log.latched && log.confirmed < log.newest
-    }
-
-    /// How far it has come, durably.
-    pub fn anchor(&self) -> super::recover::Anchor {
-        let generation = self.superblock.lock().0.generation;
-        super::recover::Anchor { generation, confirmed: self.log.lock().confirmed }
     }
 
     /// Bytes written since the last mark.
@@ -141,7 +137,7 @@ impl Layer {
     /// Brings a closed half into the map, if one waits [10].
     pub fn checkpoint_closed(&self) -> Result<()> {
         let mut current = self.superblock.lock();
-        self.checkpoint_into(&mut current, 0)
+        self.checkpoint_into(&mut current)
     }
 
     /// Brings everything into the map.
@@ -157,8 +153,8 @@ impl Layer {
 
     fn checkpoint_all(&self, flags: u32) -> Result<()> {
         let mut current = self.superblock.lock();
-        self.checkpoint_into(&mut current, 0)?;
-        {
+        loop {
+            self.checkpoint_into(&mut current)?;
             let mut log = self.log.lock();
             if log.latched {
                 return Err(LayerError::Latched);
@@ -166,12 +162,16 @@ impl Layer {
             if log.ended.is_some() || self.sealed.load(Ordering::Acquire) || log.is_empty() && flags == 0 {
                 return Ok(());
             }
-            self.close_half(&mut log)?;
+            // A writer that waited for room may have closed a half meanwhile.
+            if log.other_free {
+                self.close_half(&mut log, flags)?;
+                break;
+            }
         }
-        self.checkpoint_into(&mut current, flags)
+        self.checkpoint_into(&mut current)
     }
 
-    fn checkpoint_into(&self, current: &mut (Superblock, [u8; 16]), flags: u32) -> Result<()> {
+    fn checkpoint_into(&self, current: &mut (Superblock, [u8; 16])) -> Result<()> {
         {
             let log = self.log.lock();
             if log.latched {
@@ -181,15 +181,15 @@ impl Layer {
                 return Ok(());
             }
         }
-        let done = self.write_checkpoint(current, flags);
+        let done = self.write_checkpoint(current);
         self.latch(done)
     }
 
-    fn write_checkpoint(&self, current: &mut (Superblock, [u8; 16]), flags: u32) -> Result<()> {
-        let (next, seq, data_sectors) = {
+    fn write_checkpoint(&self, current: &mut (Superblock, [u8; 16])) -> Result<()> {
+        let (next, seq, data_sectors, flags) = {
             let log = self.log.lock();
             let closed = log.closed.as_ref().expect("asked before, and only a checkpoint takes it");
-            (closed.next, closed.seq, closed.data_sectors)
+            (closed.next, closed.seq, closed.data_sectors, closed.flags)
         };
         let io = LayerError::io;
         // 1. Slots before the map that names them: else entries name data that never came.
@@ -217,7 +217,7 @@ impl Layer {
         let mut log = self.log.lock();
         self.tree.publish(top);
         self.overlay.thaw();
-        log.checkpoints += 1;
+        self.checkpoints.fetch_add(1, Ordering::Release);
         log.other_free = true;
         log.confirmed = log.confirmed.max(seq);
         if let Some(closed) = log.closed.take() {
@@ -226,37 +226,56 @@ impl Layer {
         Ok(())
     }
 
-    /// Takes the log's lock for a seal; refused where the layer takes no writes.
+    /// Takes the log's lock for a seal; refused where the layer takes no writes, or where no room is left to end it.
     pub fn lock_for_seal(&self) -> Result<SealGuard<'_>> {
-        let log = self.log.lock();
+        let mut log = self.log.lock();
         if log.latched {
             return Err(LayerError::Latched);
         }
         if log.ended.is_some() || self.sealed.load(Ordering::Acquire) {
             return Err(LayerError::Ended);
         }
+        log.prepare_end()?;
         Ok(SealGuard { layer: self, log })
     }
 
     /// Brings an ended layer's log into its map for good, and gives its free slots back: they hold older versions [15].
     pub fn finish_seal(&self) -> Result<SealedMark> {
-        let mut current = self.superblock.lock();
-        if !self.sealed.load(Ordering::Acquire) {
-            self.checkpoint_into(&mut current, 0)?;
-            {
-                let mut log = self.log.lock();
-                if log.ended.is_none() {
-                    return Err(LayerError::corrupted("a layer to be sealed", "an end record", "none"));
-                }
-                log.close_ended();
-                self.overlay.freeze();
-            }
-            self.checkpoint_into(&mut current, FLAG_SEALED)?;
-            self.sealed.store(true, Ordering::Release);
+        let (mark, newly) = self.checkpoint_ended()?;
+        if newly {
             self.punch_sealed();
         }
+        Ok(mark)
+    }
+
+    /// The mark, and whether this call sealed the layer. One that failed, as on a full file system, may be repeated.
+    fn checkpoint_ended(&self) -> Result<(SealedMark, bool)> {
+        // No flush is under way then, whose superseded slots would be free only after it.
+        let _one = self.flushing.lock();
+        let mut current = self.superblock.lock();
+        let newly = !self.sealed.load(Ordering::Acquire);
+        if newly {
+            if self.log.lock().ended.is_none() {
+                return Err(LayerError::corrupted("a layer to be sealed", "an end record", "none"));
+            }
+            self.checkpoint_into(&mut current)?;
+            if !current.0.is_sealed() {
+                let mut log = self.log.lock();
+                log.close_ended();
+                self.overlay.freeze();
+                drop(log);
+                self.checkpoint_into(&mut current)?;
+            }
+            self.sealed.store(true, Ordering::Release);
+        }
         let (sb, mac) = &*current;
-        Ok(SealedMark { generation: sb.generation, mac: *mac })
+        Ok((SealedMark { generation: sb.generation, mac: *mac }, newly))
+    }
+
+    /// What is durable of it now, for this machine to remember.
+    pub fn anchor(&self) -> Anchor {
+        let generation = self.superblock.lock().0.generation;
+        Anchor { generation, confirmed: self.log.lock().confirmed }
     }
 
     /// Best effort: what is not given back costs space only.

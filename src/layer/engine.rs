@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -60,6 +60,8 @@ pub struct Layer {
     pub(super) flushing: Mutex<()>,
     /// The newest superblock; held through a checkpoint.
     pub(super) superblock: Mutex<(Superblock, [u8; 16])>,
+    /// How often frozen entries went into the pages; counted under the log's lock.
+    pub(super) checkpoints: AtomicU64,
     /// A run is being zero-written.
     zeroing: Mutex<()>,
     /// Sealed and read-only: nothing here may change what is on disk.
@@ -133,6 +135,7 @@ impl Layer {
             flushing: Mutex::new(()),
             sealed: AtomicBool::new(sb.is_sealed()),
             superblock: Mutex::new((sb, mac)),
+            checkpoints: AtomicU64::new(0),
             zeroing: Mutex::new(()),
             data,
             map,
@@ -183,24 +186,17 @@ impl Layer {
 
     /// The entries of consecutive sectors of one chunk, from `index` on. Sectors past the disk's end are absent.
     pub fn entries(&self, chunk: ChunkNo, index: usize, out: &mut [Entry]) -> Result<()> {
-        let mut known = [false; CHUNK_SECTORS as usize];
-        let known = &mut known[..out.len()];
         // The overlay first, then the roots: a checkpoint publishes roots before it drops what it put below them.
-        if !self.overlay.lookup(chunk, index, out, known) {
+        let known = self.overlay.lookup(chunk, index, out);
+        if known.all {
             return Ok(());
         }
-        match self.tree.leaf(chunk)? {
-            Leaf::Uniform(entry) => {
-                out.iter_mut().zip(known).filter(|(_, k)| !**k).for_each(|(e, _)| *e = entry);
-            }
-            Leaf::Page(page) => {
-                let from = &page.entries()[index..index + out.len()];
-                out.iter_mut()
-                    .zip(known)
-                    .zip(from)
-                    .filter(|((_, k), _)| !**k)
-                    .for_each(|((e, _), f)| *e = *f);
-            }
+        let leaf = self.tree.leaf(chunk)?;
+        for (i, entry) in out.iter_mut().enumerate().filter(|(i, _)| !known.has(*i)) {
+            *entry = match &leaf {
+                Leaf::Uniform(entry) => *entry,
+                Leaf::Page(page) => page.entries()[index + i],
+            };
         }
         Ok(())
     }
@@ -276,8 +272,7 @@ impl Layer {
         assert!(first.0 + count <= self.sectors(), "writes past the end are refused above");
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.clear();
-            let written =
-                self.write_slots(first, plain, scratch, zero_hides).map_err(|e| self.latch_unless_full(e));
+            let written = self.write_slots(first, plain, scratch, zero_hides);
             let done = written.and_then(|()| self.record(first, guards, scratch, count * SECTOR_BYTES));
             if done.is_err() {
                 self.slots.give_back(&scratch.slots);
@@ -330,7 +325,8 @@ impl Layer {
         let mut at = 0;
         for run in s.slots[slots_at..].chunk_by(|a, b| a.0 + 1 == b.0) {
             let bytes = &s.cipher[at * SECTOR_LEN..][..run.len() * SECTOR_LEN];
-            self.data.write_at(bytes, slot_offset(run[0])).map_err(LayerError::io("writing sectors"))?;
+            let written = self.data.write_at(bytes, slot_offset(run[0]));
+            written.map_err(|e| self.latch_unless_full("writing sectors", e))?;
             s.runs.push(Run {
                 sector: first.0 + at as u64,
                 state: State::Data(run[0]),
@@ -372,22 +368,19 @@ impl Layer {
         let run = self.slots.take_run(AHEAD).ok_or(LayerError::NoSpace)?;
         if let Err(e) = self.data.write_at(&ZEROS, slot_offset(run)) {
             self.slots.give_back_run(run, AHEAD);
-            return Err(LayerError::io("writing ahead")(e));
+            return Err(self.latch_unless_full("writing ahead", e));
         }
         self.slots.give_ahead(run, AHEAD);
         Ok(())
     }
 
     /// A full file system fails the write alone; any other error latches the layer [8].
-    pub(super) fn latch_unless_full(&self, error: LayerError) -> LayerError {
-        match error {
-            LayerError::Io { source, .. } if is_no_space(&source) => LayerError::NoSpace,
-            LayerError::Io { .. } => {
-                self.log.lock().latched = true;
-                error
-            }
-            other => other,
+    fn latch_unless_full(&self, what: &'static str, error: std::io::Error) -> LayerError {
+        if is_no_space(&error) {
+            return LayerError::NoSpace;
         }
+        self.log.lock().latched = true;
+        LayerError::io(what)(error)
     }
 
     /// Appends the record of what the scratch holds and installs its entries, under the lock [3].
@@ -407,7 +400,7 @@ impl Layer {
             }
             let mut log = self.writable()?;
             // What stood in the overlay may have moved into pages since: look again.
-            if log.checkpoints != checkpoints {
+            if self.checkpoints() != checkpoints {
                 continue;
             }
             let unchanged = |g: &Guard| {
@@ -422,7 +415,7 @@ impl Layer {
                 self.checkpoint_closed()?;
                 continue;
             }
-            self.append(&mut log, &mut s.record, count as u64)?;
+            log.append(&mut s.record, count as u64)?;
             log.unflushed_bytes += bytes;
             let mut done = 0;
             for (chunk, index, len) in by_chunk(first, count as u64) {
@@ -447,7 +440,7 @@ impl Layer {
         self.overlay.install(chunk, index, new, |i, was| {
             if let Some(slot) = was.unwrap_or(old[i]).slot() {
                 log.superseded.push(slot);
-                log.data_sectors -= 1;
+                log.data_sectors = log.data_sectors.saturating_sub(1);
             }
         });
     }
@@ -471,7 +464,7 @@ impl Layer {
             if runs.is_empty() {
                 return Ok(());
             }
-            if log.checkpoints != checkpoints {
+            if self.checkpoints() != checkpoints {
                 continue;
             }
             if !self.make_room(&mut log, record.len(), runs.len() as u64)? {
@@ -479,7 +472,7 @@ impl Layer {
                 self.checkpoint_closed()?;
                 continue;
             }
-            self.append(&mut log, &mut record, runs.len() as u64)?;
+            log.append(&mut record, runs.len() as u64)?;
             for piece in &pieces {
                 let entry = if piece.run.state == State::Zero { Entry::ZERO } else { Entry::ABSENT };
                 let sector = SectorNo(piece.run.sector);
@@ -515,23 +508,8 @@ impl Layer {
         Ok(pieces)
     }
 
-    fn append(&self, log: &mut Log, record: &mut RecordBuffer, entries: u64) -> Result<()> {
-        match log.append(record) {
-            Ok(seq) => {
-                log.newest = seq;
-                log.entries += entries;
-                Ok(())
-            }
-            Err(LayerError::Io { source, .. }) if is_no_space(&source) => Err(LayerError::NoSpace),
-            Err(e) => {
-                log.latched = true;
-                Err(e)
-            }
-        }
-    }
-
     fn checkpoints(&self) -> u64 {
-        self.log.lock().checkpoints
+        self.checkpoints.load(Ordering::Acquire)
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -558,16 +536,14 @@ impl Layer {
         if !log.other_free {
             return Ok(false);
         }
-        self.close_half(log)?;
+        self.close_half(log, 0)?;
         Ok(true)
     }
 
     /// Closes the live half: its entries wait, frozen, for their checkpoint.
-    pub(super) fn close_half(&self, log: &mut Log) -> Result<()> {
-        if let Err(e) = log.close() {
-            log.latched = true;
-            return Err(e);
-        }
+    pub(super) fn close_half(&self, log: &mut Log, flags: u32) -> Result<()> {
+        assert!(log.other_free, "a half is closed only when the other is free");
+        log.close(flags)?;
         self.overlay.freeze();
         Ok(())
     }
@@ -605,7 +581,8 @@ struct DiscardPiece {
     old: Vec<Entry>,
 }
 
-fn is_zero(sector: &[u8]) -> bool {
-    let (words, _) = sector.as_chunks::<16>();
+/// Whether bytes, a multiple of 16 of them, are all zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, _) = bytes.as_chunks::<16>();
     words.iter().all(|w| u128::from_ne_bytes(*w) == 0)
 }

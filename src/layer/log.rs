@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use super::bytes::{BARE_RECORD_LEN, HALF_BYTES, Kind, LOG_OFFSET, LogStart, RecordBuffer};
-use super::error::{LayerError, Result};
+use super::bytes::{BARE_RECORD_LEN, FLAG_SEALED, HALF_BYTES, Kind, LOG_OFFSET, LogStart, RecordBuffer};
+use super::error::{LayerError, Result, is_no_space};
 use super::store::Store;
 use crate::crypto::LayerKeys;
 use crate::units::SlotNo;
@@ -55,8 +55,6 @@ pub struct Log {
     pub unflushed_bytes: u64,
     /// Sectors in slots.
     pub data_sectors: u64,
-    /// How often frozen entries went into the pages.
-    pub checkpoints: u64,
     /// Where the records not yet in the map begin, while a half waits for its checkpoint.
     pub closed: Option<Closed>,
 }
@@ -71,6 +69,8 @@ pub struct Closed {
     pub superseded: Vec<SlotNo>,
     /// Sectors in slots at that record.
     pub data_sectors: u64,
+    /// The superblock's flags.
+    pub flags: u32,
 }
 
 impl Log {
@@ -101,7 +101,6 @@ impl Log {
             confirmed_unsaid: Vec::new(),
             unflushed_bytes: 0,
             data_sectors,
-            checkpoints: 0,
             closed: None,
         }
     }
@@ -122,12 +121,18 @@ impl Log {
             && (self.entries == 0 || self.entries + entries <= HALF_ENTRIES_MAX)
     }
 
-    /// Appends a record laid out before; its seq. The caller has asked [`Log::has_room`].
-    pub fn append(&mut self, record: &mut RecordBuffer) -> Result<u64> {
+    /// Appends a record that changes something, laid out before; its seq. The caller has asked [`Log::has_room`]. The
+    /// room kept behind it is prepared too, so that no mark, close or end ever meets a full file system.
+    pub fn append(&mut self, record: &mut RecordBuffer, entries: u64) -> Result<u64> {
+        self.prepare(self.at.half, self.pos + record.len() as u64 + RESERVE)?;
+        let seq = self.append_prepared(record)?;
+        self.newest = seq;
+        self.entries += entries;
+        Ok(seq)
+    }
+
+    fn append_prepared(&mut self, record: &mut RecordBuffer) -> Result<u64> {
         let len = record.len() as u64;
-        if !self.resuming {
-            self.prepare(self.pos + len)?;
-        }
         let LogStart { half, epoch, seq, chain } = self.at;
         let (bytes, mac) = record.finish(self.keys.log(), seq, epoch, self.confirmed, &chain);
         let offset = LOG_OFFSET + half as u64 * HALF_BYTES + self.pos;
@@ -135,7 +140,10 @@ impl Log {
             true => self.store.write_at(bytes, offset),
             false => self.store.append(bytes, offset),
         };
-        appended.map_err(LayerError::io("appending to the log"))?;
+        if let Err(e) = appended {
+            self.latched = true;
+            return Err(LayerError::io("appending to the log")(e));
+        }
         self.pos += len;
         self.at.seq += 1;
         self.at.chain = mac;
@@ -143,17 +151,18 @@ impl Log {
     }
 
     /// Appends a record without runs. The room for it is always kept.
-    fn append_bare(&mut self, kind: Kind) -> Result<u64> {
+    fn append_bare(&mut self, kind: Kind, tags: &[u64]) -> Result<u64> {
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.lay_out(kind, &[], &[]);
-        let seq = self.append(&mut buffer);
+        buffer.lay_out(kind, &[], tags);
+        let prepared = self.prepare(self.at.half, self.pos + buffer.len() as u64);
+        let seq = prepared.and_then(|()| self.append_prepared(&mut buffer));
         self.buffer = buffer;
         seq
     }
 
     /// A mark: what stands before it is durable once a sync begun after it returns. The log goes on in a new block.
     pub fn mark(&mut self) -> Result<u64> {
-        let seq = self.append_bare(Kind::Mark)?;
+        let seq = self.append_bare(Kind::Mark, &[])?;
         self.pos = self.pos.next_multiple_of(BLOCK);
         self.unflushed_bytes = 0;
         Ok(seq)
@@ -162,14 +171,23 @@ impl Log {
     /// Says, without a sync, which mark is confirmed (rule 7). Left out where only the kept room is left.
     pub fn done(&mut self) -> Result<()> {
         if self.ended.is_none() && self.has_room(BARE_RECORD_LEN, 0) {
-            self.append_bare(Kind::Done)?;
+            self.append_bare(Kind::Done, &[])?;
         }
         Ok(())
     }
 
-    /// Closes this half and goes on in the other, which must be free.
-    pub fn close(&mut self) -> Result<()> {
-        let seq = self.append_bare(Kind::Close)?;
+    /// Closes this half and goes on in the other, which must be free. Its checkpoint's superblock gets `flags`.
+    ///
+    /// Recovery's close carries a random number, on which all later MACs depend: what lies in the log from before, cut off
+    /// or never listed, can't join what is written from then on, even where that is the same again.
+    pub fn close(&mut self, flags: u32) -> Result<()> {
+        let random: [u64; 2] = zerocopy::transmute!(crate::ids::LayerId::random().0);
+        let tags = if self.resuming { &random[..1] } else { &[] };
+        if !self.resuming {
+            // First, so that a full file system changes nothing here.
+            self.prepare(1 - self.at.half, RESERVE)?;
+        }
+        let seq = self.append_bare(Kind::Close, tags)?;
         self.resuming = false;
         self.at.half = 1 - self.at.half;
         self.at.epoch += 1;
@@ -177,13 +195,13 @@ impl Log {
         self.entries = 0;
         self.other_free = false;
         let superseded = self.take_superseded();
-        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors });
+        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors, flags });
         Ok(())
     }
 
     /// Seals the layer: the last record it ever gets.
     pub fn end(&mut self) -> Result<()> {
-        self.newest = self.append_bare(Kind::End)?;
+        self.newest = self.append_bare(Kind::End, &[])?;
         self.ended = Some(self.newest);
         Ok(())
     }
@@ -198,7 +216,8 @@ impl Log {
             chain: crate::ids::LayerId::random().0,
         };
         let superseded = self.take_superseded();
-        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors });
+        let flags = FLAG_SEALED;
+        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors, flags });
     }
 
     /// Recovery: the list ended at `pos` before this record, and all of it is durable.
@@ -211,7 +230,7 @@ impl Log {
         self.resuming = ended.is_none();
     }
 
-    /// Recovery: the list ended with a close, whose checkpoint was cut.
+    /// Recovery: the list ended with the close of a recovery before, whose checkpoint was cut.
     pub fn reopen_closed(&mut self) {
         self.resuming = false;
         self.other_free = false;
@@ -220,6 +239,7 @@ impl Log {
             next: self.at,
             superseded: Vec::new(),
             data_sectors: self.data_sectors,
+            flags: 0,
         });
     }
 
@@ -236,14 +256,29 @@ impl Log {
         self.superseded.iter().chain(&self.marked).chain(&self.confirmed_unsaid).chain(closed).copied()
     }
 
-    /// Makes sure that the half can be appended to up to `end`.
-    fn prepare(&mut self, end: u64) -> Result<()> {
-        let half = self.at.half;
+    /// Makes sure that the kept room of the live half is there, so that it can be ended.
+    pub fn prepare_end(&mut self) -> Result<()> {
+        self.prepare(self.at.half, self.pos + BARE_RECORD_LEN as u64)
+    }
+
+    /// Makes sure that a half can be appended to up to `end`. A full file system changes nothing; any other error latches.
+    fn prepare(&mut self, half: usize, end: u64) -> Result<()> {
+        if self.resuming {
+            return Ok(());
+        }
+        let end = end.min(HALF_BYTES);
         while self.prepared[half] < end {
             let from = self.prepared[half];
             let len = if from == 0 { FIRST_WINDOW } else { WINDOW.min(HALF_BYTES - from) };
             let offset = LOG_OFFSET + half as u64 * HALF_BYTES + from;
-            self.store.prepare_log(offset, len).map_err(LayerError::io("preparing the log"))?;
+            match self.store.prepare_log(offset, len) {
+                Ok(()) => {}
+                Err(e) if is_no_space(&e) => return Err(LayerError::NoSpace),
+                Err(e) => {
+                    self.latched = true;
+                    return Err(LayerError::io("preparing the log")(e));
+                }
+            }
             self.prepared[half] = from + len;
         }
         Ok(())

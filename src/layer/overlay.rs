@@ -116,6 +116,21 @@ impl Shard {
     }
 }
 
+/// Which entries [`Overlay::lookup`] has found.
+#[derive(Default)]
+pub struct Known {
+    /// All that were asked for.
+    pub all: bool,
+    bits: [u64; 8],
+}
+
+impl Known {
+    /// Whether the i-th was found.
+    pub fn has(&self, i: usize) -> bool {
+        self.bits[i / 64] >> (i % 64) & 1 != 0
+    }
+}
+
 /// All changed entries of a layer. Changes are made under the log's lock; readers take one shard's.
 pub struct Overlay {
     shards: Vec<RwLock<Shard>>,
@@ -131,22 +146,26 @@ impl Overlay {
         &self.shards[chunk.0 as usize % SHARDS]
     }
 
-    /// Fills `out` for the sectors from `index` on; returns whether some are not here and must come from the page.
-    /// `known[i]` says which were found.
-    pub fn lookup(&self, chunk: ChunkNo, index: usize, out: &mut [Entry], known: &mut [bool]) -> bool {
+    /// Fills `out` for the sectors from `index` on that are here; the others must come from the page.
+    pub fn lookup(&self, chunk: ChunkNo, index: usize, out: &mut [Entry]) -> Known {
+        let mut known = Known::default();
         let shard = self.shard(chunk).read();
-        if !shard.current.contains_key(&chunk.0) && !shard.frozen.contains_key(&chunk.0) {
-            known.fill(false);
-            return true;
+        let (current, frozen) = (shard.current.get(&chunk.0), shard.frozen.get(&chunk.0));
+        if current.is_none() && frozen.is_none() {
+            return known;
         }
-        let mut missing = false;
-        for (i, (entry, known)) in out.iter_mut().zip(known).enumerate() {
-            match shard.find(chunk, index + i) {
-                Some(found) => (*entry, *known) = (found, true),
-                None => (*known, missing) = (false, true),
+        known.all = true;
+        for (i, entry) in out.iter_mut().enumerate() {
+            let found = current.and_then(|d| d.find(index + i));
+            match found.or_else(|| frozen.and_then(|d| d.find(index + i))) {
+                Some(found) => {
+                    *entry = found;
+                    known.bits[i / 64] |= 1 << (i % 64);
+                }
+                None => known.all = false,
             }
         }
-        missing
+        known
     }
 
     /// One sector's entry, if it changed.
@@ -199,7 +218,7 @@ impl Overlay {
     pub fn freeze(&self) {
         for shard in &self.shards {
             let mut shard = shard.write();
-            debug_assert!(shard.frozen.is_empty());
+            assert!(shard.frozen.is_empty(), "what is frozen waits for its checkpoint");
             shard.frozen = std::mem::take(&mut shard.current);
         }
     }
@@ -262,9 +281,10 @@ mod tests {
         let mut seen = Vec::new();
         overlay.install(chunk, 6, [entry(3), entry(4)].into_iter(), |i, old| seen.push((i, old)));
         assert_eq!(seen, [(0, Some(entry(2))), (1, None)]);
-        let (mut out, mut known) = ([Entry::ABSENT; 4], [false; 4]);
-        assert!(overlay.lookup(chunk, 5, &mut out, &mut known));
-        assert_eq!((out[0], out[1], out[2], known[3]), (entry(1), entry(3), entry(4), false));
+        let mut out = [Entry::ABSENT; 4];
+        let known = overlay.lookup(chunk, 5, &mut out);
+        assert_eq!((out[0], out[1], out[2]), (entry(1), entry(3), entry(4)));
+        assert!(!known.all && known.has(2) && !known.has(3));
         overlay.thaw();
         assert_eq!(overlay.find(chunk, 5), None);
         assert_eq!(overlay.find(chunk, 6), Some(entry(3)));

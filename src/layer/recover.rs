@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::bytes::{
-    BARE_RECORD_LEN, HALF_BYTES, Kind, LOG_OFFSET, LogStart, Record, State, Superblock, slot_offset,
+    Entry, HALF_BYTES, Kind, LOG_OFFSET, LogStart, RECORD_MAGIC, Record, SLOTS_OFFSET, State, Superblock,
+    slot_offset,
 };
 use super::durable::SealedMark;
-use super::engine::{Layer, Parts};
+use super::engine::{Layer, Parts, is_zero};
 use super::error::{LayerError, Result};
 use super::log::BLOCK;
 use crate::units::{SECTOR_LEN, SectorNo, by_chunk, sectors_of_bytes};
@@ -26,6 +27,8 @@ struct List {
     /// Where the list ends, and what a next record would name.
     end: Position,
     next: LogStart,
+    /// It ends with the close of a recovery that was cut.
+    closed_twice: bool,
     /// Both halves as read.
     halves: [Vec<u8>; 2],
 }
@@ -45,6 +48,16 @@ impl Layer {
         for store in [&parts.data, &parts.map] {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
+        }
+        // Its log area is there from the moment of its creation.
+        let len = parts.data.len().map_err(LayerError::io("asking a layer's size"))?;
+        if len < SLOTS_OFFSET {
+            let found = format!("{len} bytes");
+            return Err(LayerError::corrupted(
+                format!("the data of layer {}", parts.id),
+                "its log area",
+                found,
+            ));
         }
         // 3.
         let found = read_superblocks(&parts)?;
@@ -102,8 +115,12 @@ impl Layer {
             for run in record.entries().collect::<Vec<_>>().chunk_by(|a, b| a.0 + 1 == b.0) {
                 let mut done = 0;
                 for (chunk, index, len) in by_chunk(SectorNo(run[0].0), run.len() as u64) {
-                    let mut old = vec![super::bytes::Entry::ABSENT; len];
-                    self.entries(chunk, index, &mut old)?;
+                    let mut old = vec![Entry::ABSENT; len];
+                    match self.entries(chunk, index, &mut old) {
+                        // The checkpoint will find that page again: its span is lost [10], not the disk.
+                        Err(e) if e.is_corruption() => old.fill(Entry::ABSENT),
+                        other => other?,
+                    }
                     self.install(&mut log, chunk, index, run[done..done + len].iter().map(|e| e.1), &old);
                     done += len;
                 }
@@ -117,13 +134,13 @@ impl Layer {
         if ended.is_some() {
             return Ok(());
         }
-        // A close, so that a cut in this checkpoint's superblock is not taken for rot [6].
-        match last {
-            Some((Kind::Close, _)) => {
-                log.reopen_closed();
-                self.overlay.freeze();
-            }
-            _ => self.close_half(&mut log)?,
+        // A close, so that a cut in this checkpoint's superblock is not taken for rot [6], and what lies beyond the list
+        // can't join what follows [8].
+        if list.closed_twice {
+            log.reopen_closed();
+            self.overlay.freeze();
+        } else {
+            self.close_half(&mut log, 0)?;
         }
         drop(log);
         self.checkpoint_closed()
@@ -160,15 +177,24 @@ fn read_superblocks(parts: &Parts) -> Result<Superblocks> {
 fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     let sectors = sectors_of_bytes(sb.size_bytes);
     let read_half = |half: usize| {
-        let mut bytes = vec![0; HALF_BYTES as usize];
         let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
-        parts.data.read_at(&mut bytes, offset).map_err(LayerError::io("reading the log")).map(|()| bytes)
+        let io = LayerError::io("reading the log");
+        // What was never prepared is a hole: zeros, which hold no record.
+        let end =
+            parts.data.data_end(offset..offset + HALF_BYTES).map_err(LayerError::io("reading the log"))?;
+        let mut bytes = vec![0; (end - offset).next_multiple_of(BLOCK) as usize];
+        parts.data.read_at(&mut bytes, offset).map_err(io).map(|()| bytes)
     };
     let halves = [read_half(0)?, read_half(1)?];
     let mut records = Vec::new();
     let mut next = sb.log;
     let mut end = Position { half: next.half, pos: 0 };
-    while let Some(record) = Record::parse(&halves[end.half][end.pos as usize..], parts.keys.log(), sectors) {
+    let mut closed_twice = false;
+    let at = |halves: &[Vec<u8>; 2], end: Position| {
+        let rest = halves[end.half].get(end.pos as usize..)?;
+        Record::parse(rest, parts.keys.log(), sectors)
+    };
+    while let Some(record) = at(&halves, end) {
         if (record.seq, record.epoch, record.chain) != (next.seq, next.epoch, next.chain) {
             break;
         }
@@ -191,16 +217,17 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
                 next.half = 1 - end.half;
                 next.epoch += 1;
                 end = Position { half: next.half, pos: 0 };
+                closed_twice = true;
                 break;
             }
             Kind::End => break,
             Kind::Write | Kind::Done => {}
         }
     }
-    Ok(List { records, end, next, halves })
+    Ok(List { records, end, next, closed_twice, halves })
 }
 
-/// 5. Slots of records not known to be durable may be lost: the list is cut at the first, so that what remains is a
+/// Step 5: slots of records not known to be durable may be lost: the list is cut at the first, so that what remains is a
 /// prefix. (None of them was used again: a slot is free only once a durable record says that its successor is.)
 fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
     let confirmed = list.records.iter().map(|(_, r)| r.confirmed).max().unwrap_or(0);
@@ -213,6 +240,7 @@ fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
         list.end = *at;
         list.next = LogStart { half: at.half, epoch: record.epoch, seq: record.seq, chain: record.chain };
         list.records.truncate(i);
+        list.closed_twice = false;
         break;
     }
     Ok(())
@@ -237,7 +265,7 @@ fn slots_hold(parts: &Parts, record: &Record, buffer: &mut Vec<u8>) -> Result<bo
     Ok(true)
 }
 
-/// 6. Damage, not a cut: a record beyond the list's end, or the anchor, says that what is missing was durable.
+/// Step 6: damage, not a cut: a record beyond the list's end, or the anchor, says that what is missing was durable.
 fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anchor>) -> Result<()> {
     let lost = list.next.seq;
     let damage = |by: String| {
@@ -256,16 +284,18 @@ fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anc
     let sectors = sectors_of_bytes(sb.size_bytes);
     let epochs: Range<u64> = sb.log.epoch..sb.log.epoch + 2;
     for bytes in &list.halves {
-        for at in (0..bytes.len() - BARE_RECORD_LEN).step_by(8) {
-            if bytes[at..at + 4] != super::bytes::RECORD_MAGIC.to_le_bytes() {
-                continue;
-            }
-            if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
-                && epochs.contains(&record.epoch)
-                && record.seq >= lost
-                && record.confirmed >= lost
-            {
-                return damage(format!("record {}", record.seq));
+        // Records begin at multiples of 8. Most of a log is zeros: those are left out a block at a time.
+        for (number, block) in bytes.chunks(BLOCK as usize).enumerate().filter(|(_, b)| !is_zero(b)) {
+            let starts = block.chunks_exact(8).enumerate();
+            for (i, _) in starts.filter(|(_, b)| b[..4] == RECORD_MAGIC.to_le_bytes()) {
+                let at = number * BLOCK as usize + i * 8;
+                if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
+                    && epochs.contains(&record.epoch)
+                    && record.seq >= lost
+                    && record.confirmed >= lost
+                {
+                    return damage(format!("record {}", record.seq));
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use parking_lot::RwLock;
@@ -37,6 +38,10 @@ pub trait Store: Send + Sync {
     fn drop_cache(&self) -> io::Result<()>;
     /// Bytes the file occupies.
     fn stored_bytes(&self) -> io::Result<u64>;
+    /// An end beyond which all of `range` is a hole, and so reads as zeros.
+    fn data_end(&self, range: Range<u64>) -> io::Result<u64> {
+        Ok(range.end)
+    }
 }
 
 /// A file of the host's file system.
@@ -139,5 +144,21 @@ impl Store for FileStore {
     fn stored_bytes(&self) -> io::Result<u64> {
         use std::os::unix::fs::MetadataExt;
         Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    fn data_end(&self, range: Range<u64>) -> io::Result<u64> {
+        use rustix::fs::{SeekFrom, seek};
+        let mut end = range.start;
+        while end < range.end {
+            match seek(&self.file, SeekFrom::Data(end)) {
+                Ok(data) if data >= range.end => break,
+                Ok(data) => end = seek(&self.file, SeekFrom::Hole(data))?,
+                // No data from here to the end of the file.
+                Err(rustix::io::Errno::NXIO) => break,
+                // The file system can't tell.
+                Err(_) => return Ok(range.end),
+            }
+        }
+        Ok(end.min(range.end))
     }
 }

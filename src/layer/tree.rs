@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use quick_cache::sync::Cache;
 
 use super::bytes::{Entry, PAGE_LEN, Page, PageRef};
-use super::error::{LayerError, Result};
+use super::error::{LayerError, Result, is_no_space};
 use super::overlay::Overlay;
 use super::store::Store;
 use crate::crypto::LayerKeys;
@@ -102,13 +102,18 @@ impl Tree {
         Ok(Leaf::Page(self.load(LEAVES + chunk.0, page_ref)?))
     }
 
-    /// A chunk's entries. A page that fails its check is looked for again from the roots, since two checkpoints
-    /// may have passed since they were read; only what fails every time is damage.
+    /// A chunk's entries.
     pub fn leaf(&self, chunk: ChunkNo) -> Result<Leaf> {
-        let mut last = self.leaf_below(&self.top.load(), chunk);
+        self.retry(|top| self.leaf_below(top, chunk))
+    }
+
+    /// A page that fails its check is looked for again from the roots, since two checkpoints may have passed since they
+    /// were read; only what fails every time is damage.
+    fn retry<T>(&self, ask: impl Fn(&Top) -> Result<T>) -> Result<T> {
+        let mut last = ask(&self.top.load());
         for _ in 1..TRIES {
             match &last {
-                Err(e) if e.is_corruption() => last = self.leaf_below(&self.top.load(), chunk),
+                Err(e) if e.is_corruption() => last = ask(&self.top.load()),
                 _ => break,
             }
         }
@@ -117,9 +122,12 @@ impl Tree {
 
     /// The first chunk in `range` whose entries are not uniformly absent, by the pages.
     pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
+        self.retry(|top| self.next_present_below(top, range.clone()))
+    }
+
+    fn next_present_below(&self, top: &Top, range: std::ops::Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
         while at < range.end {
-            let top = self.top.load();
             let (root, mid, _) = path(ChunkNo(at));
             if top[root] == PageRef::ABSENT {
                 at = (at | ((1 << 18) - 1)) + 1;
@@ -150,33 +158,44 @@ impl Tree {
     fn write_page(&self, n: u64, old: PageRef, page: Box<Page>) -> Result<PageRef> {
         let place = if old.exists() { 1 - old.place() } else { 0 };
         let page_ref = PageRef::new(&self.keys, &page, n, place);
-        self.map
-            .write_at(&page_bytes(&page)[..], page_offset(n, place))
-            .map_err(LayerError::io("writing the map"))?;
+        match self.map.write_at(page_bytes(&page), page_offset(n, place)) {
+            Ok(()) => {}
+            // Nothing refers to what was written so far: the checkpoint can be begun again when there is space.
+            Err(e) if is_no_space(&e) => return Err(LayerError::NoSpace),
+            Err(e) => return Err(LayerError::io("writing the map")(e)),
+        }
         self.cache.insert((n, page_ref), Arc::from(page));
         Ok(page_ref)
     }
 
-    fn inner(&self, n: u64, page_ref: PageRef) -> Result<Box<Page>> {
+    /// An inner page to change; `None` where it is damaged.
+    fn inner(&self, n: u64, page_ref: PageRef) -> Result<Option<Box<Page>>> {
         match page_ref.exists() {
-            true => Ok(Box::new(self.load(n, page_ref)?.as_ref().clone())),
-            false => Ok(Page::uniform_refs(page_ref)),
+            true => unless_damaged(self.load(n, page_ref)),
+            false => Ok(Some(Page::uniform_refs(page_ref))),
         }
     }
 
     /// Writes the pages that the frozen changes touch, leaves first, each to its other place; the new roots.
-    /// Nothing refers to them until a superblock does.
+    /// Nothing refers to them until a superblock does. Where a page is damaged its span is [lost](PageRef::LOST): it was
+    /// unreadable before, and the rest of the disk goes on.
     pub fn write_frozen(&self, overlay: &Overlay) -> Result<Top> {
         let mut top = *self.top.load_full();
         let chunks = overlay.frozen_chunks();
         for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
             let root = (of_root[0].0 >> 18) as usize;
-            let mut mid_page = self.inner(root as u64, top[root])?;
+            let Some(mut mid_page) = self.inner(root as u64, top[root])? else {
+                top[root] = PageRef::LOST;
+                continue;
+            };
             for of_gib in of_root.chunk_by(|a, b| a.0 >> 9 == b.0 >> 9) {
                 let (_, mid, _) = path(of_gib[0]);
                 let n = GIB_PAGES + (of_gib[0].0 >> 9);
                 let old = mid_page.page_ref(mid);
-                let mut low_page = self.inner(n, old)?;
+                let Some(mut low_page) = self.inner(n, old)? else {
+                    mid_page.set_page_ref(mid, PageRef::LOST);
+                    continue;
+                };
                 for chunk in of_gib {
                     let low = path(*chunk).2;
                     let new = self.write_leaf(overlay, *chunk, low_page.page_ref(low))?;
@@ -200,7 +219,10 @@ impl Tree {
         let n = LEAVES + chunk.0;
         let covered = overlay.with_frozen(chunk, |d| d.covers_all()).unwrap_or(false);
         let mut leaf = match old.exists() && !covered {
-            true => Box::new(self.load(n, old)?.as_ref().clone()),
+            true => match unless_damaged(self.load(n, old))? {
+                Some(page) => page,
+                None => return Ok(PageRef::LOST),
+            },
             false => Page::uniform(old.uniform()),
         };
         overlay.with_frozen(chunk, |d| d.apply_to(&mut leaf));
@@ -208,6 +230,18 @@ impl Tree {
             Some(uniform) => Ok(uniform),
             None => self.write_page(n, old, leaf),
         }
+    }
+}
+
+/// A copy of a page to change, or `None` with a line in the log.
+fn unless_damaged(loaded: Result<Arc<Page>>) -> Result<Option<Box<Page>>> {
+    match loaded {
+        Ok(page) => Ok(Some(Box::new(page.as_ref().clone()))),
+        Err(error) if error.is_corruption() => {
+            tracing::error!(%error, "entries below a damaged page are lost");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

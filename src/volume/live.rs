@@ -213,8 +213,10 @@ pub fn seal_together(seals: Vec<Seal<'_>>) -> Result<Vec<Arc<Layer>>> {
     for i in &order {
         guards.push(ended[*i].lock_for_seal()?);
     }
-    for guard in &mut guards {
-        guard.end()?;
+    if let Err(e) = guards.iter_mut().try_for_each(|g| g.end()) {
+        // Some are ended and some are not: none goes on until recovery has told them apart.
+        guards.iter_mut().for_each(|g| g.latch());
+        return Err(e.into());
     }
     for (seal, old) in seals.iter().zip(&ended) {
         let below = seal.volume.stack.load().chain.with(old.clone());

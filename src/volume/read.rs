@@ -21,6 +21,8 @@ thread_local! {
     static EDGE: RefCell<Vec<u8>> = RefCell::default();
 }
 
+/// Sectors of a small request (64 KiB).
+const FEW: usize = 16;
 /// A sector overtaken by writes this often in one read is taken for damaged.
 const OVERTAKEN_MAX: usize = 1000;
 
@@ -33,8 +35,15 @@ impl Stack {
     /// Where the sectors of a chunk are, from `index` on. The active layer's number is that after the chain's.
     pub fn sources(&self, chunk: ChunkNo, index: usize, out: &mut [Source]) -> Result<()> {
         let Some(active) = &self.active else { return self.chain.sources(chunk, index, out) };
-        let mut entries = [Entry::ABSENT; crate::units::CHUNK_SECTORS as usize];
-        let entries = &mut entries[..out.len()];
+        // A small request does not pay for the largest.
+        let (mut few, mut many);
+        let entries: &mut [Entry] = if out.len() <= FEW {
+            few = [Entry::ABSENT; FEW];
+            &mut few[..out.len()]
+        } else {
+            many = [Entry::ABSENT; crate::units::CHUNK_SECTORS as usize];
+            &mut many[..out.len()]
+        };
         active.entries(chunk, index, entries)?;
         if entries.iter().any(|e| e.is_absent()) {
             self.chain.sources(chunk, index, out)?;

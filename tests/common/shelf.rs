@@ -33,25 +33,13 @@ impl Place {
                     .unwrap();
                 Arc::new(FileStore::new(file))
             }
-            Self::Machine(machine) => {
-                Arc::new(SimStore { machine: machine.clone(), name: format!("{layer}.{file}") })
-            }
-        }
-    }
-
-    /// A catalog commit: durable at once, or the machine is off.
-    fn commit(&self) -> Result<(), LayerError> {
-        match self {
-            Self::Folder(_) => Ok(()),
-            Self::Machine(machine) => {
-                machine.operate().map_err(|source| LayerError::Io { what: "committing", source })
-            }
+            Self::Machine(machine) => Arc::new(SimStore::new(machine.clone(), &format!("{layer}.{file}"))),
         }
     }
 }
 
 /// What the catalog would hold.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Rows {
     /// Sealed layers, oldest first, and the marks of those whose seal is finished.
     pub sealed: Vec<(LayerId, Option<SealedMark>)>,
@@ -63,25 +51,35 @@ pub struct Rows {
 pub struct Shelf {
     pub place: Place,
     pub size_bytes: u64,
-    pub rows: Mutex<Rows>,
     pub cipher: Cipher,
+    /// The catalog of a folder; a machine keeps its own.
+    rows: Mutex<Rows>,
     cache: Arc<PageCache>,
 }
 
 impl Shelf {
     pub fn new(place: Place, size_bytes: u64, cipher: Cipher) -> Self {
-        Self { place, size_bytes, rows: Mutex::default(), cipher, cache: Arc::new(PageCache::new(256)) }
+        Self { place, size_bytes, cipher, rows: Mutex::default(), cache: Arc::new(PageCache::new(256)) }
     }
 
-    /// The same catalog over another machine.
-    pub fn moved(&self, place: Place) -> Self {
-        Self {
-            place,
-            size_bytes: self.size_bytes,
-            rows: Mutex::new(self.rows.lock().clone()),
-            cipher: self.cipher,
-            cache: Arc::new(PageCache::new(256)),
+    pub fn rows(&self) -> Rows {
+        match &self.place {
+            Place::Folder(_) => self.rows.lock().clone(),
+            Place::Machine(machine) => machine.rows(),
         }
+    }
+
+    /// Changes the catalog: durable at once, or it fails.
+    fn commit(&self, change: impl FnOnce(&mut Rows)) -> Result<(), LayerError> {
+        let mut rows = self.rows();
+        change(&mut rows);
+        match &self.place {
+            Place::Folder(_) => *self.rows.lock() = rows,
+            Place::Machine(machine) => {
+                machine.commit(rows).map_err(|source| LayerError::Io { what: "committing", source })?;
+            }
+        }
+        Ok(())
     }
 
     pub fn parts(&self, id: LayerId) -> Parts {
@@ -100,23 +98,17 @@ impl Shelf {
     fn make_next(&self) -> Result<Arc<Layer>, LayerError> {
         let id = LayerId::random();
         let layer = Layer::create(self.parts(id), self.size_bytes)?;
-        self.place.commit()?;
-        self.rows.lock().next = Some(id);
+        self.commit(|rows| rows.next = Some(id))?;
         Ok(Arc::new(layer))
     }
 
     /// Makes or opens the volume, as a host does.
     pub fn open(&self) -> Result<LiveVolume, LayerError> {
-        let rows = self.rows.lock().clone();
+        let rows = self.rows();
         let Some(active) = rows.active else {
             let layer = self.make_next()?;
-            let mut rows = self.rows.lock();
-            rows.active = rows.next.take();
-            drop(rows);
-            return Ok(LiveVolume::new(
-                VolumeId::random(),
-                Stack { active: Some(layer), chain: Chain::new(Vec::new()) },
-            ));
+            self.commit(|rows| rows.active = rows.next.take())?;
+            return Ok(live(layer, Vec::new()));
         };
         let mut layers = Vec::new();
         for (i, (id, mark)) in rows.sealed.iter().enumerate() {
@@ -129,21 +121,15 @@ impl Shelf {
         if top.is_ended() {
             // *end* makes `next` active.
             let next = rows.next.expect("a layer ends only when its next is there");
-            self.place.commit()?;
-            let number = {
-                let mut rows = self.rows.lock();
+            self.commit(|rows| {
                 rows.sealed.push((active, None));
                 rows.active = rows.next.take();
-                rows.sealed.len() - 1
-            };
-            self.finish(number, &top)?;
+            })?;
+            self.finish(layers.len(), &top)?;
             layers.push(Arc::new(top));
             top = Layer::recover(self.parts(next), None)?;
         }
-        Ok(LiveVolume::new(
-            VolumeId::random(),
-            Stack { active: Some(Arc::new(top)), chain: Chain::new(layers) },
-        ))
+        Ok(live(Arc::new(top), layers))
     }
 
     fn recover_sealed(&self, number: usize, id: LayerId) -> Result<Arc<Layer>, LayerError> {
@@ -156,28 +142,35 @@ impl Shelf {
     /// Finishes a seal and commits its mark.
     pub fn finish(&self, number: usize, layer: &Layer) -> Result<(), LayerError> {
         let mark = layer.finish_seal()?;
-        self.place.commit()?;
-        self.rows.lock().sealed[number].1 = Some(mark);
-        Ok(())
+        self.commit(|rows| rows.sealed[number].1 = Some(mark))
     }
 
     /// A snapshot: returns the sealed layer's number, before its seal is finished.
     pub fn seal(&self, volume: &LiveVolume) -> Result<usize, VolumeError> {
+        let ended = self.begin_seal(volume)?;
+        self.commit_seal(&ended)
+    }
+
+    /// The moment of the snapshot; its name follows with [`Shelf::commit_seal`].
+    pub fn begin_seal(&self, volume: &LiveVolume) -> Result<Arc<Layer>, VolumeError> {
         let next = self.make_next()?;
-        let ended = seal_together(vec![Seal { volume, next }])?;
-        ended[0].flush()?;
-        self.place.commit()?;
-        let mut rows = self.rows.lock();
-        rows.sealed.push((ended[0].id(), None));
-        rows.active = rows.next.take();
-        Ok(rows.sealed.len() - 1)
+        Ok(seal_together(vec![Seal { volume, next }])?.remove(0))
+    }
+
+    /// The snapshot is answered when this returns.
+    pub fn commit_seal(&self, ended: &Layer) -> Result<usize, VolumeError> {
+        ended.flush()?;
+        self.commit(|rows| {
+            rows.sealed.push((ended.id(), None));
+            rows.active = rows.next.take();
+        })?;
+        Ok(self.rows().sealed.len() - 1)
     }
 
     /// Finishes the seals that are not.
     pub fn finish_seals(&self, volume: &LiveVolume) -> Result<(), LayerError> {
         let stack = volume.stack();
-        let rows = self.rows.lock().clone();
-        for (number, (id, mark)) in rows.sealed.iter().enumerate() {
+        for (number, (id, mark)) in self.rows().sealed.iter().enumerate() {
             if mark.is_none() {
                 let layer = stack.chain.layers().iter().find(|l| l.id() == *id).expect("it is in the chain");
                 self.finish(number, layer)?;
@@ -191,4 +184,8 @@ impl Shelf {
         let layers = volume.stack().chain.layers()[..=number].to_vec();
         Stack { active: None, chain: Chain::new(layers) }
     }
+}
+
+fn live(active: Arc<Layer>, layers: Vec<Arc<Layer>>) -> LiveVolume {
+    LiveVolume::new(VolumeId::random(), Stack { active: Some(active), chain: Chain::new(layers) })
 }

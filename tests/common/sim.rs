@@ -1,23 +1,26 @@
-//! A simulated disk: files whose writes wait for a sync, a cut after any number of operations, and what a cut may leave.
+//! A simulated disk: files whose changes wait for a sync, a trace of all that was done to them, and what a power cut after
+//! any part of that trace may leave. Faults can be set on operations, and bytes changed behind the engine's back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use terrane::layer::Store;
 
 use super::Random;
+use super::shelf::Rows;
 
 const PAGE: u64 = 4096;
+type PageBytes = [u8; PAGE as usize];
 /// The device writes this much at once or not at all.
-const DEVICE_SECTOR: usize = 512;
+const DEVICE_SECTOR: u64 = 512;
 
-/// Bytes of a file, by page; absent pages are zero.
+/// Bytes of a file, by page; absent pages are holes. Copies share pages.
 #[derive(Clone, Default)]
 struct Image {
-    pages: HashMap<u64, Box<[u8; PAGE as usize]>>,
+    pages: HashMap<u64, Arc<PageBytes>>,
     len: u64,
 }
 
@@ -29,8 +32,10 @@ impl Image {
             let within = (at % PAGE) as usize;
             let take = (PAGE as usize - within).min(into.len() - done);
             match self.pages.get(&(at / PAGE)) {
-                Some(page) => into[done..done + take].copy_from_slice(&page[within..within + take]),
-                None => into[done..done + take].fill(0),
+                Some(page) if at < self.len => {
+                    into[done..done + take].copy_from_slice(&page[within..within + take]);
+                }
+                _ => into[done..done + take].fill(0),
             }
             done += take;
         }
@@ -42,8 +47,8 @@ impl Image {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let take = (PAGE as usize - within).min(from.len() - done);
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Box::new([0; PAGE as usize]));
-            page[within..within + take].copy_from_slice(&from[done..done + take]);
+            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
+            Arc::make_mut(page)[within..within + take].copy_from_slice(&from[done..done + take]);
             done += take;
         }
         self.len = self.len.max(offset + from.len() as u64);
@@ -52,10 +57,14 @@ impl Image {
     fn apply(&mut self, op: &Op) {
         match op {
             Op::Write(offset, bytes) => self.write(bytes, *offset),
+            Op::Zeros(offset, len) => {
+                let zeros = Arc::new([0; PAGE as usize]);
+                (offset / PAGE..(offset + len) / PAGE)
+                    .for_each(|p| drop(self.pages.insert(p, zeros.clone())));
+                self.len = self.len.max(offset + len);
+            }
             Op::Punch(offset, len) => {
-                for page in offset / PAGE..(offset + len) / PAGE {
-                    self.pages.remove(&page);
-                }
+                (offset / PAGE..(offset + len) / PAGE).for_each(|p| drop(self.pages.remove(&p)));
             }
             Op::SetLen(len) => {
                 self.len = *len;
@@ -65,21 +74,36 @@ impl Image {
     }
 }
 
-#[derive(Clone)]
+/// A change of a file.
+#[derive(Debug)]
 enum Op {
     Write(u64, Vec<u8>),
+    /// Whole pages of zeros that take space.
+    Zeros(u64, u64),
     Punch(u64, u64),
     SetLen(u64),
 }
 
-#[derive(Default)]
-struct Files {
+/// Something a program did to the machine.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Change(Arc<str>, Arc<Change>),
+    Sync(Arc<str>),
+    /// The catalog, which is durable at once.
+    Commit(Rows),
+}
+
+#[derive(Debug)]
+pub struct Change(Op);
+
+#[derive(Clone, Default)]
+struct SimFile {
     /// What the program sees.
-    current: HashMap<String, Image>,
+    current: Image,
     /// What the device holds for sure.
-    durable: HashMap<String, Image>,
-    /// Operations since each file's last sync.
-    pending: HashMap<String, Vec<Op>>,
+    durable: Image,
+    /// Since the last sync.
+    pending: Vec<Arc<Change>>,
 }
 
 /// What a cut leaves of the operations that no sync covered.
@@ -93,140 +117,307 @@ pub enum Cut {
     Prefix,
     /// All but one.
     AllButOne,
+    /// Only one.
+    One,
     /// A random subset.
     Subset,
     /// A random subset, and writes torn at device sectors.
     Torn,
+    /// A random subset, and one device sector that was being written is garbage.
+    Garbage,
 }
 
-pub const CUTS: [Cut; 6] = [Cut::None, Cut::All, Cut::Prefix, Cut::AllButOne, Cut::Subset, Cut::Torn];
+pub const CUTS: [Cut; 8] =
+    [Cut::None, Cut::All, Cut::Prefix, Cut::AllButOne, Cut::One, Cut::Subset, Cut::Torn, Cut::Garbage];
 
-/// A machine with a disk: its operations are counted, and after `cut_at` of them it is off.
-pub struct Machine {
-    files: Mutex<Files>,
-    operations: AtomicU64,
-    cut_at: AtomicU64,
+/// An error that operations give.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The number of the operation.
+    pub at: u64,
+    /// All from there on, too.
+    pub for_ever: bool,
+    pub errno: i32,
+    /// Writes do half of their work first; a sync that fails makes the file what the device holds, as Linux may.
+    pub half_done: bool,
 }
 
-impl Machine {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            files: Mutex::default(),
-            operations: AtomicU64::new(0),
-            cut_at: AtomicU64::new(u64::MAX),
-        })
-    }
+/// Files and a catalog.
+#[derive(Clone, Default)]
+pub struct State {
+    files: BTreeMap<Arc<str>, SimFile>,
+    rows: Rows,
+}
 
-    pub fn cut_at(&self, operation: u64) {
-        self.cut_at.store(operation, Ordering::SeqCst);
-    }
-
-    pub fn operations(&self) -> u64 {
-        self.operations.load(Ordering::SeqCst)
-    }
-
-    pub fn is_off(&self) -> bool {
-        self.operations() > self.cut_at.load(Ordering::SeqCst)
-    }
-
-    /// Counts an operation; an error once the machine is off.
-    pub fn operate(&self) -> io::Result<()> {
-        let n = self.operations.fetch_add(1, Ordering::SeqCst);
-        match n < self.cut_at.load(Ordering::SeqCst) {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::EIO)),
+impl State {
+    /// Does again what was done.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Change(name, op) => {
+                let file = self.files.entry(name.clone()).or_default();
+                file.current.apply(&op.0);
+                file.pending.push(op.clone());
+            }
+            Event::Sync(name) => {
+                let file = self.files.entry(name.clone()).or_default();
+                file.pending.drain(..).for_each(|op| file.durable.apply(&op.0));
+            }
+            Event::Commit(rows) => self.rows = rows.clone(),
         }
     }
 
     /// The machine after a cut: what the device was left with.
-    pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Self> {
-        let files = self.files.lock();
-        let mut durable = files.durable.clone();
-        let mut names: Vec<_> = files.pending.keys().collect();
-        names.sort();
-        for name in names {
-            let ops = &files.pending[name];
-            let image = durable.entry(name.clone()).or_default();
-            let prefix = random.below(ops.len() as u64 + 1) as usize;
-            let omitted = random.below(ops.len() as u64) as usize;
-            for (i, op) in ops.iter().enumerate() {
-                let kept = match cut {
-                    Cut::None => false,
-                    Cut::All => true,
-                    Cut::Prefix => i < prefix,
-                    Cut::AllButOne => i != omitted,
-                    Cut::Subset | Cut::Torn => random.one_in(2),
-                };
-                match op {
-                    Op::Write(offset, bytes) if cut == Cut::Torn => {
-                        for (j, sector) in bytes.chunks(DEVICE_SECTOR).enumerate() {
-                            if random.one_in(2) {
-                                image.write(sector, offset + (j * DEVICE_SECTOR) as u64);
-                            }
-                        }
-                    }
-                    op if kept => image.apply(op),
-                    _ => {}
+    pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Machine> {
+        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
+        let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
+        let mut chosen = random.below(unsynced);
+        for (name, file) in &self.files {
+            let image = match cut {
+                Cut::All => file.current.clone(),
+                _ => {
+                    let mut image = file.durable.clone();
+                    keep_some(&mut image, &file.pending, cut, &mut chosen, random);
+                    image
                 }
-            }
+            };
+            let file = SimFile { current: image.clone(), durable: image, pending: Vec::new() };
+            left.files.insert(name.clone(), file);
         }
-        let files = Files { current: durable.clone(), durable, pending: HashMap::new() };
-        Arc::new(Self {
-            files: Mutex::new(files),
-            operations: AtomicU64::new(0),
-            cut_at: AtomicU64::new(u64::MAX),
-        })
+        Machine::of(left)
+    }
+}
+
+/// Applies to `image` what the cut keeps; `chosen` counts down to the one operation that is treated apart.
+fn keep_some(image: &mut Image, pending: &[Arc<Change>], cut: Cut, chosen: &mut u64, random: &mut Random) {
+    let prefix = random.below(pending.len() as u64 + 1) as usize;
+    for (i, op) in pending.iter().enumerate() {
+        let is_chosen = *chosen == 0;
+        *chosen = chosen.wrapping_sub(1);
+        let kept = match cut {
+            Cut::None => false,
+            Cut::All => true,
+            Cut::Prefix => i < prefix,
+            Cut::AllButOne => !is_chosen,
+            Cut::One => is_chosen,
+            Cut::Subset | Cut::Torn | Cut::Garbage => random.one_in(2),
+        };
+        match &op.0 {
+            Op::Write(offset, bytes) if cut == Cut::Torn => tear(image, *offset, bytes, random),
+            Op::Write(offset, bytes) if cut == Cut::Garbage && is_chosen => {
+                image.write(bytes, *offset);
+                let at = (offset + random.below(bytes.len() as u64)) / DEVICE_SECTOR * DEVICE_SECTOR;
+                let mut garbage = [0; DEVICE_SECTOR as usize];
+                random.fill(&mut garbage);
+                image.write(&garbage, at);
+            }
+            op if kept => image.apply(op),
+            _ => {}
+        }
+    }
+}
+
+fn tear(image: &mut Image, offset: u64, bytes: &[u8], random: &mut Random) {
+    let mut at = offset;
+    let end = offset + bytes.len() as u64;
+    while at < end {
+        let next = end.min((at / DEVICE_SECTOR + 1) * DEVICE_SECTOR);
+        if random.one_in(2) {
+            image.write(&bytes[(at - offset) as usize..(next - offset) as usize], at);
+        }
+        at = next;
+    }
+}
+
+struct Inner {
+    state: State,
+    /// What was done since [`Machine::start_trace`].
+    trace: Option<Vec<Event>>,
+    operations: u64,
+    fault: Option<Fault>,
+    fired: bool,
+}
+
+/// A machine with a disk.
+pub struct Machine {
+    inner: Mutex<Inner>,
+}
+
+impl Machine {
+    pub fn new() -> Arc<Self> {
+        Self::of(State::default())
+    }
+
+    fn of(state: State) -> Arc<Self> {
+        let inner = Inner { state, trace: None, operations: 0, fault: None, fired: false };
+        Arc::new(Self { inner: Mutex::new(inner) })
+    }
+
+    /// From now on what is done is kept; the state it begins from.
+    pub fn start_trace(&self) -> State {
+        let mut inner = self.inner.lock();
+        inner.trace = Some(Vec::new());
+        inner.state.clone()
+    }
+
+    /// Operations traced so far.
+    pub fn traced(&self) -> usize {
+        self.inner.lock().trace.as_ref().map_or(0, Vec::len)
+    }
+
+    pub fn take_trace(&self) -> Vec<Event> {
+        self.inner.lock().trace.take().expect("a trace was started")
+    }
+
+    /// The machine as it is now.
+    pub fn state(&self) -> State {
+        self.inner.lock().state.clone()
+    }
+
+    /// Operations so far.
+    pub fn operations(&self) -> u64 {
+        self.inner.lock().operations
+    }
+
+    /// Sets the one fault, counted from now on.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        let mut inner = self.inner.lock();
+        inner.operations = 0;
+        inner.fired = false;
+        inner.fault = fault;
+    }
+
+    /// Whether the fault has met an operation.
+    pub fn fault_fired(&self) -> bool {
+        self.inner.lock().fired
+    }
+
+    pub fn rows(&self) -> Rows {
+        self.inner.lock().state.rows.clone()
+    }
+
+    pub fn commit(&self, rows: Rows) -> io::Result<()> {
+        self.inner.lock().operate(Event::Commit(rows))
+    }
+
+    /// A file's bytes as the device holds them.
+    pub fn peek(&self, name: &str, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.inner.lock().state.files[name].current.read(&mut bytes, offset);
+        bytes
+    }
+
+    /// Changes what the device holds, unseen.
+    pub fn poke(&self, name: &str, offset: u64, bytes: &[u8]) {
+        self.change_unseen(name, &Op::Write(offset, bytes.to_vec()));
+    }
+
+    /// Cuts or extends a file, unseen.
+    pub fn poke_len(&self, name: &str, len: u64) {
+        self.change_unseen(name, &Op::SetLen(len));
+    }
+
+    fn change_unseen(&self, name: &str, op: &Op) {
+        let mut inner = self.inner.lock();
+        let file = inner.state.files.get_mut(name).expect("a file");
+        file.current.apply(op);
+        file.durable.apply(op);
     }
 
     /// Changes one byte of what the device holds.
     pub fn flip(&self, name: &str, offset: u64, mask: u8) {
-        let mut files = self.files.lock();
-        let Files { current, durable, .. } = &mut *files;
-        for image in [current, durable] {
-            let image = image.get_mut(name).expect("a file");
-            let mut byte = [0];
-            image.read(&mut byte, offset);
-            image.write(&[byte[0] ^ mask], offset);
-        }
+        let byte = self.peek(name, offset, 1)[0];
+        self.poke(name, offset, &[byte ^ mask]);
     }
 
     /// Bytes of the pages a file has.
     pub fn stored(&self, name: &str) -> u64 {
-        self.files.lock().current.get(name).map_or(0, |i| i.pages.len() as u64 * PAGE)
+        self.inner.lock().state.files.get(name).map_or(0, |f| f.current.pages.len() as u64 * PAGE)
+    }
+
+    pub fn len(&self, name: &str) -> u64 {
+        self.inner.lock().state.files.get(name).map_or(0, |f| f.current.len)
+    }
+}
+
+impl Inner {
+    fn operate(&mut self, event: Event) -> io::Result<()> {
+        let n = self.operations;
+        self.operations += 1;
+        if let Some(fault) = self.fault
+            && (n == fault.at || fault.for_ever && n > fault.at)
+        {
+            self.fired = true;
+            if fault.half_done {
+                self.half_do(&event);
+            }
+            return Err(io::Error::from_raw_os_error(fault.errno));
+        }
+        self.state.apply(&event);
+        if let Some(trace) = &mut self.trace {
+            trace.push(event);
+        }
+        Ok(())
+    }
+
+    fn half_do(&mut self, event: &Event) {
+        match event {
+            Event::Change(name, op) => {
+                if let Op::Write(offset, bytes) = &op.0 {
+                    let half = Op::Write(*offset, bytes[..bytes.len() / 2].to_vec());
+                    self.state.apply(&Event::Change(name.clone(), Arc::new(Change(half))));
+                }
+            }
+            Event::Sync(name) => {
+                if let Some(file) = self.state.files.get_mut(name) {
+                    file.pending.clear();
+                    file.current = file.durable.clone();
+                }
+            }
+            Event::Commit(_) => {}
+        }
     }
 }
 
 /// A file of the machine.
 pub struct SimStore {
-    pub machine: Arc<Machine>,
-    pub name: String,
+    machine: Arc<Machine>,
+    name: Arc<str>,
 }
 
 impl SimStore {
+    pub fn new(machine: Arc<Machine>, name: &str) -> Self {
+        Self { machine, name: name.into() }
+    }
+
     fn change(&self, op: Op) -> io::Result<()> {
-        self.machine.operate()?;
-        let mut files = self.machine.files.lock();
-        files.current.entry(self.name.clone()).or_default().apply(&op);
-        files.pending.entry(self.name.clone()).or_default().push(op);
-        Ok(())
+        let event = Event::Change(self.name.clone(), Arc::new(Change(op)));
+        self.machine.inner.lock().operate(event)
+    }
+
+    fn with_image<T>(&self, f: impl FnOnce(&Image) -> T) -> T {
+        let inner = self.machine.inner.lock();
+        match inner.state.files.get(&self.name) {
+            Some(file) => f(&file.current),
+            None => f(&Image::default()),
+        }
     }
 }
 
 impl Store for SimStore {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.machine.files.lock().current.get(&self.name).map_or(0, |i| i.len))
+        Ok(self.with_image(|i| i.len))
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        match self.machine.files.lock().current.get(&self.name) {
-            Some(image) => image.read(into, offset),
-            None => into.fill(0),
-        }
+        self.with_image(|i| i.read(into, offset));
         Ok(())
     }
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        self.change(Op::Write(offset, from.to_vec()))
+        match from.iter().all(|b| *b == 0) && offset % PAGE == 0 && from.len() as u64 % PAGE == 0 {
+            true => self.change(Op::Zeros(offset, from.len() as u64)),
+            false => self.change(Op::Write(offset, from.to_vec())),
+        }
     }
 
     fn append(&self, from: &[u8], offset: u64) -> io::Result<()> {
@@ -234,7 +425,7 @@ impl Store for SimStore {
     }
 
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.change(Op::Write(offset, vec![0; len as usize]))
+        self.change(Op::Zeros(offset, len))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -246,12 +437,7 @@ impl Store for SimStore {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.machine.operate()?;
-        let mut files = self.machine.files.lock();
-        let ops = files.pending.remove(&self.name).unwrap_or_default();
-        let image = files.durable.entry(self.name.clone()).or_default();
-        ops.iter().for_each(|op| image.apply(op));
-        Ok(())
+        self.machine.inner.lock().operate(Event::Sync(self.name.clone()))
     }
 
     fn drop_cache(&self) -> io::Result<()> {
@@ -260,5 +446,13 @@ impl Store for SimStore {
 
     fn stored_bytes(&self) -> io::Result<u64> {
         Ok(self.machine.stored(&self.name))
+    }
+
+    fn data_end(&self, range: Range<u64>) -> io::Result<u64> {
+        Ok(self.with_image(|i| {
+            let pages = range.start / PAGE..range.end.min(i.len).div_ceil(PAGE);
+            let last = pages.rev().find(|p| i.pages.contains_key(p));
+            last.map_or(range.start, |p| ((p + 1) * PAGE).clamp(range.start, range.end))
+        }))
     }
 }

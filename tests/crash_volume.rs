@@ -1,0 +1,402 @@
+//! Guards against a power cut, or `kill -9`, that loses an answered flush, tears a request, mixes old and new, spoils a
+//! snapshot or leaves a volume that does not open.
+//!
+//! A seeded script runs once on a simulated disk that keeps a trace. Then, for places in the trace and each kind of cut,
+//! the disk as that cut leaves it is opened and held against the script's states: it must be the one after some prefix of
+//! the writes, at least up to the last answered flush. Recovery is cut too, and what was recovered is written and cut again.
+//!
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds at every place of the trace instead of the gate's sample.
+
+mod common;
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::Random;
+use common::shelf::{Place, Shelf};
+use common::sim::{CUTS, Cut, Event, Machine, State};
+use terrane::crypto::Cipher;
+use terrane::layer::Layer;
+use terrane::units::SectorNo;
+use terrane::volume::{LiveVolume, Stack};
+
+/// Three chunks, and a window of sectors over the border of the first two, so that each state can be read whole.
+const DISK: u64 = 6 << 20;
+const WINDOW_AT: u64 = (512 - 14) * 4096;
+const WINDOW: usize = 40 * 4096;
+
+type Bytes = Arc<Vec<u8>>;
+
+fn window_of(stack: &Stack) -> Bytes {
+    let mut bytes = vec![0xaa; WINDOW];
+    stack.read(WINDOW_AT, &mut bytes).expect("a disk is readable after a cut");
+    Arc::new(bytes)
+}
+
+/// What the script did, with where in the trace it began and ended.
+#[derive(Default)]
+struct Oracle {
+    /// The disk after each write: (began, ended, bytes). The first is the empty disk.
+    states: Vec<(usize, usize, Bytes)>,
+    /// Answered flushes: (ended, the newest state they cover).
+    flushes: Vec<(usize, usize)>,
+    /// The state each snapshot holds, and when it was answered.
+    snapshots: Vec<(usize, Option<usize>)>,
+}
+
+impl Oracle {
+    /// The states a disk may hold that was cut after `n` operations.
+    fn allowed(&self, n: usize, cut: Cut) -> std::ops::RangeInclusive<usize> {
+        let answered = self.states.iter().rposition(|s| s.1 <= n).unwrap_or(0);
+        let flushed = self.flushes.iter().filter(|f| f.0 <= n).map(|f| f.1).max().unwrap_or(0);
+        let least = if cut == Cut::All { answered } else { flushed };
+        let most = self.states.iter().rposition(|s| s.0 < n).unwrap_or(0);
+        least..=most.max(least)
+    }
+
+    /// The state a disk holds, which must be an allowed one.
+    fn find(&self, bytes: &[u8], allowed: std::ops::RangeInclusive<usize>) -> usize {
+        let found = allowed.clone().find(|i| *self.states[*i].2 == bytes);
+        found.unwrap_or_else(|| {
+            let others: Vec<_> = (0..self.states.len()).filter(|i| *self.states[*i].2 == bytes).collect();
+            panic!("the disk is none of the states {allowed:?}; the same as {others:?}")
+        })
+    }
+}
+
+struct Script {
+    machine: Arc<Machine>,
+    shelf: Shelf,
+    volume: LiveVolume,
+    /// Sealed, not yet named.
+    unnamed: Option<Arc<Layer>>,
+    model: Vec<u8>,
+    oracle: Oracle,
+    random: Random,
+}
+
+impl Script {
+    fn new(seed: u64) -> (Self, State) {
+        let machine = Machine::new();
+        let shelf = Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256);
+        let volume = shelf.open().unwrap();
+        let start = machine.start_trace();
+        let model = vec![0; WINDOW];
+        let mut oracle = Oracle::default();
+        oracle.states.push((0, 0, Arc::new(model.clone())));
+        let random = Random::new(seed);
+        (Self { machine, shelf, volume, unnamed: None, model, oracle, random }, start)
+    }
+
+    fn began(&self) -> usize {
+        self.machine.traced()
+    }
+
+    fn changed(&mut self, began: usize) {
+        self.oracle.states.push((began, self.machine.traced(), Arc::new(self.model.clone())));
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let began = self.began();
+        self.volume.write(WINDOW_AT + at as u64, bytes).unwrap();
+        self.model[at..at + bytes.len()].copy_from_slice(bytes);
+        self.changed(began);
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) {
+        let began = self.began();
+        self.volume.discard(offset, len).unwrap();
+        let within = |byte: u64| byte.saturating_sub(WINDOW_AT).min(WINDOW as u64) as usize;
+        self.model[within(offset)..within(offset + len)].fill(0);
+        self.changed(began);
+    }
+
+    fn flush(&mut self) {
+        let covers = self.oracle.states.len() - 1;
+        self.volume.flush().unwrap();
+        self.oracle.flushes.push((self.machine.traced(), covers));
+    }
+
+    fn begin_seal(&mut self) {
+        self.unnamed = Some(self.shelf.begin_seal(&self.volume).unwrap());
+        self.oracle.snapshots.push((self.oracle.states.len() - 1, None));
+    }
+
+    fn commit_seal(&mut self) {
+        if let Some(ended) = self.unnamed.take() {
+            let number = self.shelf.commit_seal(&ended).unwrap();
+            self.oracle.snapshots[number].1 = Some(self.machine.traced());
+            // It is durable, so what it holds is.
+            self.oracle.flushes.push((self.machine.traced(), self.oracle.snapshots[number].0));
+        }
+    }
+
+    fn reopen(&mut self, clean: bool) {
+        self.commit_seal();
+        if clean {
+            self.volume.active().close().unwrap();
+        }
+        self.volume = self.shelf.open().unwrap();
+        let covers = self.oracle.states.len() - 1;
+        self.oracle.flushes.push((self.machine.traced(), covers));
+    }
+
+    /// A range of whole sectors of the window.
+    fn sectors(&mut self, most: u64) -> (usize, usize) {
+        let count = 1 + self.random.below(most);
+        let first = self.random.below(WINDOW as u64 / 4096 - count + 1);
+        (first as usize * 4096, count as usize * 4096)
+    }
+
+    fn step(&mut self) {
+        let mut bytes = vec![0; WINDOW];
+        self.random.fill(&mut bytes);
+        match self.random.below(100) {
+            0..30 => {
+                let (at, len) = self.sectors(4);
+                self.write(at, &bytes[..len]);
+            }
+            30..45 => {
+                let len = 1 + self.random.below(9000) as usize;
+                let at = self.random.below((WINDOW - len) as u64) as usize;
+                self.write(at, &bytes[..len]);
+            }
+            45..51 => {
+                let (at, len) = self.sectors(20);
+                bytes[..len / 2].fill(0);
+                self.write(at, &bytes[..len]);
+            }
+            51..58 => {
+                let (at, len) = self.sectors(40);
+                self.write(at, &bytes[..len]);
+            }
+            58..63 => {
+                let (at, len) = self.sectors(10);
+                self.discard(WINDOW_AT + at as u64, len as u64);
+            }
+            63 => self.discard(0, 2 << 20),
+            64 => self.discard(0, DISK),
+            65..80 => self.flush(),
+            80..86 => self.volume.active().checkpoint().unwrap(),
+            86..90 => self.volume.active().punch_free(),
+            90 => self.volume.active().learn_free_slots().unwrap(),
+            91..95 if self.unnamed.is_none() && self.oracle.snapshots.len() < 5 => self.begin_seal(),
+            91..95 => self.commit_seal(),
+            95 | 96 if self.unnamed.is_none() => self.shelf.finish_seals(&self.volume).unwrap(),
+            97 => self.reopen(true),
+            98 => self.reopen(false),
+            _ => {}
+        }
+    }
+}
+
+/// One state of the disk, opened.
+struct Opened {
+    shelf: Shelf,
+    volume: LiveVolume,
+    bytes: Bytes,
+}
+
+fn open(machine: &Arc<Machine>) -> Opened {
+    let shelf = Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256);
+    let volume = shelf.open().expect("a volume opens after a cut");
+    let bytes = window_of(&volume.stack());
+    Opened { shelf, volume, bytes }
+}
+
+/// No slot belongs to two sectors of a layer.
+fn check_owners(stack: &Stack) {
+    for layer in stack.chain.layers().iter().chain(&stack.active) {
+        let mut owned = HashSet::new();
+        let first = WINDOW_AT / 4096;
+        for sector in first..first + WINDOW as u64 / 4096 {
+            if let Some(slot) = layer.entry(SectorNo(sector)).expect("a map is readable after a cut").slot() {
+                assert!(owned.insert(slot), "slot {} has two owners", slot.0);
+            }
+        }
+    }
+}
+
+struct Sweep<'a> {
+    oracle: &'a Oracle,
+    states: AtomicU64,
+}
+
+impl Sweep<'_> {
+    /// A disk cut after `n` operations.
+    fn check(&self, state: &State, n: usize, cut: Cut, random: &mut Random) {
+        self.states.fetch_add(1, Ordering::Relaxed);
+        let allowed = self.oracle.allowed(n, cut);
+        let machine = state.after(cut, random);
+        let before = machine.start_trace();
+        let opened = open(&machine);
+        let recovery = machine.take_trace();
+        let found = self.oracle.find(&opened.bytes, allowed.clone());
+        self.check_snapshots(&opened, n);
+        check_owners(&opened.volume.stack());
+        self.cut_recovery(before, &recovery, n, allowed, random);
+        self.go_on(&machine, opened, found, random);
+    }
+
+    /// An answered snapshot exists, and every one has exactly its bytes.
+    fn check_snapshots(&self, opened: &Opened, n: usize) {
+        let answered = self.oracle.snapshots.iter().filter(|s| s.1.is_some_and(|at| at <= n)).count();
+        let there = opened.volume.stack().chain.layers().len();
+        assert!(there >= answered, "{there} of {answered} answered snapshots");
+        for number in 0..there {
+            let bytes = window_of(&opened.shelf.snapshot(&opened.volume, number));
+            let expected = &self.oracle.states[self.oracle.snapshots[number].0].2;
+            assert!(bytes == *expected, "snapshot {number} differs");
+        }
+    }
+
+    /// A second cut, during recovery: nothing was answered meanwhile.
+    fn cut_recovery(
+        &self,
+        mut state: State,
+        recovery: &[Event],
+        n: usize,
+        allowed: std::ops::RangeInclusive<usize>,
+        random: &mut Random,
+    ) {
+        let chosen = random.below(recovery.len() as u64 + 1) as usize;
+        recovery[..chosen].iter().for_each(|e| state.apply(e));
+        let cut = CUTS[random.below(CUTS.len() as u64) as usize];
+        // Recovery's own record may share a device sector with records that no flush covered.
+        let allowed = match cut {
+            Cut::Garbage => *self.oracle.allowed(n, cut).start()..=*allowed.end(),
+            _ => allowed,
+        };
+        self.states.fetch_add(1, Ordering::Relaxed);
+        let opened = open(&state.after(cut, random));
+        let found = catch_unwind(AssertUnwindSafe(|| {
+            self.oracle.find(&opened.bytes, allowed);
+            self.check_snapshots(&opened, n);
+        }));
+        found.unwrap_or_else(|e| {
+            println!("recovery was cut after {chosen} of {} operations, {cut:?}", recovery.len());
+            resume_unwind(e)
+        });
+    }
+
+    /// What was recovered stays, and takes writes that a further cut does not harm.
+    fn go_on(&self, machine: &Arc<Machine>, opened: Opened, found: usize, random: &mut Random) {
+        let Opened { volume, .. } = &opened;
+        if random.one_in(2) {
+            volume.active().learn_free_slots().unwrap();
+        }
+        let mut expected = self.oracle.states[found].2.to_vec();
+        let mut allowed = vec![expected.clone()];
+        let writes = random.below(6);
+        for _ in 0..writes {
+            let len = 1 + random.below(12_000) as usize;
+            let at = random.below((WINDOW - len) as u64) as usize;
+            random.fill(&mut expected[at..at + len]);
+            volume.write(WINDOW_AT + at as u64, &expected[at..at + len]).unwrap();
+            allowed.push(expected.clone());
+            match random.below(4) {
+                0 => {
+                    volume.flush().unwrap();
+                    allowed.drain(..allowed.len() - 1);
+                }
+                1 => volume.active().punch_free(),
+                _ => {}
+            }
+        }
+        if random.one_in(3) {
+            volume.active().checkpoint().unwrap();
+            allowed.drain(..allowed.len() - 1);
+        }
+        let cut = CUTS[random.below(CUTS.len() as u64) as usize];
+        self.states.fetch_add(1, Ordering::Relaxed);
+        let again = open(&machine.state().after(cut, random));
+        assert!(
+            allowed.iter().any(|a| *a == *again.bytes),
+            "what was recovered, and {writes} writes after it, was lost or mixed by a second cut, {cut:?}"
+        );
+    }
+}
+
+/// Cuts at each of `places`, every kind of cut; returns how many disks were opened.
+fn sweep(seed: u64, start: &State, trace: &[Event], oracle: &Oracle, places: &[usize]) -> u64 {
+    let sweep = Sweep { oracle, states: AtomicU64::new(0) };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let sweep = &sweep;
+            scope.spawn(move || {
+                let (mut state, mut done) = (start.clone(), 0);
+                for n in places.iter().skip(thread).step_by(threads) {
+                    trace[done..*n].iter().for_each(|e| state.apply(e));
+                    done = *n;
+                    for cut in CUTS {
+                        let mut random = Random::new(seed ^ (*n as u64) << 20 ^ (cut as u64) << 56);
+                        let check = AssertUnwindSafe(|| sweep.check(&state, *n, cut, &mut random));
+                        if let Err(e) = catch_unwind(check) {
+                            println!("seed {seed}, cut after {n} of {} operations, {cut:?}", trace.len());
+                            resume_unwind(e);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    sweep.states.into_inner()
+}
+
+fn full_seeds() -> Option<u64> {
+    std::env::var("TERRANE_CRASH_SEEDS").ok().map(|n| n.parse().expect("a number of seeds"))
+}
+
+#[test]
+fn a_cut_leaves_a_prefix_of_the_writes() {
+    let (seeds, stride) = full_seeds().map_or((6, 3), |n| (n, 1));
+    let mut states = 0;
+    for seed in 1..=seeds {
+        let (mut script, start) = Script::new(seed);
+        for _ in 0..120 {
+            script.step();
+        }
+        let trace = script.machine.take_trace();
+        let places: Vec<_> = (seed as usize % stride..=trace.len()).step_by(stride).collect();
+        states += sweep(seed, &start, &trace, &script.oracle, &places);
+    }
+    println!("{states} disks after a cut");
+}
+
+/// Each flush takes a block of the log, so that a few thousand fill its halves: both get closed and used again.
+#[test]
+fn a_cut_beside_a_full_half_leaves_a_prefix_too() {
+    let mut states = 0;
+    for seed in 1..=full_seeds().unwrap_or(1) {
+        let (mut script, start) = Script::new(seed ^ 0xfeed);
+        let mut places = Vec::new();
+        // Where the log goes on in the other half, and around it.
+        for round in 0..8400u64 {
+            let before = script.machine.traced();
+            let at = (round % 40) as usize * 4096;
+            let byte = [round as u8 | 1; 4096];
+            script.write(at, &byte);
+            script.flush();
+            if round % 4090 > 4070 {
+                places.extend((before..=script.machine.traced()).step_by(if full_seeds().is_some() {
+                    1
+                } else {
+                    7
+                }));
+            }
+            if script.volume.active().needs_checkpoint() && round % 8 == 0 {
+                let from = script.machine.traced();
+                script.volume.active().checkpoint_closed().unwrap();
+                places.extend(from..=script.machine.traced());
+            }
+        }
+        let trace = script.machine.take_trace();
+        places.sort_unstable();
+        places.dedup();
+        states += sweep(seed, &start, &trace, &script.oracle, &places);
+    }
+    println!("{states} disks after a cut");
+}
