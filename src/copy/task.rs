@@ -238,15 +238,20 @@ impl<'a> Copy<'a> {
     /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
     fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
         let Begun { task, snapshot, row, layer, .. } = begun;
-        drop(layer);
         let gone = self
             .region()
             .catalog()
             .map_err(CopyError::from)
             .and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?.is_none())));
         let error = if matches!(gone, Ok(true)) { CopyError::Cancelled } else { error };
-        if let Err(e) = remove(self.region(), snapshot, &row, Some(task), &error) {
-            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed");
+        drop(layer);
+        let removed = remove(self.region(), snapshot, &row, Some(task), &error).or_else(|_| {
+            // The file system below is so full that not even rows can go: the space first, then.
+            folder::remove_folder(self.region(), row.id)?;
+            remove(self.region(), snapshot, &row, Some(task), &error)
+        });
+        if let Err(e) = removed {
+            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; the next copy to the region does");
         }
         error
     }

@@ -278,7 +278,8 @@ pub fn remove_unneeded(region: &Region, layer: LayerId) -> Result<()> {
     Ok(())
 }
 
-fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
+/// Removes a layer's folder. Its row goes afterwards.
+pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
     let dir = region.layer_dir(layer);
     for name in [DATA, MAP, HEADER] {
         match fs::remove_file(dir.join(name)) {

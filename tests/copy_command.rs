@@ -1,0 +1,320 @@
+//! Guarded here: a refused copy that exits with another number or a sentence that does not name the thing, a killed or
+//! interrupted copy that blocks its name or keeps its space, a full target, and `debug` output another program can't use.
+
+mod copy_support;
+
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use copy_support::{Disk, Random, World};
+use serde_json::Value;
+use terrane::catalog::{DiskKind, Setting, SnapshotState, TaskState};
+use terrane::ids::SnapshotId;
+
+const MIB: usize = 1 << 20;
+
+/// Regions north and south, each with a key `mine`; in north an encrypted snapshot `secret` and a plain one `plain`.
+fn pair() -> (World, Disk, SnapshotId) {
+    let world = World::new(&["north", "south"]);
+    let north = world.key("north", "mine");
+    world.key("south", "mine");
+    let mut random = Random::new(11);
+    let mut disk = Disk::new(&world, "north", 8 * MIB, Some(north), DiskKind::Data);
+    let secret = disk.change(&world, "secret", |c| c.random(&mut random, MIB, 2 * MIB));
+    Disk::new(&world, "north", MIB, None, DiskKind::Data).change(&world, "plain", |c| c.write(0, &[5; 4096]));
+    (world, disk, secret)
+}
+
+fn set(world: &World, region: &str, setting: Setting, on: bool) {
+    world.region(region).catalog().unwrap().write(|tx| tx.set_flag(setting, on)).unwrap();
+}
+
+// S3 S4 S5 S8 S15 S17 S20 S29, and the exits of the rest
+#[test]
+fn a_refusal_has_its_number_and_names_the_thing() {
+    let (world, _disk, _) = pair();
+    let before = (world.holdings("north"), world.holdings("south"));
+    let key = world.region("south").catalog().unwrap().read(|tx| tx.resolve_key("mine")).unwrap().id;
+    let try_all = |cases: &[(&str, &[&str], i32, &[&str])]| {
+        for (snapshot, args, exit, words) in cases {
+            let from = format!("north/{snapshot}");
+            for dry in [false, true] {
+                let mut line = vec!["snapshot", "copy", from.as_str()];
+                line.extend(*args);
+                if dry {
+                    line.push("--dry-run");
+                }
+                world.fails(&line, *exit, words);
+            }
+        }
+    };
+    let (south, north) = (["--to", "south", "--name", "copied"], ["--to", "north", "--name", "copied"]);
+    let with = |base: &[&'static str; 4], more: &[&'static str]| [&base[..], more].concat();
+    try_all(&[
+        ("secret", &with(&south, &["--unencrypted"]), 4, &["snapshot secret is encrypted", "--key"]),
+        ("secret", &with(&north, &["--key", "mine"]), 4, &["secret of region north is under key", "already"]),
+        ("plain", &north, 4, &["snapshot plain is plain", "north", "--encrypt"]),
+        ("plain", &with(&north, &["--unencrypted"]), 4, &["snapshot plain is plain"]),
+        ("secret", &with(&south, &["--key", "nobody"]), 3, &["region south has no key \"nobody\""]),
+        ("nothing", &south, 3, &["region north has no snapshot \"nothing\""]),
+        ("secret", &["--to", "nowhere", "--name", "copied"], 3, &["nowhere"]),
+        ("plain", &["--to", "north", "--name", "secret", "--encrypt"], 5, &["north already has a snapshot \"secret\""]),
+        ("secret", &["--to", "south"], 2, &["--name"]),
+        ("secret", &["--to", "south", "--name", "9"], 2, &["a name"]),
+        ("secret", &with(&south, &["--encrypt", "--unencrypted"]), 2, &["--unencrypted"]),
+    ]);
+    for (setting, word) in [
+        (Setting::CopyAndEncrypt, "does not offer copy-and-encrypt"),
+        (Setting::KmsEnabled, "the KMS of region south is not enabled"),
+        (Setting::StorageAuthorized, "not authorised"),
+    ] {
+        set(&world, "south", setting, false);
+        let hint = format!("terrane region set {setting}=true --region south");
+        try_all(&[
+            ("secret", &south, 4, &[word, &hint]),
+            ("plain", &with(&south, &["--encrypt"]), 4, &[word, &hint]),
+        ]);
+        set(&world, "south", setting, true);
+    }
+    terrane::kms::set_key_enabled(&world.region("south"), key, false).unwrap();
+    try_all(&[("secret", &with(&south, &["--key", "mine"]), 4, &["is disabled", "terrane key enable"])]);
+    terrane::kms::set_key_enabled(&world.region("south"), key, true).unwrap();
+    // What only the catalog knows to refuse leaves nothing either.
+    world.fails(&["snapshot", "copy", "north/secret", "--to", "south", "--name", "copied", "--description", "x"], 4, &["2 to 256"]);
+    let tag = ["--tag", "a=1", "--tag", "a=2"];
+    world.fails(&[&["snapshot", "copy", "north/secret"], &south[..], &tag].concat(), 4, &["given twice"]);
+    assert_eq!((world.holdings("north"), world.holdings("south")), before);
+    // A plain copy needs no key and no KMS (S10).
+    set(&world, "south", Setting::KmsEnabled, false);
+    world.ok(&["snapshot", "copy", "north/plain", "--to", "south", "--name", "copied"]);
+}
+
+// S30 S31 S32 S37
+#[test]
+fn the_plan_is_what_is_done() {
+    let (world, disk, secret) = pair();
+    let copy = |called: &'static str, more: &[&'static str]| {
+        [&["snapshot", "copy", "secret", "--region", "north", "--to", "south", "--key", "mine", "--name", called], more].concat()
+    };
+    let before = world.holdings("south");
+    let plan = world.json(&copy("copied", &["--dry-run"]));
+    assert_eq!(plan["base_snapshot_id"], Value::Null);
+    assert_eq!((&plan["ship_bytes"], &plan["reencrypt_bytes"]), (&Value::from(2 << 20), &Value::from(0)));
+    let key = world.region("south").catalog().unwrap().read(|tx| tx.resolve_key("mine")).unwrap().id;
+    assert_eq!(plan["key_id"], key.to_string());
+    assert_eq!(world.holdings("south"), before, "S32");
+    let given = ["--wait", "--description", "for the archive", "--tag", "env=prod", "--retention-days", "30"];
+    let id: SnapshotId = world.ok(&copy("copied", &given)).parse().expect("the id alone");
+    world.equal("south", id, &disk.model);
+    let shown = world.json(&["snapshot", "show", "copied", "--region", "south"]);
+    assert_eq!((&shown["description"], &shown["retention_days"]), (&Value::from("for the archive"), &Value::from(30)));
+    assert_eq!(shown["tags"][0]["value"], "prod");
+    assert_eq!((&shown["encrypted"], &shown["source_snapshot"]), (&Value::from(true), &Value::from(secret.to_string())));
+    let plan = world.json(&copy("again", &["--dry-run"]));
+    assert_eq!((&plan["base_snapshot_id"], &plan["ship_bytes"]), (&Value::from(id.to_string()), &Value::from(0)));
+    // Progress for programs: lines of JSON on stderr, none with -q.
+    let output = world.run(&copy("again", &["--output", "json"]));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let last: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(last["bytes_done"], last["bytes_total"]);
+    assert!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["id"].is_string());
+    let output = world.run(&copy("more", &["-q"]));
+    assert!(output.status.success() && output.stderr.is_empty());
+}
+
+// S38
+#[test]
+fn a_volume_is_made_from_a_copy() {
+    let (world, disk, _) = pair();
+    world.ok(&["snapshot", "copy", "north/secret", "--to", "south", "--name", "copied"]);
+    world.ok(&["volume", "create", "--snapshot", "copied", "--name", "restored", "--region", "south"]);
+    world.ok(&["snapshot", "create", "restored", "--name", "restored", "--region", "south"]);
+    let id = world.region("south").catalog().unwrap().read(|tx| tx.resolve_snapshot("restored")).unwrap().id;
+    world.equal("south", id, &disk.model);
+}
+
+/// A snapshot large enough that its copy is seen while it runs.
+fn large() -> World {
+    let world = World::new(&["north", "south"]);
+    let mut random = Random::new(12);
+    let mut disk = Disk::new(&world, "north", 512 * MIB, Some(world.default_key("north")), DiskKind::Data);
+    disk.change(&world, "large", |c| (0..400).for_each(|i| c.random(&mut random, i * MIB, MIB)));
+    world
+}
+
+const COPY_LARGE: &[&str] = &["snapshot", "copy", "north/large", "--to", "south", "--name", "copied"];
+
+/// Starts the large copy and returns once it is listed as `processing`.
+fn start(world: &World) -> std::process::Child {
+    let mut child = world.command(COPY_LARGE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let region = world.region("south");
+    let since = Instant::now();
+    loop {
+        let found = region.catalog().unwrap().read(|tx| tx.find_snapshot_by_name("copied")).unwrap();
+        if let Some(snapshot) = found {
+            assert_eq!(snapshot.state, SnapshotState::Processing, "the copy was over before it was seen");
+            return child;
+        }
+        if since.elapsed() > Duration::from_secs(60) {
+            let _ = child.kill();
+            panic!("no copy was begun");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+// S33
+#[test]
+fn a_killed_copy_is_taken_away_by_the_next() {
+    let world = large();
+    let before = world.holdings("south");
+    let mut child = start(&world);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let region = world.region("south");
+    let left = region.catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
+    assert_eq!(left.state, SnapshotState::Processing);
+    // It is no base, and can't be read or built upon.
+    world.fails(&["volume", "create", "--snapshot", "copied", "--region", "south"], 4, &["not complete"]);
+    world.fails(&["snapshot", "copy", "south/copied", "--to", "north", "--name", "back"], 4, &["not complete"]);
+    // The same command works again, and what the first left is gone.
+    let id: SnapshotId = world.ok(COPY_LARGE).parse().unwrap();
+    assert_ne!(id, left.id);
+    let after = world.holdings("south");
+    assert_eq!(after, (before.0 + 1, before.1 + 1, before.2 + 1));
+    let tasks = region.catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed, TaskState::Succeeded]);
+    // Deleting what a killed copy left works as well.
+    world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
+    let mut child = start(&world);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
+    assert_eq!(world.holdings("south"), before);
+}
+
+#[test]
+fn an_interrupted_copy_leaves_nothing() {
+    let world = large();
+    let before = world.holdings("south");
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let child = start(&world);
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout.is_empty());
+        assert_eq!(world.holdings("south"), before);
+    }
+}
+
+/// On a file system of its own, which only root may mount.
+#[test]
+fn a_full_target_leaves_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: no small file system can be mounted");
+        return;
+    }
+    let world = World::new(&["north"]);
+    let mut random = Random::new(13);
+    let mut disk = Disk::new(&world, "north", 256 * MIB, Some(world.default_key("north")), DiskKind::Data);
+    disk.change(&world, "large", |c| (0..200).for_each(|i| c.random(&mut random, i * MIB, MIB)));
+    // In a mount namespace of its own, so that nothing stays mounted however this ends.
+    let script = r#"
+        set -e
+        mount -t tmpfs -o size=96m none "$1"
+        "$0" region init "$1/small" --name small
+        set +e
+        "$0" snapshot copy north/large --to small --name copied
+        echo "exit $?"
+        ls "$1/small/layers" | wc -l
+        "$0" snapshot list --region small --output json
+    "#;
+    let place = world.path("tmpfs");
+    std::fs::create_dir(&place).unwrap();
+    let terrane = assert_cmd::cargo::cargo_bin!("terrane");
+    let output = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script])
+        .arg(terrane)
+        .arg(&place)
+        .env("TERRANE_CONFIG_DIR", world.path("config"))
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(stderr.contains("no space is left below region small"), "{stderr}");
+    let lines: Vec<_> = stdout.lines().skip(1).collect();
+    assert_eq!(lines, ["exit 1", "0", "[]"], "{stdout}{stderr}");
+}
+
+/// Decrypts one sector by OpenSSL, its number the tweak.
+fn openssl_sector(key: &[u8], sector: u64, cipher: &[u8]) -> Vec<u8> {
+    let mut tweak = [0; 16];
+    tweak[..8].copy_from_slice(&sector.to_le_bytes());
+    openssl::symm::decrypt(openssl::symm::Cipher::aes_256_xts(), key, Some(&tweak), cipher).unwrap()
+}
+
+#[test]
+fn another_program_reads_the_bytes() {
+    let (world, mut disk, _) = pair();
+    let mut random = Random::new(14);
+    disk.change(&world, "later", |c| {
+        c.random(&mut random, 2 * MIB, 8192);
+        c.discard(MIB, 64 << 10);
+    });
+    world.ok(&["snapshot", "copy", "north/secret", "--to", "south", "--name", "secret"]);
+    world.ok(&["snapshot", "copy", "north/later", "--to", "south", "--name", "later"]);
+    for region in ["north", "south"] {
+        let layers = world.json(&["debug", "layers", "later", "--region", region]);
+        let layers = layers.as_array().unwrap();
+        assert_eq!(layers.len(), 2);
+        assert_eq!(layers[0]["parent_id"], layers[1]["id"]);
+        let mut bytes = vec![0; disk.model.len()];
+        let mut recorded = Vec::new();
+        for layer in layers.iter().rev() {
+            assert_eq!((&layer["sealed"], &layer["cipher"]), (&Value::from(true), &Value::from("aes-xts-plain64")));
+            let id = layer["id"].as_str().unwrap();
+            let key = world.ok(&["debug", "data-key", id, "--yes", "--region", region]);
+            let key = terrane::region::hex::decode(&key).unwrap();
+            let data = std::fs::File::open(format!("{}/data", layer["dir"].as_str().unwrap())).unwrap();
+            let map = world.json(&["debug", "map", id, "--region", region]);
+            recorded.push(map.as_array().unwrap().len());
+            for entry in map.as_array().unwrap() {
+                let sector = entry["sector"].as_u64().unwrap();
+                let into = &mut bytes[sector as usize * 4096..][..4096];
+                match entry["state"].as_str().unwrap() {
+                    "zero" => into.fill(0),
+                    "data" => {
+                        let mut cipher = [0; 4096];
+                        data.read_exact_at(&mut cipher, entry["offset_bytes"].as_u64().unwrap()).unwrap();
+                        into.copy_from_slice(&openssl_sector(&key, sector, &cipher));
+                    }
+                    other => panic!("{other}"),
+                }
+            }
+        }
+        assert_eq!(recorded, [512, 2 + 16], "{region}");
+        assert!(bytes == disk.model, "{region}: every sector is the disk's");
+    }
+    let table = world.ok(&["debug", "map", world.json(&["debug", "layers", "later", "--region", "north"])[0]["id"].as_str().unwrap(), "--region", "north"]);
+    assert_eq!(table.lines().count(), 1 + 2 + 16);
+}
+
+#[test]
+fn debug_refuses_what_it_should() {
+    let (world, disk, _) = pair();
+    let volume = disk.id.to_string();
+    let layers = world.json(&["debug", "layers", &format!("north/{volume}")]);
+    let active = layers[0]["id"].as_str().unwrap();
+    assert_eq!(layers[0]["sealed"], false);
+    world.fails(&["debug", "map", active, "--region", "north"], 4, &["is not sealed", "snapshot"]);
+    world.fails(&["debug", "data-key", active, "--region", "north"], 4, &["--yes"]);
+    let nobody = "0".repeat(32);
+    world.fails(&["debug", "map", &nobody, "--region", "north"], 3, &[&nobody]);
+    world.fails(&["debug", "data-key", &nobody, "--yes", "--region", "south"], 3, &[&nobody]);
+    world.fails(&["debug", "map", "../x", "--region", "north"], 2, &["layer id"]);
+    world.fails(&["debug", "layers", "north/nobody"], 3, &["no volume or snapshot"]);
+    let output = world.run(&["debug", "data-key", active, "--yes", "--region", "north"]);
+    assert_eq!(output.stdout.len(), 129);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("whoever has this key reads layer"));
+}
