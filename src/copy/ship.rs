@@ -13,7 +13,9 @@ use zeroize::Zeroizing;
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
 use crate::layer::{Layer, LayerError};
-use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo};
+use crate::units::{
+    CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo,
+};
 use crate::volume::VolumeError;
 
 /// Chunks that are planned ahead of the workers.
@@ -22,6 +24,10 @@ const AHEAD: usize = 8;
 const WORKERS_MAX: usize = 8;
 /// How often the watcher is asked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// A flush is due after this much.
+const WRITE_BACK_BYTES: u64 = 64 << 20;
+/// How often that is looked at.
+const WRITE_BACK_INTERVAL: Duration = Duration::from_millis(10);
 
 struct Job {
     chunk: ChunkNo,
@@ -97,6 +103,8 @@ pub fn ship(
                 shared.fail(e);
             }
         });
+        let ended_too = ended.clone();
+        scope.spawn(move || write_back(shared, &ended_too));
         while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if !shared.is_stopped()
                 && let Err(e) = watch()
@@ -108,6 +116,18 @@ pub fn ship(
     match shared.first_error.into_inner() {
         None => Ok(()),
         Some(error) => Err(error),
+    }
+}
+
+/// Has the disk write while the workers encrypt, and bounds what is unwritten, by flushes beside them.
+fn write_back(shared: &Shared, ended: &Receiver<()>) {
+    while ended.recv_timeout(WRITE_BACK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        if shared.target.unflushed_bytes() >= WRITE_BACK_BYTES
+            && !shared.is_stopped()
+            && let Err(e) = shared.target.flush()
+        {
+            shared.fail(CopyError::of_target(e, &shared.names.target_region));
+        }
     }
 }
 
@@ -133,7 +153,8 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
             return Ok(());
         }
         read_chunk(shared, &job, &mut plain, &mut tags)?;
-        write_chunk(shared, &job, &plain).map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
+        write_chunk(shared, &job, &plain)
+            .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
         let data = job.carried.iter().filter(|c| matches!(c, Carried::Data { .. })).count() as u64;
         shared.shipped.fetch_add(data * SECTOR_BYTES, Ordering::Relaxed);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
@@ -200,7 +221,11 @@ fn write_chunk(shared: &Shared, job: &Job, plain: &[u8]) -> Result<(), LayerErro
 
 fn is_next_slot(a: &Carried, b: &Carried) -> bool {
     match (a, b) {
-        (Carried::Data { layer: l, slot: s, .. }, Carried::Data { layer: m, slot: t, .. }) => l == m && s.0 + 1 == t.0,
-        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Carried::Data { .. }),
+        (Carried::Data { layer: l, slot: s, .. }, Carried::Data { layer: m, slot: t, .. }) => {
+            l == m && s.0 + 1 == t.0
+        }
+        (a, b) => {
+            std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Carried::Data { .. })
+        }
     }
 }
