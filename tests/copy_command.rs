@@ -59,7 +59,12 @@ fn a_refusal_has_its_number_and_names_the_thing() {
         ("secret", &with(&south, &["--key", "nobody"]), 3, &["region south has no key \"nobody\""]),
         ("nothing", &south, 3, &["region north has no snapshot \"nothing\""]),
         ("secret", &["--to", "nowhere", "--name", "copied"], 3, &["nowhere"]),
-        ("plain", &["--to", "north", "--name", "secret", "--encrypt"], 5, &["north already has a snapshot \"secret\""]),
+        (
+            "plain",
+            &["--to", "north", "--name", "secret", "--encrypt"],
+            5,
+            &["north already has a snapshot \"secret\""],
+        ),
         ("secret", &["--to", "south"], 2, &["--name"]),
         ("secret", &["--to", "south", "--name", "9"], 2, &["a name"]),
         ("secret", &with(&south, &["--encrypt", "--unencrypted"]), 2, &["--unencrypted"]),
@@ -81,7 +86,11 @@ fn a_refusal_has_its_number_and_names_the_thing() {
     try_all(&[("secret", &with(&south, &["--key", "mine"]), 4, &["is disabled", "terrane key enable"])]);
     terrane::kms::set_key_enabled(&world.region("south"), key, true).unwrap();
     // What only the catalog knows to refuse leaves nothing either.
-    world.fails(&["snapshot", "copy", "north/secret", "--to", "south", "--name", "copied", "--description", "x"], 4, &["2 to 256"]);
+    world.fails(
+        &["snapshot", "copy", "north/secret", "--to", "south", "--name", "copied", "--description", "x"],
+        4,
+        &["2 to 256"],
+    );
     let tag = ["--tag", "a=1", "--tag", "a=2"];
     world.fails(&[&["snapshot", "copy", "north/secret"], &south[..], &tag].concat(), 4, &["given twice"]);
     assert_eq!((world.holdings("north"), world.holdings("south")), before);
@@ -95,7 +104,14 @@ fn a_refusal_has_its_number_and_names_the_thing() {
 fn the_plan_is_what_is_done() {
     let (world, disk, secret) = pair();
     let copy = |called: &'static str, more: &[&'static str]| {
-        [&["snapshot", "copy", "secret", "--region", "north", "--to", "south", "--key", "mine", "--name", called], more].concat()
+        [
+            &[
+                "snapshot", "copy", "secret", "--region", "north", "--to", "south", "--key", "mine",
+                "--name", called,
+            ],
+            more,
+        ]
+        .concat()
     };
     let before = world.holdings("south");
     let plan = world.json(&copy("copied", &["--dry-run"]));
@@ -108,11 +124,20 @@ fn the_plan_is_what_is_done() {
     let id: SnapshotId = world.ok(&copy("copied", &given)).parse().expect("the id alone");
     world.equal("south", id, &disk.model);
     let shown = world.json(&["snapshot", "show", "copied", "--region", "south"]);
-    assert_eq!((&shown["description"], &shown["retention_days"]), (&Value::from("for the archive"), &Value::from(30)));
+    assert_eq!(
+        (&shown["description"], &shown["retention_days"]),
+        (&Value::from("for the archive"), &Value::from(30))
+    );
     assert_eq!(shown["tags"][0]["value"], "prod");
-    assert_eq!((&shown["encrypted"], &shown["source_snapshot"]), (&Value::from(true), &Value::from(secret.to_string())));
+    assert_eq!(
+        (&shown["encrypted"], &shown["source_snapshot"]),
+        (&Value::from(true), &Value::from(secret.to_string()))
+    );
     let plan = world.json(&copy("again", &["--dry-run"]));
-    assert_eq!((&plan["base_snapshot_id"], &plan["ship_bytes"]), (&Value::from(id.to_string()), &Value::from(0)));
+    assert_eq!(
+        (&plan["base_snapshot_id"], &plan["ship_bytes"]),
+        (&Value::from(id.to_string()), &Value::from(0))
+    );
     // Progress for programs: lines of JSON on stderr, none with -q.
     let output = world.run(&copy("again", &["--output", "json"]));
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -134,6 +159,21 @@ fn a_volume_is_made_from_a_copy() {
     world.equal("south", id, &disk.model);
 }
 
+/// A snapshot whose seal was cut short, as by a kill of the mount, is finished when it is copied.
+#[test]
+fn an_unfinished_seal_is_finished() {
+    let (world, mut disk, _) = pair();
+    drop(disk.change_and_die(&world, "cut", |c| c.write(0, &[3; 4096])));
+    let row = world.region("north").catalog().unwrap().read(|tx| {
+        let layer = tx.resolve_snapshot("cut")?.layer;
+        tx.layer(layer)
+    });
+    assert_eq!(row.unwrap().sealed_mac, None);
+    let id =
+        world.ok(&["snapshot", "copy", "north/cut", "--to", "south", "--name", "copied"]).parse().unwrap();
+    world.equal("south", id, &disk.model);
+}
+
 /// A snapshot large enough that its copy is seen while it runs.
 fn large() -> World {
     let world = World::new(&["north", "south"]);
@@ -146,6 +186,7 @@ fn large() -> World {
 const COPY_LARGE: &[&str] = &["snapshot", "copy", "north/large", "--to", "south", "--name", "copied"];
 
 /// Starts the large copy and returns once it is listed as `processing`.
+#[allow(clippy::zombie_processes)] // every path waits for it, or fails the test
 fn start(world: &World) -> std::process::Child {
     let mut child = world.command(COPY_LARGE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let region = world.region("south");
@@ -177,7 +218,11 @@ fn a_killed_copy_is_taken_away_by_the_next() {
     assert_eq!(left.state, SnapshotState::Processing);
     // It is no base, and can't be read or built upon.
     world.fails(&["volume", "create", "--snapshot", "copied", "--region", "south"], 4, &["not complete"]);
-    world.fails(&["snapshot", "copy", "south/copied", "--to", "north", "--name", "back"], 4, &["not complete"]);
+    world.fails(
+        &["snapshot", "copy", "south/copied", "--to", "north", "--name", "back"],
+        4,
+        &["not complete"],
+    );
     // The same command works again, and what the first left is gone.
     let id: SnapshotId = world.ok(COPY_LARGE).parse().unwrap();
     assert_ne!(id, left.id);
@@ -272,7 +317,10 @@ fn another_program_reads_the_bytes() {
         let mut bytes = vec![0; disk.model.len()];
         let mut recorded = Vec::new();
         for layer in layers.iter().rev() {
-            assert_eq!((&layer["sealed"], &layer["cipher"]), (&Value::from(true), &Value::from("aes-xts-plain64")));
+            assert_eq!(
+                (&layer["sealed"], &layer["cipher"]),
+                (&Value::from(true), &Value::from("aes-xts-plain64"))
+            );
             let id = layer["id"].as_str().unwrap();
             let key = world.ok(&["debug", "data-key", id, "--yes", "--region", region]);
             let key = terrane::region::hex::decode(&key).unwrap();
@@ -296,7 +344,13 @@ fn another_program_reads_the_bytes() {
         assert_eq!(recorded, [512, 2 + 16], "{region}");
         assert!(bytes == disk.model, "{region}: every sector is the disk's");
     }
-    let table = world.ok(&["debug", "map", world.json(&["debug", "layers", "later", "--region", "north"])[0]["id"].as_str().unwrap(), "--region", "north"]);
+    let table = world.ok(&[
+        "debug",
+        "map",
+        world.json(&["debug", "layers", "later", "--region", "north"])[0]["id"].as_str().unwrap(),
+        "--region",
+        "north",
+    ]);
     assert_eq!(table.lines().count(), 1 + 2 + 16);
 }
 

@@ -38,7 +38,11 @@ fn the_first_copy_ships_all_and_later_ones_the_difference() {
     world.equal("south", copied, &disk.model);
     let row = world.snapshot("south", copied);
     assert_eq!((row.shipped_bytes, row.changed_bytes), (stored, stored), "S21");
-    assert_eq!((row.state, row.progress_percent, row.key), (SnapshotState::Success, 100, Some(key)), "S35, S37");
+    assert_eq!(
+        (row.state, row.progress_percent, row.key),
+        (SnapshotState::Success, 100, Some(key)),
+        "S35, S37"
+    );
     assert_eq!(row.kind, DiskKind::System, "S39");
     assert_eq!(row.created_by, "snapshot copy", "S36");
     assert_eq!(row.source_snapshot, Some(first.to_string()), "S36");
@@ -69,7 +73,11 @@ fn the_first_copy_ships_all_and_later_ones_the_difference() {
         assert_eq!(points.first().copied(), own);
         points
     };
-    assert_eq!(of("south", &row), of("north", &world.snapshot("north", second)), "a copy is of the same moments");
+    assert_eq!(
+        of("south", &row),
+        of("north", &world.snapshot("north", second)),
+        "a copy is of the same moments"
+    );
     let tasks = catalog.read(|tx| tx.tasks()).unwrap();
     assert!(tasks.len() == 2 && tasks.iter().all(|t| t.kind == "copy" && t.state == TaskState::Succeeded));
     assert_eq!(tasks[0].bytes_done, stored);
@@ -97,7 +105,8 @@ fn plain_stays_plain_and_becomes_encrypted_on_request() {
         world.equal(to, id, &disk.model);
     }
     // S12: encrypted to another key, in the region itself.
-    let here = world.region("north").catalog().unwrap().read(|tx| tx.resolve_snapshot("encrypted-here")).unwrap().id;
+    let here =
+        world.region("north").catalog().unwrap().read(|tx| tx.resolve_snapshot("encrypted-here")).unwrap().id;
     let other = world.copy(("north", here), "north", "re-keyed", KeyChoice::Default);
     world.equal("north", other, &disk.model);
 }
@@ -318,7 +327,8 @@ fn any_copy_equals_its_source() {
 fn a_resized_disk_is_copied_whole() {
     let world = World::new(&["north", "south"]);
     let mut random = Random::new(8);
-    let mut disk = Disk::new(&world, "north", 5 * MIB + 4096, Some(world.default_key("north")), DiskKind::Data);
+    let mut disk =
+        Disk::new(&world, "north", 5 * MIB + 4096, Some(world.default_key("north")), DiskKind::Data);
     let first = disk.change(&world, "first", |c| c.random(&mut random, 4 * MIB, MIB + 4096));
     world.copy(("north", first), "south", "first", KeyChoice::AsSource);
     let order = Order::Resize { volume: disk.id.to_string(), size_bytes: 11 << 20 };
@@ -358,8 +368,13 @@ fn a_cancelled_copy_leaves_nothing() {
     let mut deleted = false;
     let mut progress = |_| {
         if !std::mem::replace(&mut deleted, true) {
-            let row = world.region("south").catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
-            assert_eq!((row.state, row.source_snapshot), (SnapshotState::Processing, Some(id.to_string())), "S33");
+            let row =
+                world.region("south").catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
+            assert_eq!(
+                (row.state, row.source_snapshot),
+                (SnapshotState::Processing, Some(id.to_string())),
+                "S33"
+            );
             world.delete("south", row.id);
         }
     };

@@ -12,10 +12,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{App, Outcome, size_text};
-use crate::catalog::Tag;
+use crate::catalog::{SnapshotState, Tag};
 use crate::copy::{self, Copy, Details, KeyChoice, Plan, Watch};
-use crate::ids::Name;
-use crate::volume::Host;
+use crate::ids::{LayerId, Name};
+use crate::region::Region;
+use crate::volume::{Host, LayersLock, folder};
 
 /// Programs are told of progress so often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -72,6 +73,9 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let target = app.region_named(&args.to)?;
     let account = app.account(&mut target.catalog()?)?.id;
     let snapshot = source.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
+    if snapshot.state == SnapshotState::Success {
+        finish_seals(app, &source, &args.snapshot, snapshot.layer)?;
+    }
     let key = match (&args.key, args.encrypt, args.unencrypted) {
         (Some(text), _, _) => KeyChoice::Named(text.clone()),
         (None, true, _) => KeyChoice::Default,
@@ -107,6 +111,19 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     app.output().id(copied?)
 }
 
+/// Finishes the seals a killed mount left, where nobody else owns the layers who would.
+fn finish_seals(app: &App, source: &Region, text: &str, layer: LayerId) -> Outcome {
+    let chain = source.catalog()?.read(|tx| tx.layer_chain(layer))?;
+    if chain.iter().all(|row| folder::sealed_mark(row).is_some()) {
+        return Ok(());
+    }
+    if let Ok(lock) = LayersLock::take(source, None)? {
+        let (region, _) = app.region_of_thing(text)?;
+        Host::new(region, Some(lock)).open_chain(layer)?;
+    }
+    Ok(())
+}
+
 fn show(app: &App, plan: &Plan) -> Outcome {
     let shown = ShownPlan {
         base_snapshot_id: plan.base.as_ref().map(|b| b.snapshot.to_string()),
@@ -117,7 +134,10 @@ fn show(app: &App, plan: &Plan) -> Outcome {
     };
     app.output().object(&shown, |plan| {
         vec![
-            ("base", plan.base_snapshot_id.clone().unwrap_or_else(|| "none: all that is stored is shipped".into())),
+            (
+                "base",
+                plan.base_snapshot_id.clone().unwrap_or_else(|| "none: all that is stored is shipped".into()),
+            ),
             ("to ship", size_text(plan.ship_bytes)),
             ("to re-encrypt", size_text(plan.reencrypt_bytes)),
             ("changed", size_text(plan.changed_bytes)),
@@ -162,7 +182,10 @@ impl Progress {
     fn line(&mut self) {
         self.reported = Some(Instant::now());
         let rate = (self.done as f64 / self.began.elapsed().as_secs_f64().max(1e-3)) as u64;
-        eprintln!("{}", json!({ "bytes_done": self.done, "bytes_total": self.total, "bytes_per_second": rate }));
+        eprintln!(
+            "{}",
+            json!({ "bytes_done": self.done, "bytes_total": self.total, "bytes_per_second": rate })
+        );
     }
 
     fn end(&mut self, well: bool) {

@@ -32,8 +32,12 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::at(&dir.path().join("config")).unwrap();
         for region in regions {
-            let request =
-                InitRequest { dir: dir.path().join(region), name: name(region), root_key_file: None, passphrase: None };
+            let request = InitRequest {
+                dir: dir.path().join(region),
+                name: name(region),
+                root_key_file: None,
+                passphrase: None,
+            };
             init(&request, &config).unwrap();
         }
         Self { dir, config }
@@ -63,7 +67,9 @@ impl World {
 
     pub fn owner(&self, region: &str) -> Arc<Host> {
         let region = self.region(region);
-        let lock = LayersLock::take(&region, None).unwrap().ok().expect("nobody else owns the layers");
+        let Ok(lock) = LayersLock::take(&region, None).unwrap() else {
+            panic!("somebody else owns the layers")
+        };
         remove_litter(&region).unwrap();
         Host::new(region, Some(lock))
     }
@@ -77,7 +83,13 @@ impl World {
         Details { account, name: name(called), description: None, tags: vec![], retention_days: None }
     }
 
-    pub fn plan(&self, from: (&str, SnapshotId), to: &str, called: &str, key: KeyChoice) -> Result<Plan, CopyError> {
+    pub fn plan(
+        &self,
+        from: (&str, SnapshotId),
+        to: &str,
+        called: &str,
+        key: KeyChoice,
+    ) -> Result<Plan, CopyError> {
         copy::plan(&self.reader(from.0), from.1, &self.reader(to), &name(called), &key)
     }
 
@@ -176,20 +188,34 @@ impl Disk {
     pub fn new(world: &World, region: &str, size_bytes: usize, key: Option<KeyId>, kind: DiskKind) -> Self {
         let opened = world.region(region);
         let account = opened.catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-        let spec = VolumeSpec { account, name: None, size_bytes: size_bytes as u64, kind, snapshot: None, key };
+        let spec =
+            VolumeSpec { account, name: None, size_bytes: size_bytes as u64, kind, snapshot: None, key };
         let id = create_volume(&opened, &spec).unwrap();
         Self { region: region.into(), id, model: vec![0; size_bytes] }
     }
 
     /// Changes it, then takes a snapshot.
-    pub fn change(&mut self, world: &World, called: &str, mut change: impl FnMut(&mut Change)) -> SnapshotId {
+    pub fn change(&mut self, world: &World, called: &str, change: impl FnMut(&mut Change)) -> SnapshotId {
+        let (id, host) = self.change_and_die(world, called, change);
+        host.close().unwrap();
+        id
+    }
+
+    /// The same, by a host that does not finish the seal unless it is closed.
+    pub fn change_and_die(
+        &mut self,
+        world: &World,
+        called: &str,
+        mut change: impl FnMut(&mut Change),
+    ) -> (SnapshotId, Arc<Host>) {
         let host = world.owner(&self.region);
         let open = host.open_volume(self.id, false).unwrap();
         change(&mut Change { disk: &open.disk, model: &mut self.model });
         drop(open);
         let id = SnapshotId::random();
         let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-        let item = SnapshotItem { volume: self.id.to_string(), snapshot: id.to_string(), name: called.into() };
+        let item =
+            SnapshotItem { volume: self.id.to_string(), snapshot: id.to_string(), name: called.into() };
         let order = Order::Snapshot {
             items: vec![item],
             account: account.to_string(),
@@ -199,8 +225,7 @@ impl Disk {
             retention_days: None,
         };
         host.execute(&order, false).unwrap();
-        host.close().unwrap();
-        id
+        (id, host)
     }
 }
 
