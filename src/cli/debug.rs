@@ -130,7 +130,9 @@ fn map(app: &App, region: &Region, id: LayerId) -> Outcome {
         false => stream_table(&layer, &mut out),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
-        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -139,7 +141,14 @@ fn stream_table(layer: &Layer, out: &mut impl Write) -> Result<()> {
     writeln!(out, "{:>14}  {:5}  {:>14}  {:>18}", "SECTOR", "STATE", "SLOT", "OFFSET BYTES")?;
     let text = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     each_sector(layer, |s| {
-        Ok(writeln!(out, "{:>14}  {:5}  {:>14}  {:>18}", s.sector, s.state, text(s.slot), text(s.offset_bytes))?)
+        Ok(writeln!(
+            out,
+            "{:>14}  {:5}  {:>14}  {:>18}",
+            s.sector,
+            s.state,
+            text(s.slot),
+            text(s.offset_bytes)
+        )?)
     })
 }
 
@@ -168,7 +177,12 @@ fn each_sector(layer: &Layer, mut tell: impl FnMut(ShownSector) -> Result<()>) -
                 State::Zero => ("zero", None),
                 State::Data(slot) => ("data", Some(slot)),
             };
-            tell(ShownSector { sector, state, slot: slot.map(|s| s.0), offset_bytes: slot.map(slot_offset) })?;
+            tell(ShownSector {
+                sector,
+                state,
+                slot: slot.map(|s| s.0),
+                offset_bytes: slot.map(slot_offset),
+            })?;
         }
         at = chunk.0 + 1;
     }
@@ -187,14 +201,19 @@ fn data_key(app: &App, region: &Region, id: LayerId, yes: bool) -> Outcome {
     let key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     tracing::warn!(target: "terrane::audit", region = region.name(), layer = %id, "the data key of a layer was printed");
     match row.cipher {
-        Cipher::Plain => eprintln!("layer {id} is plain: its data key serves its tags and checks, its sectors lie open"),
-        Cipher::XtsAes256 => eprintln!("whoever has this key reads layer {id}: keep it as you would the disk"),
+        Cipher::Plain => {
+            eprintln!("layer {id} is plain: its data key serves its tags and checks, its sectors lie open")
+        }
+        Cipher::XtsAes256 => {
+            eprintln!("whoever has this key reads layer {id}: keep it as you would the disk")
+        }
     }
     let mut text = Zeroizing::new(String::with_capacity(2 * key.expose().len() + 256));
     let digits = Zeroizing::new(crate::region::hex::encode(key.expose()));
     match app.output().is_json() {
         true => {
-            let shown = json!({ "layer_id": id.to_string(), "cipher": row.cipher.to_string(), "data_key": &*digits });
+            let shown =
+                json!({ "layer_id": id.to_string(), "cipher": row.cipher.to_string(), "data_key": &*digits });
             text.push_str(&shown.to_string());
         }
         false => text.push_str(&digits),

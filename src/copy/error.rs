@@ -93,7 +93,9 @@ impl CopyError {
             Self::Host(error) => return error.hint(),
             Self::Refused { hint, .. } => hint.clone(),
             Self::Damaged { snapshot, .. } => {
-                format!("copy another snapshot than {snapshot}; its other sectors can be read through a mount")
+                format!(
+                    "copy another snapshot than {snapshot}; its other sectors can be read through a mount"
+                )
             }
             Self::NoSpace { .. } => "nothing of the copy was kept; make room and copy again".into(),
             Self::Overtaken { .. } | Self::Abandoned => "copy again: it is planned anew".into(),

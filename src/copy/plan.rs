@@ -2,14 +2,13 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{CatalogError, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{CatalogError, KeyState, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
-use crate::catalog::KeyState;
 use crate::units::SECTOR_BYTES;
-use crate::volume::folder::{self, ReadLock};
 use crate::volume::Host;
+use crate::volume::folder::{self, ReadLock};
 
 /// Under what a copy is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +59,13 @@ pub struct Plan {
 }
 
 /// Plans a copy of a snapshot of `source` to `target` under `name`, or refuses it. Changes nothing.
-pub fn plan(source: &Host, snapshot: SnapshotId, target: &Host, name: &Name, key: &KeyChoice) -> Result<Plan> {
+pub fn plan(
+    source: &Host,
+    snapshot: SnapshotId,
+    target: &Host,
+    name: &Name,
+    key: &KeyChoice,
+) -> Result<Plan> {
     let (row, points) = source.region().catalog()?.read(|tx| -> Result<_> {
         let row = tx.snapshot(snapshot)?;
         let points = tx.layer_points(row.layer)?;
@@ -130,7 +135,12 @@ fn refuse_taken_name(tx: &ReadTx, name: &Name) -> Result<()> {
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.
-fn key_of_copy(tx: &ReadTx, source: &Snapshot, choice: &KeyChoice, same_region: bool) -> Result<Option<KeyId>> {
+fn key_of_copy(
+    tx: &ReadTx,
+    source: &Snapshot,
+    choice: &KeyChoice,
+    same_region: bool,
+) -> Result<Option<KeyId>> {
     let encrypted = source.cipher != Cipher::Plain;
     let to_plain = match choice {
         KeyChoice::Plain => true,
@@ -142,7 +152,11 @@ fn key_of_copy(tx: &ReadTx, source: &Snapshot, choice: &KeyChoice, same_region: 
         return Err(CopyError::refused(message, "leave --unencrypted out, or give --key"));
     }
     if to_plain && same_region {
-        let message = format!("snapshot {} is plain and of region {} already: a plain copy there is refused", source.name, tx.region());
+        let message = format!(
+            "snapshot {} is plain and of region {} already: a plain copy there is refused",
+            source.name,
+            tx.region()
+        );
         return Err(CopyError::refused(message, "copy it to another region, or give --encrypt or --key"));
     }
     if to_plain {
@@ -153,7 +167,10 @@ fn key_of_copy(tx: &ReadTx, source: &Snapshot, choice: &KeyChoice, same_region: 
     let switches = [
         (Setting::CopyAndEncrypt, "region {} does not offer copy-and-encrypt"),
         (Setting::KmsEnabled, "the KMS of region {} is not enabled, and an encrypted copy needs it"),
-        (Setting::StorageAuthorized, "the storage of region {} is not authorised to use its KMS, and an encrypted copy needs that"),
+        (
+            Setting::StorageAuthorized,
+            "the storage of region {} is not authorised to use its KMS, and an encrypted copy needs that",
+        ),
     ];
     for (setting, sentence) in switches {
         if !tx.flag(setting)? {
@@ -171,7 +188,9 @@ fn key_of_copy(tx: &ReadTx, source: &Snapshot, choice: &KeyChoice, same_region: 
     match key.state {
         KeyState::Enabled => Ok(Some(key.id)),
         KeyState::Disabled => Err(KmsError::Disabled { key: key.id, region: region.into() }.into()),
-        KeyState::PendingDeletion => Err(KmsError::PendingDeletion { key: key.id, region: region.into() }.into()),
+        KeyState::PendingDeletion => {
+            Err(KmsError::PendingDeletion { key: key.id, region: region.into() }.into())
+        }
     }
 }
 
@@ -189,7 +208,9 @@ fn find_base(
         for snapshot in candidates.into_iter().filter(|s| s.size_bytes <= size_bytes) {
             let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
             let Ok(chain) = chain else { continue };
-            let alike = |l: &crate::catalog::Layer| l.key == key && l.cipher == cipher && l.state == LayerState::Sealed;
+            let alike = |l: &crate::catalog::Layer| {
+                l.key == key && l.cipher == cipher && l.state == LayerState::Sealed
+            };
             if !chain.iter().all(alike) {
                 continue;
             }

@@ -258,11 +258,18 @@ impl<'a> Copy<'a> {
 }
 
 fn no_points(source: &Snapshot) -> CopyError {
-    LayerError::corrupted(format!("layer {}", source.layer), "a point, as every sealed layer has", "none").into()
+    LayerError::corrupted(format!("layer {}", source.layer), "a point, as every sealed layer has", "none")
+        .into()
 }
 
 /// Takes away a copy that is not whole: its snapshot, then its layer; its task says why.
-fn remove(region: &Region, id: SnapshotId, row: &LayerRow, task: Option<TaskId>, why: &CopyError) -> Result<()> {
+fn remove(
+    region: &Region,
+    id: SnapshotId,
+    row: &LayerRow,
+    task: Option<TaskId>,
+    why: &CopyError,
+) -> Result<()> {
     let now = region.now();
     let (state, words) = match why {
         CopyError::Cancelled => (TaskState::Cancelled, None),
@@ -288,7 +295,8 @@ pub fn remove_abandoned(region: &Region) -> Result<Vec<SnapshotId>> {
         for snapshot in tx.snapshots()?.into_iter().filter(|s| s.state == SnapshotState::Processing) {
             let layer = tx.layer(snapshot.layer)?;
             let resource = snapshot.id.to_string();
-            let of = |t: &Task| t.state == TaskState::Running && t.resource.as_deref() == Some(resource.as_str());
+            let of =
+                |t: &Task| t.state == TaskState::Running && t.resource.as_deref() == Some(resource.as_str());
             let task = tx.tasks()?.into_iter().find(of).map(|t| t.id);
             found.push((snapshot, layer, task));
         }
