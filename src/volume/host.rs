@@ -222,9 +222,17 @@ impl Host {
 
     /// What a volume's keeper does that needs the catalog: finishes seals, makes the next layer, writes the anchor.
     pub(super) fn tend(&self, open: &OpenVolume) -> Result<()> {
+        let sealed = !open.sealing.lock().is_empty();
         self.finish_seals(open)?;
-        self.prepare_next(open)?;
-        self.write_anchor(open, false)?;
+        // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
+        // lock: whoever closes the volume holds it and waits for the keeper.
+        while !open.is_stopping() {
+            if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
+                self.prepare_next(open)?;
+                break;
+            }
+        }
+        self.write_anchor(open, sealed)?;
         Ok(self.region.advance_anchor()?)
     }
 
@@ -274,8 +282,9 @@ impl Host {
     /// Takes the next layer, or makes one of `size_bytes`.
     pub(super) fn take_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let ready = open.next.lock().take();
+        let active = open.disk.active().id();
         match ready {
-            Some(ready) if ready.0.size_bytes == size_bytes => Ok(ready),
+            Some(ready) if ready.0.size_bytes == size_bytes && ready.0.parent == Some(active) => Ok(ready),
             Some((other, _)) => {
                 self.region.catalog()?.write(|tx| tx.set_volume_next(open.disk.id(), None))?;
                 folder::remove_unneeded(&self.region, other.id)?;

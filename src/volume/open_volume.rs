@@ -76,6 +76,11 @@ impl OpenVolume {
         self.wake();
     }
 
+    /// Whether the keeper is to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// Keeps the volume until [`OpenVolume::stop_keeper`]: flushes what is old or much, checkpoints full halves, gives
     /// space back, and calls `tend` for what needs the catalog. Sleeps without a timer while nothing is dirty.
     pub fn keep(&self, tend: impl Fn(&Self)) {
