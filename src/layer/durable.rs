@@ -62,7 +62,9 @@ impl Layer {
 
     /// Frees what waits for a second flush, when nobody else is likely to ask for one.
     pub fn settle(&self) -> Result<()> {
-        self.flush_unless(|log| log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty())
+        self.flush_unless(|log| {
+            log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty()
+        })
     }
 
     fn flush_unless(&self, is_done: impl Fn(&Log) -> bool) -> Result<()> {
