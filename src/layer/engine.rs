@@ -219,7 +219,7 @@ impl Layer {
 
     /// The first chunk in `range` of which anything is recorded.
     pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
-        let changed = self.overlay.chunks_in(range.clone()).first().copied();
+        let changed = self.overlay.first_in(range.clone());
         let in_pages = self.tree.next_present(range)?;
         Ok(match (changed, in_pages) {
             (Some(a), Some(b)) => Some(a.min(b)),
