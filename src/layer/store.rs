@@ -28,6 +28,8 @@ pub trait Store: Send + Sync {
     fn append(&self, from: &[u8], offset: u64) -> io::Result<()>;
     /// Fills a range of the log area with zeros and backs it, so that [`Store::append`] can't fail there.
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Nothing is appended any more: gives up what [`Store::prepare_log`] holds in memory.
+    fn release_log(&self) {}
     /// Sets the length.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Gives a range back to the file system; it reads as zeros.
@@ -122,6 +124,10 @@ impl Store for FileStore {
             mapping.populate(within..within + len as usize)?;
         }
         Ok(())
+    }
+
+    fn release_log(&self) {
+        self.halves.iter().for_each(|half| *half.write() = None);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use quick_cache::sync::Cache;
 
 use super::bytes::{Entry, PAGE_LEN, Page, PageRef};
-use super::error::{LayerError, Result, is_no_space};
+use super::error::{LayerError, Result, no_space_or};
 use super::overlay::Overlay;
 use super::store::Store;
 use crate::crypto::LayerKeys;
@@ -158,12 +158,9 @@ impl Tree {
     fn write_page(&self, n: u64, old: PageRef, page: Box<Page>) -> Result<PageRef> {
         let place = if old.exists() { 1 - old.place() } else { 0 };
         let page_ref = PageRef::new(&self.keys, &page, n, place);
-        match self.map.write_at(page_bytes(&page), page_offset(n, place)) {
-            Ok(()) => {}
-            // Nothing refers to what was written so far: the checkpoint can be begun again when there is space.
-            Err(e) if is_no_space(&e) => return Err(LayerError::NoSpace),
-            Err(e) => return Err(LayerError::io("writing the map")(e)),
-        }
+        // Nothing refers to what was written so far: after a full disk the checkpoint can be begun again.
+        let written = self.map.write_at(page_bytes(&page), page_offset(n, place));
+        written.map_err(|e| no_space_or(e, "writing the map"))?;
         self.cache.insert((n, page_ref), Arc::from(page));
         Ok(page_ref)
     }
