@@ -19,7 +19,8 @@ fn sums_of(tree: &Path) -> String {
 
 fn copy_some(to: &Path) {
     let script = "cd \"$1\" && find . -type f -size -200k | sort | head -n 400 | cpio -pdm --quiet \"$2\"";
-    let fallback = "cd \"$1\" && find . -type f -size -200k | sort | head -n 400 | tar -cf - -T - | tar -xf - -C \"$2\"";
+    let fallback =
+        "cd \"$1\" && find . -type f -size -200k | sort | head -n 400 | tar -cf - -T - | tar -xf - -C \"$2\"";
     let script = if tool("sh", &["-c", "command -v cpio"]).status.success() { script } else { fallback };
     must("sh", &["-c", script, "sh", TREE, to.to_str().unwrap()]);
 }
@@ -64,7 +65,7 @@ fn journey(mkfs: &[&str], fsck: &[&str], size: &str, sector: &str) {
     world.fails(&["detach", "web"], 3, &["not attached"]);
     world.unmount();
     world.mount();
-    let device = world.ok(&["attach", "web"]);
+    let device = world.ok(&["attach", "web", "--sector-size", sector]);
     must(fsck[0], &[&fsck[1..], &[&device]].concat());
     let disk = OnDisk::new(&device, world.path("fs"));
     assert_eq!(sums_of(&world.path("fs/one")), sums);
@@ -72,7 +73,7 @@ fn journey(mkfs: &[&str], fsck: &[&str], size: &str, sector: &str) {
     world.ok(&["detach", "web"]);
     // The snapshot holds what was synced, as a disk whose machine lost power holds it.
     world.ok(&["volume", "create", "--snapshot", "synced", "--name", "again"]);
-    let device = world.ok(&["attach", "again"]);
+    let device = world.ok(&["attach", "again", "--sector-size", sector]);
     let disk = OnDisk::new(&device, world.path("fs2"));
     assert_eq!(sums_of(&world.path("fs2/one")), sums);
     drop(disk);
@@ -140,8 +141,7 @@ fn an_open_file_is_named_by_its_process() {
     world.volume("web", "4M");
     world.mount();
     let file = fs::File::open(world.file("web")).unwrap();
-    let mut user = std::process::Command::new("sleep");
-    let user = world::Running(user.arg("60").stdin(file).spawn().unwrap());
+    let user = world::Running(std::process::Command::new("sleep").arg("60").stdin(file).spawn().unwrap());
     let pid = user.0.id().to_string();
     let said = words(&world.run(&["unmount", &world.mnt()]));
     assert!(said.contains(&pid) && said.contains("sleep"), "{said}");

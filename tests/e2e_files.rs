@@ -74,7 +74,11 @@ fn holes_are_told_and_give_space_back() {
         file.write_all_at(&[n], 0).unwrap();
         file.sync_all().unwrap();
     }
-    assert!(world::within(20, || stored(&world) + 3 * MIB / 2 < before), "{} of {before} stay", stored(&world));
+    assert!(
+        world::within(20, || stored(&world) + 3 * MIB / 2 < before),
+        "{} of {before} stay",
+        stored(&world)
+    );
     drop(file);
     world.unmount();
     world.mount();
@@ -119,8 +123,10 @@ fn fio_verifies_now_after_a_remount_and_in_a_snapshot() {
     let path = world.file("web");
     let fio = |path: &std::path::Path, more: &[&str]| {
         let file = format!("--filename={}", path.display());
-        let fixed = ["--name=v", &file, "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--serialize_overlap=1"];
-        let rest = ["--ioengine=libaio", "--direct=1", "--iodepth=8", "--randseed=7", "--allow_file_create=0"];
+        let fixed =
+            ["--name=v", &file, "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--serialize_overlap=1"];
+        let rest =
+            ["--ioengine=libaio", "--direct=1", "--iodepth=8", "--randseed=7", "--allow_file_create=0"];
         must("fio", &[&fixed[..], &rest[..], more].concat());
     };
     fio(&path, &["--rw=randrw", "--bsrange=4k-256k", "--bs_unaligned=0", "--io_size=96M"]);
@@ -185,7 +191,10 @@ fn a_volume_of_64_tib_is_small_and_works_to_its_end() {
     world.unmount();
     world.mount();
     for path in [&path, &world.snapshot_file("s1")] {
-        assert!(read_at(path, last, SECTOR).unwrap() == bytes && read_at(path, 32 << 40, SECTOR).unwrap() == bytes);
+        assert!(
+            read_at(path, last, SECTOR).unwrap() == bytes
+                && read_at(path, 32 << 40, SECTOR).unwrap() == bytes
+        );
         assert_eq!(seek(File::open(path).unwrap(), SeekFrom::Data(33 << 40)).unwrap(), last);
         assert_eq!(seek(File::open(path).unwrap(), SeekFrom::Data(0)).unwrap(), 32 << 40);
     }

@@ -46,7 +46,10 @@ fn check_places(path: &Path, answered: u64) -> u64 {
         let behind = (answered + PLACES - place as u64) % PLACES;
         let expected = answered.checked_sub(behind).unwrap_or_default();
         let under_way = (answered + 1) % PLACES == place as u64 && found == answered + 1;
-        assert!(found == expected || under_way, "place {place} holds {found}, {expected} was answered (newest {answered})");
+        assert!(
+            found == expected || under_way,
+            "place {place} holds {found}, {expected} was answered (newest {answered})"
+        );
         newest = newest.max(found);
     }
     newest
@@ -64,10 +67,12 @@ fn answered_writes_survive() {
     let mut count = 0;
     for round in 0..6u64 {
         let file = format!("--filename={}", path.display());
-        let options = ["--name=w", &file, "--offset=8M", "--size=48M", "--rw=randwrite", "--bs=16k", "--fsync=8"];
+        let options =
+            ["--name=w", &file, "--offset=8M", "--size=48M", "--rw=randwrite", "--bs=16k", "--fsync=8"];
         let mut fio = std::process::Command::new("fio");
         fio.args(options).args(["--time_based", "--runtime=60", "--allow_file_create=0"]);
-        let fio = Running(fio.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let fio =
+            Running(fio.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let answered = AtomicU64::new(count);
         let flushed = std::thread::scope(|scope| {
             let writer = scope.spawn(|| write_until_death(&path, count, round % 2 == 0, &answered));

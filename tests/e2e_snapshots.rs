@@ -84,7 +84,8 @@ fn a_group_is_one_moment() {
     std::thread::scope(|scope| {
         let (stop, world) = (&stop, &world);
         scope.spawn(move || {
-            let files: Vec<_> = volumes.iter().map(|name| world::writable(&world.file(name)).unwrap()).collect();
+            let files: Vec<_> =
+                volumes.iter().map(|name| world::writable(&world.file(name)).unwrap()).collect();
             let mut count = 0u64;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 count += 1;
@@ -121,7 +122,15 @@ fn while_fio_writes() {
     world.mount();
     write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
     let file = format!("--filename={}", world.file("web").display());
-    let options = ["--name=w", &file, "--offset=1M", "--size=60M", "--rw=randwrite", "--bsrange=512-64k", "--bs_unaligned=1"];
+    let options = [
+        "--name=w",
+        &file,
+        "--offset=1M",
+        "--size=60M",
+        "--rw=randwrite",
+        "--bsrange=512-64k",
+        "--bs_unaligned=1",
+    ];
     let more = ["--runtime=20", "--time_based", "--allow_file_create=0", "--numjobs=2", "--thread"];
     let mut fio = std::process::Command::new("fio");
     fio.args(options).args(more).stdin(Stdio::null()).stdout(Stdio::null());
@@ -240,7 +249,9 @@ fn commands_at_once_do_not_disturb_each_other() {
         });
         // A name is taken by one of many.
         let taken: Vec<_> = std::thread::scope(|scope| {
-            let takers: Vec<_> = (0..4).map(|_| scope.spawn(|| world.run(&["snapshot", "create", "web", "--name", "one"]))).collect();
+            let takers: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| world.run(&["snapshot", "create", "web", "--name", "one"])))
+                .collect();
             takers.into_iter().map(|t| t.join().unwrap().status.code()).collect()
         });
         assert_eq!(taken.iter().filter(|c| **c == Some(0)).count(), 1, "{taken:?}");

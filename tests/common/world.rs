@@ -69,14 +69,20 @@ impl World {
             None => Command::new(program),
             Some(uid) => {
                 let mut command = Command::new("setpriv");
-                command.args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups", "--"]).arg(program);
+                command
+                    .args(["--reuid", &uid.to_string(), "--regid", &uid.to_string(), "--clear-groups", "--"])
+                    .arg(program);
                 command
             }
         };
         for name in ["TERRANE_REGION", "TERRANE_ACCOUNT", "TERRANE_CLOCK", "TERRANE_LOG"] {
             command.env_remove(name);
         }
-        command.env("TERRANE_CONFIG_DIR", self.path("config")).env("LC_ALL", "C").args(args).stdin(Stdio::null());
+        command
+            .env("TERRANE_CONFIG_DIR", self.path("config"))
+            .env("LC_ALL", "C")
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
@@ -94,7 +100,12 @@ impl World {
 
     /// Runs it, expects this exit number and these words on stderr; gives stderr.
     #[track_caller]
-    pub fn fails<S: AsRef<OsStr> + std::fmt::Debug>(&self, args: &[S], exit: i32, expected: &[&str]) -> String {
+    pub fn fails<S: AsRef<OsStr> + std::fmt::Debug>(
+        &self,
+        args: &[S],
+        exit: i32,
+        expected: &[&str],
+    ) -> String {
         let output = self.run(args);
         let said = words(&output);
         assert_eq!(output.status.code(), Some(exit), "{args:?}: {said}{}", self.log());
@@ -231,7 +242,9 @@ impl World {
         let wanted = format!("TERRANE_CONFIG_DIR={}", self.at("config"));
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
             let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
             if environment.split(|b| *b == 0).any(|line| line == wanted.as_bytes()) && !is_gone(pid) {
                 found.push(pid);
@@ -243,7 +256,9 @@ impl World {
     /// By force: file systems on loop devices, the devices, mounts, servers.
     fn clear(&self) {
         let devices = self.loops();
-        for at in self.mounts().iter().filter(|at| !at.starts_with(self.path("mnt")) && **at != self.path("mnt")) {
+        for at in
+            self.mounts().iter().filter(|at| !at.starts_with(self.path("mnt")) && **at != self.path("mnt"))
+        {
             let _ = Command::new("umount").arg("-l").arg(at).stderr(Stdio::null()).status();
         }
         // Those in files of the mount before those that carry the region.
@@ -255,7 +270,10 @@ impl World {
         }
         within(3, || self.processes().is_empty());
         for pid in self.processes() {
-            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(
+                rustix::process::Pid::from_raw(pid).unwrap(),
+                rustix::process::Signal::KILL,
+            );
         }
     }
 }
@@ -282,7 +300,8 @@ impl Drop for World {
             }
         }
         self.clear();
-        let clean = within(5, || self.loops().is_empty() && self.mounts().is_empty() && self.processes().is_empty());
+        let clean =
+            within(5, || self.loops().is_empty() && self.mounts().is_empty() && self.processes().is_empty());
         if passed {
             assert!(clean, "left: {:?} {:?} {:?}", self.loops(), self.mounts(), self.processes());
         }
@@ -345,7 +364,12 @@ pub fn words(output: &Output) -> String {
 }
 
 pub fn tool<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Output {
-    Command::new(program).args(args).env("LC_ALL", "C").stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{program}: {e}"))
+    Command::new(program)
+        .args(args)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"))
 }
 
 /// Runs a program that must succeed; its stdout.
