@@ -36,7 +36,12 @@ pub fn attach(args: &AttachArgs, app: &App) -> Outcome {
     let file = file_of(&args.what, app)?;
     if let Some(device) = loopdev::backed_by(&file)?.first() {
         let message = format!("{} is attached as {}", args.what, device.device.display());
-        return Err(Failure { exit: Exit::InUse, message, hint: Some("use that device, or detach it first".into()) }.into());
+        return Err(Failure {
+            exit: Exit::InUse,
+            message,
+            hint: Some("use that device, or detach it first".into()),
+        }
+        .into());
     }
     // A snapshot's file can't be opened for writing.
     let read_only = args.read_only || file.parent().is_some_and(|p| p.ends_with("snapshots"));

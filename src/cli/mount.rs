@@ -137,13 +137,19 @@ fn own_layers(region: &crate::region::Region, at: &Path) -> Result<LayersLock> {
         match LayersLock::take(region, Some(at))? {
             Ok(lock) => return Ok(lock),
             Err(Owner { pid, mount_point: Some(place) }) => {
-                let message = format!("region {} is already mounted read-write at {} by process {pid}", region.name(), place.display());
+                let message = format!(
+                    "region {} is already mounted read-write at {} by process {pid}",
+                    region.name(),
+                    place.display()
+                );
                 let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
                 return Err(Failure { exit: Exit::InUse, message, hint }.into());
             }
             Err(Owner { pid, mount_point: None }) if since.elapsed() > Duration::from_secs(120) => {
                 let message = format!("region {} is in use by process {pid}", region.name());
-                return Err(Failure { exit: Exit::InUse, message, hint: Some("wait for it to end".into()) }.into());
+                return Err(
+                    Failure { exit: Exit::InUse, message, hint: Some("wait for it to end".into()) }.into()
+                );
             }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
@@ -238,7 +244,12 @@ fn wait_for_close(lock: &Path, path: &Path) -> Result<()> {
         }
         if since.elapsed() > CLOSE_TIME {
             let message = format!("{} is unmounted, but its server is still writing", path.display());
-            return Err(Failure { exit: Exit::Other, message, hint: Some("see run/mount.log in the region".into()) }.into());
+            return Err(Failure {
+                exit: Exit::Other,
+                message,
+                hint: Some("see run/mount.log in the region".into()),
+            }
+            .into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

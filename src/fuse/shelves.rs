@@ -136,7 +136,12 @@ impl Export for Shelves {
                     return Err(libc::EROFS);
                 }
                 let stack = told(&what, self.host.open_snapshot(id))?;
-                Ok(Arc::new(SnapshotDisk { id, size_bytes: stack.size_bytes(), stack, told: Mutex::default() }))
+                Ok(Arc::new(SnapshotDisk {
+                    id,
+                    size_bytes: stack.size_bytes(),
+                    stack,
+                    told: Mutex::default(),
+                }))
             }
         }
     }
@@ -223,7 +228,10 @@ impl Disk for SnapshotDisk {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let done = into.chunks_mut(1 << 20).enumerate().try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
+        let done = into
+            .chunks_mut(1 << 20)
+            .enumerate()
+            .try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
         done.map_err(|e| tell(&format_args!("snapshot {}", self.id), e, &self.told))
     }
 

@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 
 use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, Superblock};
 use super::engine::Layer;
-use super::error::{LayerError, Result};
+use super::error::{LayerError, Result, no_space_or};
 use super::log::Log;
 use super::recover::Anchor;
 use super::tree::Leaf;
@@ -57,13 +57,24 @@ impl Layer {
             }
             log.newest
         };
+        self.flush_unless(|log| log.confirmed >= want)
+    }
+
+    /// Frees what waits for a second flush, when nobody else is likely to ask for one.
+    pub fn settle(&self) -> Result<()> {
+        self.flush_unless(|log| {
+            log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty()
+        })
+    }
+
+    fn flush_unless(&self, is_done: impl Fn(&Log) -> bool) -> Result<()> {
         let _one = self.flushing.lock();
         loop {
             let mut log = self.log.lock();
             if log.latched {
                 return Err(LayerError::Latched);
             }
-            if log.confirmed >= want {
+            if is_done(&log) {
                 return Ok(());
             }
             let Some(upto) = self.append_mark(&mut log)? else {
@@ -186,16 +197,16 @@ impl Layer {
     }
 
     fn write_checkpoint(&self, current: &mut (Superblock, [u8; 16])) -> Result<()> {
-        let (next, seq, data_sectors, flags) = {
+        let (next, seq, data_sectors, flags, recovered) = {
             let log = self.log.lock();
             let closed = log.closed.as_ref().expect("asked before, and only a checkpoint takes it");
-            (closed.next, closed.seq, closed.data_sectors, closed.flags)
+            (closed.next, closed.seq, closed.data_sectors, closed.flags, closed.recovered)
         };
         let io = LayerError::io;
         // 1. Slots before the map that names them: else entries name data that never came.
         self.data.sync().map_err(io("syncing a layer"))?;
         // 2. Pages, each to the place not in use: else a torn one takes its chunk with it.
-        let top = self.tree.write_frozen(&self.overlay)?;
+        let top = self.tree.write_frozen(&self.overlay, recovered)?;
         // 3. Pages before the superblock that names them: else a lost page write leaves an old page.
         self.map.sync().map_err(io("syncing a map"))?;
         // 4. The superblock, to the place of the one before the last.
@@ -209,7 +220,8 @@ impl Layer {
             top,
         };
         let (bytes, mac) = sb.to_bytes(self.id, self.keys.superblock());
-        self.data.write_at(&bytes, Superblock::offset(sb.generation)).map_err(io("writing a superblock"))?;
+        let written = self.data.write_at(&bytes, Superblock::offset(sb.generation));
+        written.map_err(|e| no_space_or(e, "writing a superblock"))?;
         // 5. Durable before the half is used again: else the old superblock lists records that are gone.
         self.data.sync().map_err(io("syncing a layer"))?;
         *current = (sb, mac);
@@ -244,6 +256,7 @@ impl Layer {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
             self.punch_sealed();
+            self.data.release_log();
         }
         Ok(mark)
     }

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::bytes::{
     Entry, Kind, LogStart, RUNS_MAX, RecordBuffer, Run, SLOTS_OFFSET, State, Superblock, slot_offset,
 };
-use super::error::{LayerError, Result, is_no_space};
+use super::error::{LayerError, Result, is_no_space, no_space_or};
 use super::log::{FIRST_WINDOW, Log};
 use super::overlay::Overlay;
 use super::slots::{AHEAD, SMALL_MAX, Slots};
@@ -96,7 +96,6 @@ impl Scratch {
 impl Layer {
     /// Makes a new layer in empty files. Durable when it returns, but for the files' folder.
     pub fn create(parts: Parts, size_bytes: u64) -> Result<Self> {
-        let io = LayerError::io("creating a layer");
         let first = Superblock {
             flags: 0,
             generation: 0,
@@ -117,7 +116,7 @@ impl Layer {
             parts.data.sync()?;
             parts.map.sync()
         };
-        make().map_err(io)?;
+        make().map_err(|e| no_space_or(e, "creating a layer"))?;
         let (_, mac) = second.to_bytes(parts.id, parts.keys.superblock());
         Ok(Self::assemble(parts, second, mac, [FIRST_WINDOW, 0]))
     }
@@ -220,7 +219,7 @@ impl Layer {
 
     /// The first chunk in `range` of which anything is recorded.
     pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
-        let changed = self.overlay.chunks_in(range.clone()).first().copied();
+        let changed = self.overlay.first_in(range.clone());
         let in_pages = self.tree.next_present(range)?;
         Ok(match (changed, in_pages) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -546,6 +545,11 @@ impl Layer {
         log.close(flags)?;
         self.overlay.freeze();
         Ok(())
+    }
+
+    /// Whether freed space is so much that it should be given back even while writes go on.
+    pub fn is_pressed(&self) -> bool {
+        self.slots.is_pressed()
     }
 
     /// Gives free runs back to the file system [16]; what it does not take stays free.

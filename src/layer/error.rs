@@ -61,6 +61,11 @@ impl LayerError {
     }
 }
 
+/// The error of a write: a full file system, or an I/O error with what was being done.
+pub(crate) fn no_space_or(error: io::Error, what: &'static str) -> LayerError {
+    if is_no_space(&error) { LayerError::NoSpace } else { LayerError::io(what)(error) }
+}
+
 /// Whether an I/O error says that the file system below is full (rule 8).
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EFBIG | libc::EDQUOT))

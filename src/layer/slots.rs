@@ -19,8 +19,10 @@ pub const AHEAD: u64 = 256;
 pub const SMALL_MAX: usize = 16;
 /// Free runs of at least this many slots are given back (64 KiB).
 const PUNCH_MIN: usize = 16;
+/// Backed free slots below which nothing presses (64 MiB).
+const PRESSED_MIN: u64 = (64 << 20) / 4096;
 /// Segments looked at for a run before taking fresh space.
-const SEARCH_MAX: usize = 64;
+const SEARCH_MAX: usize = 16;
 
 /// Free slots of a segment: `free`, and those of them that are holes.
 #[derive(Clone, Default)]
@@ -95,8 +97,8 @@ struct Inner {
     segments: Vec<Option<Box<Segment>>>,
     /// Segments with a backed free slot.
     partial: BTreeSet<u64>,
-    /// Segments that are free as a whole.
-    whole: BTreeSet<u64>,
+    /// Segments with room for a large write: at least half of the slots are free.
+    roomy: BTreeSet<u64>,
     /// Segments where slots were freed since the last punch.
     freed_in: BTreeSet<u64>,
     /// Free and backed, free and holes.
@@ -123,7 +125,7 @@ impl Slots {
             high,
             segments: Vec::new(),
             partial: BTreeSet::new(),
-            whole: BTreeSet::new(),
+            roomy: BTreeSet::new(),
             freed_in: BTreeSet::new(),
             backed: 0,
             holes: 0,
@@ -150,6 +152,12 @@ impl Slots {
         inner.segments.resize(segments, None);
     }
 
+    /// Whether so much freed space is still backed that it should be given back even while writes go on.
+    pub fn is_pressed(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.backed > PRESSED_MIN && inner.backed * 2 > inner.used()
+    }
+
     /// Free slots: (backed, holes).
     pub fn free(&self) -> (u64, u64) {
         let inner = self.inner.lock();
@@ -163,8 +171,8 @@ impl Slots {
         if let Some(hint) = hint {
             inner.take_backed(hint.0 / SEGMENT, n, out);
         }
-        // More than 1/16 of the space free: reuse before extending.
-        while out.len() < wanted && inner.backed * 16 > inner.high {
+        // Much of the space free: reuse before extending.
+        while out.len() < wanted && inner.is_crowded() {
             let Some(segment) = inner.partial.first().copied() else { break };
             inner.take_backed(segment, wanted - out.len(), out);
         }
@@ -211,8 +219,8 @@ impl Slots {
     /// Free runs to give back to the file system; they can't be taken until [`Slots::punched`].
     pub fn take_punchable(&self) -> Vec<Range<u64>> {
         let mut inner = self.inner.lock();
-        let crowded = inner.backed * 16 > inner.high;
-        inner.punchable(if crowded { 1 } else { PUNCH_MIN })
+        let min = if inner.is_crowded() { 1 } else { PUNCH_MIN };
+        inner.punchable(min)
     }
 
     /// Every free run that is not a hole, for a layer that takes no more writes.
@@ -255,6 +263,16 @@ impl Slots {
 }
 
 impl Inner {
+    /// Slots in use, or waiting to be free.
+    fn used(&self) -> u64 {
+        self.high - self.backed - self.holes
+    }
+
+    /// More than 1/16 as much is free and backed as is used.
+    fn is_crowded(&self) -> bool {
+        self.backed * 16 > self.used()
+    }
+
     fn take_backed(&mut self, segment: u64, n: usize, out: &mut Vec<SlotNo>) {
         let Some(Some(found)) = self.segments.get(segment as usize) else { return };
         let backed = found.backed();
@@ -287,29 +305,27 @@ impl Inner {
         out
     }
 
+    /// A free run: of backed slots where there is one, since overwriting them changes no extent, else of any.
     fn find_run(&mut self, n: u64) -> Option<u64> {
-        if let Some(segment) = self.whole.first().copied() {
-            let start = segment * SEGMENT;
-            self.claim(start..start + n);
-            return Some(start);
-        }
-        if self.holes + self.backed < 4 * n {
-            return None;
-        }
-        let end = self.segments.len() as u64;
-        for _ in 0..SEARCH_MAX.min(end as usize) {
-            let number = self.cursor % end;
-            if let Some(segment) = self.segments[number as usize].as_deref()
-                && count(&segment.free) >= n
-                && let Some(at) = Segment::run_of(&segment.free, n as usize)
-            {
-                let start = number * SEGMENT + at as u64;
-                self.claim(start..start + n);
-                return Some(start);
+        let mut any = None;
+        let mut found = None;
+        let roomy = self.roomy.range(self.cursor..).chain(self.roomy.range(..self.cursor));
+        for number in roomy.take(SEARCH_MAX) {
+            let Some(segment) = self.segments[*number as usize].as_deref() else { continue };
+            if let Some(at) = Segment::run_of(&segment.backed(), n as usize) {
+                found = Some((*number, at));
+                break;
             }
-            self.cursor = number + 1;
+            if any.is_none() {
+                any = Segment::run_of(&segment.free, n as usize).map(|at| (*number, at));
+            }
         }
-        None
+        let (number, at) = found.or(any)?;
+        // The next search goes on here: what was passed over had no run.
+        self.cursor = number;
+        let start = number * SEGMENT + at as u64;
+        self.claim(start..start + n);
+        Some(start)
     }
 
     fn extend(&mut self, n: u64) -> Option<u64> {
@@ -356,7 +372,7 @@ impl Inner {
             self.backed = self.backed + backed - backed_was;
             self.holes = self.holes + holes - holes_was;
             membership(&mut self.partial, number, backed > 0);
-            membership(&mut self.whole, number, backed + holes == SEGMENT);
+            membership(&mut self.roomy, number, backed + holes >= SEGMENT / 2);
             if backed + holes == 0 {
                 self.segments[number as usize] = None;
             }

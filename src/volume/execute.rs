@@ -9,8 +9,8 @@ use super::live::{Seal, seal_together};
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
 use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
-use crate::layer::Layer;
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
+use crate::layer::Layer;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// How long after a close the mount may learn of it.
@@ -34,7 +34,8 @@ struct Wanted {
 }
 
 fn parse<T: std::str::FromStr<Err = IdError>>(text: &str) -> Result<T> {
-    text.parse().map_err(|e: IdError| HostError::refused(e.to_string(), "this is a mistake of the asking program"))
+    text.parse()
+        .map_err(|e: IdError| HostError::refused(e.to_string(), "this is a mistake of the asking program"))
 }
 
 impl Host {
@@ -46,7 +47,10 @@ impl Host {
                     account: parse(account)?,
                     group: group.as_deref().map(parse).transpose()?,
                     description: description.clone(),
-                    tags: tags.iter().map(|TagText { key, value }| Tag { key: key.clone(), value: value.clone() }).collect(),
+                    tags: tags
+                        .iter()
+                        .map(|TagText { key, value }| Tag { key: key.clone(), value: value.clone() })
+                        .collect(),
                     retention_days: *retention_days,
                 };
                 self.take_snapshots(items, &shared, keep)
@@ -86,7 +90,9 @@ impl Host {
         for w in &wanted {
             let stack = w.open.disk.stack();
             let untouched = stack.active.as_ref().is_some_and(|a| matches!(a.is_empty(), Ok(true)));
-            if !(untouched && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes)) {
+            if !(untouched
+                && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes))
+            {
                 changed.push(w);
             }
         }
@@ -161,8 +167,10 @@ impl Host {
     /// Puts a volume back: a new active layer on the snapshot's; what came after goes, as far as nothing else needs it.
     fn roll_back(self: &Arc<Self>, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
         let _one = self.changing.lock();
-        let (volume, snapshot) =
-            self.region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volume(id)?, tx.snapshot(snapshot)?)) })?;
+        let (volume, snapshot) = self
+            .region
+            .catalog()?
+            .read(|tx| -> Result<_> { Ok((tx.volume(id)?, tx.snapshot(snapshot)?)) })?;
         if snapshot.volume != Some(id) {
             return Err(HostError::refused(
                 format!("snapshot {} was not taken of volume {id}", snapshot.name),
@@ -256,14 +264,23 @@ impl Host {
         let _one = self.changing.lock();
         let snapshot = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
         if folder::is_being_read(&self.region, snapshot.layer) {
-            return Err(HostError::InUse { what: format!("snapshot {}", snapshot.name), by: "a copy that reads it".into() });
+            return Err(HostError::InUse {
+                what: format!("snapshot {}", snapshot.name),
+                by: "a copy that reads it".into(),
+            });
         }
         self.region.catalog()?.write(|tx| tx.delete_snapshot(id))?;
         folder::remove_unneeded(&self.region, snapshot.layer)
     }
 }
 
-fn snapshot_row(now: jiff::Timestamp, w: &Wanted, layer: LayerId, changed_bytes: u64, shared: &Shared) -> Snapshot {
+fn snapshot_row(
+    now: jiff::Timestamp,
+    w: &Wanted,
+    layer: LayerId,
+    changed_bytes: u64,
+    shared: &Shared,
+) -> Snapshot {
     Snapshot {
         id: w.id,
         account: shared.account,

@@ -132,7 +132,10 @@ impl Host {
         let active = self.register(active);
         let open = if active.is_ended() {
             let next_id = row.next.ok_or_else(|| {
-                HostError::refused(format!("volume {id} was sealed, and its next layer is missing"), "run `terrane region check`")
+                HostError::refused(
+                    format!("volume {id} was sealed, and its next layer is missing"),
+                    "run `terrane region check`",
+                )
             })?;
             let next_row = self.region.catalog()?.read(|tx| tx.layer(next_id))?;
             let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
@@ -179,15 +182,24 @@ impl Host {
             return Ok(layer);
         }
         if let Some(mark) = folder::sealed_mark(row) {
-            return Ok(self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Sealed(mark))?));
+            return Ok(self.register(folder::open_layer(
+                &self.region,
+                &self.cache,
+                row,
+                Opening::Sealed(mark),
+            )?));
         }
         if row.state != LayerState::Sealed {
-            return Err(HostError::refused(format!("layer {} is not sealed", row.id), "run `terrane region check`"));
+            return Err(HostError::refused(
+                format!("layer {} is not sealed", row.id),
+                "run `terrane region check`",
+            ));
         }
         if self.owner.is_none() {
             return self.wait_for_seal(row.id);
         }
-        let layer = self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
+        let layer =
+            self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
         self.finish_seal(&layer)?;
         Ok(layer)
     }
@@ -198,7 +210,12 @@ impl Host {
         loop {
             let row = self.region.catalog()?.read(|tx| tx.layer(id))?;
             if let Some(mark) = folder::sealed_mark(&row) {
-                return Ok(self.register(folder::open_layer(&self.region, &self.cache, &row, Opening::Sealed(mark))?));
+                return Ok(self.register(folder::open_layer(
+                    &self.region,
+                    &self.cache,
+                    &row,
+                    Opening::Sealed(mark),
+                )?));
             }
             if since.elapsed() > SEAL_WAIT {
                 let hint = "mount the region, or run `terrane snapshot show` again later";
@@ -227,9 +244,17 @@ impl Host {
             let Some(_one) = self.changing.try_lock() else { return Ok(()) };
             self.settle(open)?;
         }
+        let sealed = !open.sealing.lock().is_empty();
         self.finish_seals(open)?;
-        self.prepare_next(open)?;
-        self.write_anchor(open, false)?;
+        // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
+        // lock: whoever closes the volume holds it and waits for the keeper.
+        while !open.is_stopping() {
+            if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
+                self.prepare_next(open)?;
+                break;
+            }
+        }
+        self.write_anchor(open, sealed)?;
         Ok(self.region.advance_anchor()?)
     }
 
@@ -263,7 +288,10 @@ impl Host {
             let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
             let kind = match &volume {
                 Some(volume) => volume.kind,
-                None => tx.snapshots_of_layer(layer.id())?.first().map_or(crate::catalog::DiskKind::Data, |s| s.kind),
+                None => tx
+                    .snapshots_of_layer(layer.id())?
+                    .first()
+                    .map_or(crate::catalog::DiskKind::Data, |s| s.kind),
             };
             Ok((row.clone(), points, kind, row.volume.unwrap_or_else(VolumeId::random)))
         })?;
@@ -291,8 +319,9 @@ impl Host {
     /// Takes the next layer, or makes one of `size_bytes`.
     pub(super) fn take_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let ready = open.next.lock().take();
+        let active = open.disk.active().id();
         match ready {
-            Some(ready) if ready.0.size_bytes == size_bytes => Ok(ready),
+            Some(ready) if ready.0.size_bytes == size_bytes && ready.0.parent == Some(active) => Ok(ready),
             Some((other, _)) => {
                 self.region.catalog()?.write(|tx| tx.set_volume_next(open.disk.id(), None))?;
                 folder::remove_unneeded(&self.region, other.id)?;
@@ -305,9 +334,10 @@ impl Host {
     fn make_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let id = open.disk.id();
         let active = open.disk.active().id();
-        let (volume, points) = self.region.catalog()?.read(|tx| -> Result<(Volume, Vec<Point>)> {
-            Ok((tx.volume(id)?, tx.layer_points(active)?))
-        })?;
+        let (volume, points) = self
+            .region
+            .catalog()?
+            .read(|tx| -> Result<(Volume, Vec<Point>)> { Ok((tx.volume(id)?, tx.layer_points(active)?)) })?;
         let spec = LayerSpec {
             account: volume.account,
             volume: id,

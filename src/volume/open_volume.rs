@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
+use super::error::Result;
 use super::live::LiveVolume;
 use crate::catalog::Layer as LayerRow;
 use crate::ids::LayerId;
@@ -121,10 +122,16 @@ impl OpenVolume {
         self.wake();
     }
 
+    /// Whether the keeper is to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     /// Keeps the volume until [`OpenVolume::stop_keeper`]: flushes what is old or much, checkpoints full halves, gives
     /// space back, and calls `tend` for what needs the catalog. Sleeps without a timer while nothing is dirty.
     pub fn keep(&self, tend: impl Fn(&Self)) {
         let mut flushed = Instant::now();
+        let mut settled = true;
         if let Err(e) = self.disk.active().learn_free_slots() {
             tracing::warn!(volume = %self.disk.id(), error = %e, "free space of earlier sessions is not used");
         }
@@ -133,10 +140,25 @@ impl OpenVolume {
                 return;
             }
             tend(self);
-            self.look(&mut flushed);
-            let wait = match self.dirty.load(Ordering::Acquire) {
-                true => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
-                false => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let dirty = self.dirty.load(Ordering::Acquire);
+            let done = match dirty {
+                true => self.look(&mut flushed),
+                false if !settled => self.settle(),
+                false => Ok(()),
+            };
+            settled = !dirty;
+            if let Err(e) = done {
+                self.dirty.store(false, Ordering::Release);
+                settled = true;
+                tracing::error!(
+                    volume = %self.disk.id(), error = %e,
+                    "the volume is latched: what was not flushed may be lost; close it and open it again"
+                );
+            }
+            let wait = match (self.dirty.load(Ordering::Acquire), settled) {
+                (true, _) => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
+                (false, false) => self.poked.recv_timeout(FLUSH_AFTER),
+                (false, true) => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if wait == Err(RecvTimeoutError::Disconnected) {
                 return;
@@ -144,21 +166,30 @@ impl OpenVolume {
         }
     }
 
-    fn look(&self, flushed: &mut Instant) {
+    /// A look at a volume that is being written. Space is given back only under pressure: what is freed is soon
+    /// written again, and a hole punched meanwhile makes every writer wait for the file's lock.
+    fn look(&self, flushed: &mut Instant) -> Result<()> {
         let active = self.disk.active();
-        let mut done = Ok(());
         if active.needs_checkpoint() {
-            done = active.checkpoint_closed().map_err(Into::into);
+            active.checkpoint_closed()?;
         }
-        if done.is_ok() && (active.unflushed_bytes() >= UNFLUSHED_MAX || flushed.elapsed() >= FLUSH_AFTER) {
+        if active.unflushed_bytes() >= UNFLUSHED_MAX || flushed.elapsed() >= FLUSH_AFTER {
             *flushed = Instant::now();
             self.dirty.store(false, Ordering::Release);
-            done = self.disk.flush();
+            self.disk.flush()?;
         }
+        if active.is_pressed() {
+            active.punch_free();
+        }
+        Ok(())
+    }
+
+    /// Nothing was written for a while: free what waits, and give it back.
+    fn settle(&self) -> Result<()> {
+        let active = self.disk.active();
+        active.settle()?;
+        active.settle()?;
         active.punch_free();
-        if let Err(e) = done {
-            self.dirty.store(false, Ordering::Release);
-            tracing::error!(volume = %self.disk.id(), error = %e, "the volume is latched: what was not flushed may be lost; close it and open it again");
-        }
+        Ok(())
     }
 }

@@ -140,6 +140,8 @@ pub struct Fault {
     pub errno: i32,
     /// Writes do half of their work first; a sync that fails makes the file what the device holds, as Linux may.
     pub half_done: bool,
+    /// Not where space is there already: appends to the log, the catalog, and syncs but for the one at `at`.
+    pub fresh_only: bool,
 }
 
 /// Files and a catalog.
@@ -166,11 +168,34 @@ impl State {
         }
     }
 
+    /// The machines after cuts that lost just one unsynced operation each.
+    pub fn without_each(&self) -> Vec<Arc<Machine>> {
+        let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
+        let all_but = |lost: u64| self.after_with(Cut::AllButOne, lost, &mut Random::new(lost));
+        (0..unsynced).map(all_but).collect()
+    }
+
+    /// A machine in this state.
+    pub fn machine(&self) -> Arc<Machine> {
+        self.after(Cut::All, &mut Random::new(1))
+    }
+
+    /// Makes the files whose names begin with `to` those that began with `from` in an older state.
+    pub fn put_back(&mut self, older: &State, from: &str, to: &str) {
+        for (name, file) in older.files.iter().filter(|(n, _)| n.starts_with(from)) {
+            self.files.insert(name.replace(from, to).into(), file.clone());
+        }
+    }
+
     /// The machine after a cut: what the device was left with.
     pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Machine> {
-        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
         let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
-        let mut chosen = random.below(unsynced);
+        let chosen = random.below(unsynced);
+        self.after_with(cut, chosen, random)
+    }
+
+    fn after_with(&self, cut: Cut, mut chosen: u64, random: &mut Random) -> Arc<Machine> {
+        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
         for (name, file) in &self.files {
             let image = match cut {
                 Cut::All => file.current.clone(),
@@ -341,10 +366,17 @@ impl Machine {
 
 impl Inner {
     fn operate(&mut self, event: Event) -> io::Result<()> {
+        let meant = self.fault.is_some_and(|f| f.at == self.operations);
+        let spared = matches!(event, Event::Commit(_)) || matches!(event, Event::Sync(_)) && !meant;
+        self.operate_unless(event, spared)
+    }
+
+    fn operate_unless(&mut self, event: Event, spared: bool) -> io::Result<()> {
         let n = self.operations;
         self.operations += 1;
         if let Some(fault) = self.fault
             && (n == fault.at || fault.for_ever && n > fault.at)
+            && !(spared && fault.fresh_only)
         {
             self.fired = true;
             if fault.half_done {
@@ -414,14 +446,17 @@ impl Store for SimStore {
     }
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        match from.iter().all(|b| *b == 0) && offset % PAGE == 0 && from.len() as u64 % PAGE == 0 {
+        let whole = offset.is_multiple_of(PAGE) && (from.len() as u64).is_multiple_of(PAGE);
+        match whole && from.iter().all(|b| *b == 0) {
             true => self.change(Op::Zeros(offset, from.len() as u64)),
             false => self.change(Op::Write(offset, from.to_vec())),
         }
     }
 
     fn append(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        self.change(Op::Write(offset, from.to_vec()))
+        let op = Op::Write(offset, from.to_vec());
+        let event = Event::Change(self.name.clone(), Arc::new(Change(op)));
+        self.machine.inner.lock().operate_unless(event, true)
     }
 
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()> {

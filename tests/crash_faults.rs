@@ -1,0 +1,267 @@
+//! Guards against a write or sync that fails below and is then forgotten: a flush answered after a failed one, a full disk
+//! that stops a volume for good, wrong bytes after either.
+//!
+//! A script runs again and again; each time another of its operations fails, once or from then on.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::Random;
+use common::shelf::{Place, Shelf};
+use common::sim::{CUTS, Cut, Event, Fault, Machine};
+use terrane::crypto::Cipher;
+use terrane::layer::LayerError;
+use terrane::volume::{LiveVolume, Seal, VolumeError, seal_together};
+
+const DISK: u64 = 4 << 20;
+const WINDOW_AT: u64 = (512 - 14) * 4096;
+const WINDOW: usize = 40 * 4096;
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write(usize, usize),
+    Discard(usize, usize),
+    Flush,
+    Checkpoint,
+    Punch,
+    Seal,
+    Finish,
+}
+
+fn steps(seed: u64) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let mut of = |n: u64| random.below(n) as usize;
+    let mut steps: Vec<_> = (0..45)
+        .map(|i| match of(20) {
+            0..5 => Step::Write(of(36) * 4096, (1 + of(4)) * 4096),
+            5..8 => Step::Write(of(30 * 4096), 1 + of(9000)),
+            8 => Step::Write(of(10) * 4096, 30 * 4096),
+            9 => Step::Discard(of(30) * 4096, (1 + of(10)) * 4096),
+            10..14 => Step::Flush,
+            14 | 15 => Step::Checkpoint,
+            16 | 17 => Step::Punch,
+            18 if i > 10 => Step::Seal,
+            _ => Step::Finish,
+        })
+        .collect();
+    steps.extend([Step::Seal, Step::Write(0, 4096), Step::Flush, Step::Finish, Step::Checkpoint]);
+    steps
+}
+
+struct Run {
+    machine: Arc<Machine>,
+    shelf: Shelf,
+    volume: LiveVolume,
+    /// The disk after each answered write; `flushed` is the last that an answered flush covers.
+    states: Vec<Vec<u8>>,
+    flushed: usize,
+    snapshots: Vec<Vec<u8>>,
+    random: Random,
+}
+
+/// What a step's failure means for the rest of the script.
+enum Outcome {
+    Done,
+    Failed(VolumeError),
+    /// A snapshot half made: what comes next is the catalog's business.
+    Stop,
+}
+
+impl Run {
+    fn new() -> Self {
+        let machine = Machine::new();
+        let shelf = Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256);
+        let volume = shelf.open().unwrap();
+        let (states, random) = (vec![vec![0; WINDOW]], Random::new(9));
+        Self { machine, shelf, volume, states, flushed: 0, snapshots: Vec::new(), random }
+    }
+
+    fn last(&self) -> &Vec<u8> {
+        self.states.last().unwrap()
+    }
+
+    fn step(&mut self, step: Step) -> Outcome {
+        let done = match step {
+            Step::Write(at, len) => {
+                let mut state = self.last().clone();
+                self.random.fill(&mut state[at..at + len]);
+                let done = self.volume.write(WINDOW_AT + at as u64, &state[at..at + len]);
+                done.map(|()| self.states.push(state))
+            }
+            Step::Discard(at, len) => {
+                let done = self.volume.discard(WINDOW_AT + at as u64, len as u64);
+                done.map(|()| {
+                    let mut state = self.last().clone();
+                    state[at..at + len].fill(0);
+                    self.states.push(state);
+                })
+            }
+            Step::Flush => self.volume.flush().map(|()| self.flushed = self.states.len() - 1),
+            Step::Checkpoint => self.volume.active().checkpoint().map_err(Into::into),
+            Step::Punch => {
+                self.volume.active().punch_free();
+                Ok(())
+            }
+            Step::Seal => match self.shelf.begin_seal(&self.volume) {
+                Ok(ended) => {
+                    self.snapshots.push(self.last().clone());
+                    match self.shelf.commit_seal(&ended) {
+                        Ok(_) => {
+                            self.flushed = self.states.len() - 1;
+                            Ok(())
+                        }
+                        Err(_) => return Outcome::Stop,
+                    }
+                }
+                Err(e) => Err(e),
+            },
+            Step::Finish => self.shelf.finish_seals(&self.volume).map_err(Into::into),
+        };
+        done.map_or_else(Outcome::Failed, |()| Outcome::Done)
+    }
+
+    /// Every sector is right or an error.
+    fn check_live(&self) {
+        for (i, expected) in self.last().chunks(4096).enumerate() {
+            let mut bytes = [0xaa; 4096];
+            if self.volume.read(WINDOW_AT + i as u64 * 4096, &mut bytes).is_ok() {
+                assert!(bytes == *expected, "sector {i} of the window reads wrong");
+            }
+        }
+    }
+
+    fn check_reopened(&self, cut: Cut, least: usize) {
+        let machine = self.machine.state().after(cut, &mut Random::new(least as u64 + 3));
+        let shelf = Shelf::new(Place::Machine(machine), DISK, Cipher::XtsAes256);
+        let volume = shelf.open().expect("a volume opens when what failed works again");
+        let mut bytes = vec![0xaa; WINDOW];
+        volume.read(WINDOW_AT, &mut bytes).unwrap();
+        assert!(self.states[least..].contains(&bytes), "not a state since the last answered flush, {cut:?}");
+        for (number, expected) in self.snapshots[..volume.stack().chain.layers().len()].iter().enumerate() {
+            shelf.snapshot(&volume, number).read(WINDOW_AT, &mut bytes).unwrap();
+            assert!(bytes == *expected, "snapshot {number} differs, {cut:?}");
+        }
+    }
+}
+
+fn run(seed: u64, fault: Fault, failing: &Event) {
+    let context = format!("seed {seed}, {fault:?}");
+    let mut run = Run::new();
+    run.machine.set_fault(Some(fault));
+    let full = fault.errno == libc::ENOSPC && !matches!(failing, Event::Sync(_));
+    let mut stopped = false;
+    for step in steps(seed) {
+        let was_latched = run.volume.active().is_latched();
+        match run.step(step) {
+            Outcome::Done => {
+                // To discard what is not there is no change.
+                let changed = !run.states.ends_with(&[run.last().clone(), run.last().clone()]);
+                let promises = match step {
+                    Step::Flush | Step::Write(..) => true,
+                    Step::Discard(..) => changed,
+                    _ => false,
+                };
+                assert!(!(was_latched && promises), "{context}: {step:?} answered after an error");
+            }
+            Outcome::Failed(e) if full => {
+                assert!(matches!(e, VolumeError::Layer(LayerError::NoSpace)), "{context}: {step:?}: {e}");
+                assert!(!run.volume.active().is_latched(), "{context}: latched by a full disk, {step:?}");
+                // Space comes back after a while.
+                run.machine.set_fault(None);
+            }
+            Outcome::Failed(_) => {
+                let stack = run.volume.stack();
+                let latched = stack.chain.layers().iter().chain(&stack.active).any(|l| l.is_latched());
+                let tells =
+                    matches!(step, Step::Write(..) | Step::Discard(..) | Step::Flush | Step::Checkpoint);
+                assert!(
+                    latched || !tells || fault.errno == libc::ENOSPC,
+                    "{context}: {step:?} failed and nothing is latched"
+                );
+            }
+            Outcome::Stop => {
+                stopped = true;
+                break;
+            }
+        }
+    }
+    let fired = run.machine.fault_fired();
+    run.machine.set_fault(None);
+    run.check_live();
+    if full && !stopped {
+        run.volume.flush().unwrap_or_else(|e| panic!("{context}: {e}"));
+        run.flushed = run.states.len() - 1;
+        run.check_live();
+    }
+    assert!(fired || full, "{context}: the fault met nothing");
+    // `kill -9` keeps what was answered, unless a failed sync has dropped it.
+    let dropped = fault.half_done;
+    run.check_reopened(Cut::All, if dropped { run.flushed } else { run.states.len() - 1 });
+    for cut in CUTS {
+        run.check_reopened(cut, run.flushed);
+    }
+}
+
+fn every_operation(fault: Fault) {
+    for seed in 1..=3 {
+        let mut plain = Run::new();
+        plain.machine.start_trace();
+        for step in steps(seed) {
+            assert!(matches!(plain.step(step), Outcome::Done));
+        }
+        plain.check_live();
+        let trace = plain.machine.take_trace();
+        for (at, failing) in trace.iter().enumerate() {
+            run(seed, Fault { at: at as u64, ..fault }, failing);
+        }
+    }
+}
+
+const ONCE: Fault = Fault { at: 0, for_ever: false, errno: libc::EIO, half_done: false, fresh_only: false };
+
+#[test]
+fn an_error_latches_until_reopened() {
+    every_operation(ONCE);
+    every_operation(Fault { for_ever: true, ..ONCE });
+}
+
+#[test]
+fn a_failed_sync_that_drops_pages_is_never_followed_by_a_yes() {
+    every_operation(Fault { half_done: true, ..ONCE });
+    every_operation(Fault { half_done: true, for_ever: true, ..ONCE });
+}
+
+#[test]
+fn a_full_disk_fails_the_write_and_nothing_else() {
+    every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, ..ONCE });
+    every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, for_ever: true, ..ONCE });
+}
+
+/// Rule 14: of a group, all layers end or none goes on.
+#[test]
+fn a_group_that_cannot_be_ended_as_a_whole_is_latched_as_a_whole() {
+    for failing in 0..2 {
+        let (mut a, mut b) = (Run::new(), Run::new());
+        // One disk is enough to fail; which of the two ends first is by their ids.
+        for run in [&mut a, &mut b] {
+            assert!(matches!(run.step(Step::Write(0, 8192)), Outcome::Done));
+        }
+        let nexts = [a.shelf.make_next().unwrap(), b.shelf.make_next().unwrap()];
+        let broken = if failing == 0 { &a } else { &b };
+        broken.machine.set_fault(Some(Fault { for_ever: true, ..ONCE }));
+        let seals =
+            [&a, &b].into_iter().zip(nexts).map(|(r, next)| Seal { volume: &r.volume, next }).collect();
+        assert!(seal_together(seals).is_err());
+        broken.machine.set_fault(None);
+        for run in [&mut a, &mut b] {
+            assert!(run.volume.active().is_latched());
+            assert!(matches!(run.step(Step::Write(0, 4096)), Outcome::Failed(_)));
+            assert!(matches!(run.step(Step::Flush), Outcome::Failed(_)));
+            run.check_live();
+            run.snapshots.push(run.last().clone());
+            run.check_reopened(Cut::All, 1);
+            run.check_reopened(Cut::None, 0);
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Guards against wrong bytes, panics and needless loss where the disk below returns what was not written: flipped,
+//! swapped, stale and zeroed sectors, map pages, log records and superblocks; files cut, extended and put back.
+//!
+//! Always: the right bytes, or a corruption error for exactly what is concerned.
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use common::Random;
+use common::shelf::{Place, Shelf};
+use common::sim::{Machine, State};
+use terrane::crypto::Cipher;
+use terrane::ids::LayerId;
+use terrane::layer::{Layer, LayerError, slot_offset};
+use terrane::units::{SECTOR_LEN, SectorNo};
+use terrane::volume::{LiveVolume, Stack};
+
+/// Three chunks; sectors of all three are written.
+const DISK: u64 = 6 << 20;
+const SECTORS: u64 = DISK / 4096;
+
+type Content = Vec<u8>;
+
+fn shelf_on(machine: &Arc<Machine>) -> Shelf {
+    Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256)
+}
+
+/// Sectors the tests look at, some never written.
+fn looked_at() -> Vec<u64> {
+    (0..20).chain(500..524).chain(1024..1044).chain([SECTORS - 1]).collect()
+}
+
+struct Disk {
+    machine: Arc<Machine>,
+    shelf: Shelf,
+    volume: LiveVolume,
+    content: Content,
+    random: Random,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let machine = Machine::new();
+        let shelf = shelf_on(&machine);
+        let volume = shelf.open().unwrap();
+        Self { machine, shelf, volume, content: vec![0; DISK as usize], random: Random::new(4) }
+    }
+
+    fn write(&mut self, sectors: Range<u64>) {
+        let bytes = &mut self.content[sectors.start as usize * SECTOR_LEN..sectors.end as usize * SECTOR_LEN];
+        self.random.fill(bytes);
+        self.volume.write(sectors.start * 4096, bytes).unwrap();
+    }
+
+    /// Three chunks with data, a part of it written twice, all in the map; a page of each has both places used.
+    fn filled() -> Self {
+        let mut disk = Self::new();
+        for _ in 0..2 {
+            disk.write(0..16);
+            disk.write(504..520);
+            disk.write(1024..1040);
+            for sector in [3, 7, 505, 515, 1030] {
+                disk.write(sector..sector + 1);
+            }
+            disk.volume.active().checkpoint().unwrap();
+        }
+        disk
+    }
+
+    fn file(&self, layer: LayerId, file: &str) -> String {
+        format!("{layer}.{file}")
+    }
+
+    fn sealed(mut self) -> (Self, Arc<Layer>) {
+        self.shelf.seal(&self.volume).unwrap();
+        self.shelf.finish_seals(&self.volume).unwrap();
+        let layer = self.volume.stack().chain.layers()[0].clone();
+        self.write(19..20);
+        self.volume.flush().unwrap();
+        (self, layer)
+    }
+}
+
+/// Each sector reads right or is damage; returns those that are damage.
+fn damaged(stack: &Stack, content: &[u8]) -> Vec<u64> {
+    let mut bytes = [0xaa; SECTOR_LEN];
+    let bad = |sector: &u64| match stack.read(sector * 4096, &mut bytes) {
+        Ok(()) => {
+            let expected = &content[*sector as usize * SECTOR_LEN..][..SECTOR_LEN];
+            assert!(bytes == expected, "sector {sector} reads wrong");
+            false
+        }
+        Err(e) => {
+            assert!(e.is_corruption(), "sector {sector}: {e}");
+            true
+        }
+    };
+    looked_at().into_iter().filter(bad).collect()
+}
+
+/// Opens what the machine holds; a refusal must be for corruption.
+fn open(machine: &Arc<Machine>) -> Option<LiveVolume> {
+    match shelf_on(machine).open() {
+        Ok(volume) => Some(volume),
+        Err(e) => {
+            assert!(e.is_corruption(), "{e}");
+            None
+        }
+    }
+}
+
+/// The bytes of a sector's slot.
+fn slot_of(layer: &Layer, sector: u64) -> Option<u64> {
+    layer.entry(SectorNo(sector)).unwrap().slot().map(slot_offset)
+}
+
+fn each_slot_spoiled(disk: &Disk, layer: &Layer) {
+    let (state, data) = (disk.machine.state(), disk.file(layer.id(), "data"));
+    let stored: Vec<_> = looked_at().into_iter().filter_map(|s| Some((s, slot_of(layer, s)?))).collect();
+    assert!(stored.len() >= 48);
+    let stale = stale_state(disk, layer).machine();
+    for (i, (sector, at)) in stored.iter().enumerate() {
+        let (other, other_at) = stored[(i + 1) % stored.len()];
+        let of = |machine: &Machine, at: u64| machine.peek(&data, at, SECTOR_LEN);
+        type Spoil<'a> = Box<dyn Fn(&Machine) + 'a>;
+        let ways: [(&str, Vec<u64>, Spoil); 5] = [
+            (
+                "flipped",
+                vec![*sector],
+                Box::new(|m| m.flip(&data, at + (i as u64 * 97) % 4096, 1 << (i % 8))),
+            ),
+            ("zeroed", vec![*sector], Box::new(|m| m.poke(&data, *at, &[0; SECTOR_LEN]))),
+            ("another's", vec![*sector], Box::new(|m| m.poke(&data, *at, &of(m, other_at)))),
+            (
+                "swapped",
+                vec![*sector, other],
+                Box::new(|m| {
+                    let (a, b) = (of(m, *at), of(m, other_at));
+                    m.poke(&data, *at, &b);
+                    m.poke(&data, other_at, &a);
+                }),
+            ),
+            ("stale", vec![*sector], Box::new(|m| m.poke(&data, *at, &of(&stale, *at)))),
+        ];
+        for (how, mut concerned, spoil) in ways {
+            let machine = state.machine();
+            spoil(&machine);
+            let volume = open(&machine).expect("a slot is no reason to refuse a layer");
+            concerned.sort_unstable();
+            assert_eq!(damaged(&volume.stack(), &disk.content), concerned, "sector {sector} {how}");
+        }
+    }
+}
+
+/// The same sectors, in the same slots, written with other bytes: what a lost write leaves.
+fn stale_state(disk: &Disk, layer: &Layer) -> State {
+    let machine = disk.machine.state().machine();
+    let mut random = Random::new(77);
+    for sector in looked_at() {
+        if let Some(at) = slot_of(layer, sector) {
+            // Sealed by the layer's own key, for this very sector.
+            let mut plain = vec![0; SECTOR_LEN];
+            random.fill(&mut plain);
+            let (mut cipher, mut tags) = (vec![0; SECTOR_LEN], [0]);
+            layer.keys().seal_sectors(SectorNo(sector), &plain, &mut cipher, &mut tags);
+            machine.poke(&disk.file(layer.id(), "data"), at, &cipher);
+        }
+    }
+    machine.state()
+}
+
+#[test]
+fn spoiled_slots_of_an_active_layer_are_told() {
+    let disk = Disk::filled();
+    let layer = disk.volume.active();
+    each_slot_spoiled(&disk, &layer);
+}
+
+#[test]
+fn spoiled_slots_of_a_sealed_layer_are_told() {
+    let (disk, layer) = Disk::filled().sealed();
+    each_slot_spoiled(&disk, &layer);
+}
+
+/// (file offset of the place, chunks it covers)
+fn page_places() -> Vec<(u64, Range<u64>)> {
+    let pages = [(0, 0..3), (128, 0..3), (65664, 0..1), (65665, 1..2), (65666, 2..3)];
+    pages.into_iter().flat_map(|(n, c)| [(n << 14, c.clone()), ((n << 14) + 8192, c)]).collect()
+}
+
+/// `above`: the sectors that a layer above holds.
+fn each_page_spoiled(state: &State, content: &[u8], layer: LayerId, above: &[u64]) {
+    let map = format!("{layer}.map");
+    let (mut told, mut harmless) = (0, 0);
+    for (i, (at, chunks)) in page_places().into_iter().enumerate() {
+        let neighbour = at ^ 8192;
+        for way in 0..4 {
+            let machine = state.machine();
+            let page = machine.peek(&map, at, 8192);
+            match way {
+                0 => machine.flip(&map, at + (i as u64 * 1237) % 8192, 4),
+                1 => machine.poke(&map, at, &[0; 8192]),
+                // What was vouched for once, at the same number.
+                2 => machine.poke(&map, at, &machine.peek(&map, neighbour, 8192)),
+                _ => machine.poke(&map, at, &machine.peek(&map, page_places()[(i + 2) % 10].0, 8192)),
+            }
+            let Some(volume) = open(&machine) else { panic!("a page is no reason to refuse a layer") };
+            let bad = damaged(&volume.stack(), content);
+            assert!(bad.iter().all(|s| chunks.contains(&(s / 512))), "page at {at}, way {way}: {bad:?}");
+            if bad.is_empty() {
+                harmless += 1;
+                continue;
+            }
+            told += 1;
+            let of_span = |s: &u64| chunks.contains(&(s / 512)) && !above.contains(s);
+            let whole: Vec<_> = looked_at().into_iter().filter(of_span).collect();
+            assert_eq!(bad, whole, "page at {at}, way {way}: all of its span is told");
+            goes_on_beside(&machine, volume, content, &chunks, &map, at, &page);
+        }
+    }
+    assert!(told >= 20 && harmless > 0, "{told} told, {harmless} in the place not in use");
+}
+
+/// The rest of the disk takes writes; a damaged page that turns up again, older than what was written meanwhile, never
+/// brings wrong bytes.
+fn goes_on_beside(
+    machine: &Arc<Machine>,
+    volume: LiveVolume,
+    content: &[u8],
+    chunks: &Range<u64>,
+    map: &str,
+    at: u64,
+    page: &[u8],
+) {
+    let Some(free) = (0..3).find(|c| !chunks.contains(c)) else { return };
+    let mut content = content.to_vec();
+    let offset = (free * 512 + 8) as usize * SECTOR_LEN;
+    content[offset..offset + SECTOR_LEN].fill(0x5a);
+    volume.write(offset as u64, &[0x5a; SECTOR_LEN]).unwrap();
+    volume.flush().unwrap();
+    volume.active().checkpoint().unwrap();
+    damaged(&volume.stack(), &content);
+    drop(volume);
+    machine.poke(map, at, page);
+    let volume = open(machine).unwrap();
+    damaged(&volume.stack(), &content);
+}
+
+#[test]
+fn spoiled_map_pages_are_told_and_spoil_nothing_beside() {
+    let disk = Disk::filled();
+    let layer = disk.volume.active().id();
+    each_page_spoiled(&disk.machine.state(), &disk.content, layer, &[]);
+    let (disk, layer) = Disk::filled().sealed();
+    each_page_spoiled(&disk.machine.state(), &disk.content, layer.id(), &[19]);
+}
+
+/// A damaged page below records of the log: the layer opens, and the page's older self is not believed afterwards.
+#[test]
+fn a_damaged_page_under_the_log_costs_its_span_only() {
+    let mut disk = Disk::filled();
+    disk.write(2..4);
+    disk.write(1026..1027);
+    disk.volume.flush().unwrap();
+    let map = disk.file(disk.volume.active().id(), "map");
+    let state = disk.machine.state();
+    for (at, chunks) in page_places() {
+        let machine = state.machine();
+        let page = machine.peek(&map, at, 8192);
+        machine.flip(&map, at + 777, 1);
+        let volume = open(&machine).expect("a page is no reason to refuse a layer");
+        let bad = damaged(&volume.stack(), &disk.content);
+        assert!(bad.iter().all(|s| chunks.contains(&(s / 512))), "page at {at}: {bad:?}");
+        machine.poke(&map, at, &page);
+        let again = open(&machine).unwrap();
+        damaged(&again.stack(), &disk.content);
+    }
+}
+
+#[test]
+fn flipped_log_records_are_refused_or_were_never_promised() {
+    let mut disk = Disk::filled();
+    let mut contents = vec![disk.content.clone()];
+    let mut flushed = 0;
+    for i in 0..12u64 {
+        disk.write(i..i + 2);
+        contents.push(disk.content.clone());
+        if i % 4 == 3 && i < 11 {
+            disk.volume.flush().unwrap();
+            flushed = contents.len() - 1;
+        }
+    }
+    let state = disk.machine.state();
+    let data = disk.file(disk.volume.active().id(), "data");
+    let (mut refused, mut cut) = (0, 0);
+    for half in 0..2u64 {
+        let area = (1 << 20) + half * (16 << 20);
+        let bytes = state.machine().peek(&data, area, 32 << 10);
+        for at in (0..bytes.len()).filter(|at| bytes[*at] != 0).step_by(5) {
+            let machine = state.machine();
+            machine.flip(&data, area + at as u64, 1 << (at % 8));
+            let Some(volume) = open(&machine) else {
+                refused += 1;
+                continue;
+            };
+            let mut bytes = vec![0; 20 * SECTOR_LEN];
+            volume.read(0, &mut bytes).unwrap();
+            let found = contents.iter().rposition(|c| c[..bytes.len()] == bytes);
+            let found = found.unwrap_or_else(|| panic!("half {half}, byte {at}: no state of the disk"));
+            assert!(found >= flushed, "half {half}, byte {at}: flushed writes are gone without a word");
+            cut += usize::from(found + 1 < contents.len());
+        }
+    }
+    assert!(refused > 100 && cut > 20, "{refused} refused, {cut} cut");
+}
+
+#[test]
+fn flipped_superblocks_are_refused_or_not_needed() {
+    for (sealed, clean) in [(false, false), (false, true), (true, false)] {
+        let (disk, layer) = match sealed {
+            true => {
+                let (disk, layer) = Disk::filled().sealed();
+                (disk, layer.id())
+            }
+            false => {
+                let mut disk = Disk::filled();
+                disk.write(5..9);
+                disk.volume.flush().unwrap();
+                if clean {
+                    disk.volume.active().close().unwrap();
+                }
+                let layer = disk.volume.active().id();
+                (disk, layer)
+            }
+        };
+        let (state, data) = (disk.machine.state(), disk.file(layer, "data"));
+        let mut opened = 0;
+        for at in (0..8192u64).step_by(61) {
+            let machine = state.machine();
+            machine.flip(&data, at, 16);
+            if let Some(volume) = open(&machine) {
+                assert_eq!(damaged(&volume.stack(), &disk.content), Vec::<u64>::new());
+                opened += 1;
+            }
+            machine.flip(&data, at ^ 4096, 16);
+            assert!(open(&machine).is_none() || opened > 0, "both superblocks are damaged");
+        }
+        let machine = state.machine();
+        machine.flip(&data, 100, 1);
+        machine.flip(&data, 5000, 1);
+        assert!(open(&machine).is_none(), "both superblocks are damaged");
+        // One of the two is needed, and of a sealed layer the other is not.
+        assert!(opened > 0, "sealed {sealed}, clean {clean}");
+    }
+}
+
+#[test]
+fn files_cut_short_or_too_long_are_told() {
+    for sealed in [false, true] {
+        let (disk, layer) = match sealed {
+            true => Disk::filled().sealed(),
+            false => {
+                let mut disk = Disk::filled();
+                disk.write(10..12);
+                disk.volume.flush().unwrap();
+                let layer = disk.volume.active();
+                (disk, layer)
+            }
+        };
+        let state = disk.machine.state();
+        for file in ["data", "map"] {
+            let name = disk.file(layer.id(), file);
+            let len = disk.machine.len(&name);
+            let lens = [0, 1, 4096, 8192, 1 << 20, 3 << 20, (64 << 20) - 1, 64 << 20, (64 << 20) + 40_000];
+            for new in lens.into_iter().chain([len / 2, len - 4096, len - 1, len + 1, len + (5 << 20)]) {
+                let machine = state.machine();
+                machine.poke_len(&name, new);
+                if let Some(volume) = open(&machine) {
+                    let bad = damaged(&volume.stack(), &disk.content);
+                    assert!(new < len || bad.is_empty(), "{file} of {new} bytes: {bad:?}");
+                } else {
+                    assert!(new < len, "{file} of {new} bytes instead of {len} refused");
+                }
+            }
+        }
+    }
+}
+
+/// Rule 15: data and map of an earlier moment, put back together, fit each other and no longer the catalog.
+#[test]
+fn a_sealed_layer_put_back_is_refused() {
+    let disk = Disk::filled();
+    let active = disk.volume.active();
+    let unsealed = disk.machine.state();
+    disk.shelf.seal(&disk.volume).unwrap();
+    let ended = disk.machine.state();
+    disk.shelf.finish_seals(&disk.volume).unwrap();
+    let state = disk.machine.state();
+    assert!(open(&state.machine()).is_some());
+    let prefix = active.id().to_string();
+    for older in [&unsealed, &ended] {
+        let mut state = state.clone();
+        state.put_back(older, &prefix, &prefix);
+        let refused = shelf_on(&state.machine()).open().err().expect("an older state is refused");
+        assert!(matches!(refused, LayerError::Corrupted { .. }), "{refused}");
+    }
+    // Nor is another layer's.
+    let mut swapped = state.clone();
+    swapped.put_back(&state, &disk.volume.active().id().to_string(), &prefix);
+    assert!(open(&swapped.machine()).is_none());
+}
