@@ -284,19 +284,20 @@ impl Sweep<'_> {
     /// What was recovered stays, and takes writes that a further cut does not harm.
     fn go_on(&self, machine: &Arc<Machine>, opened: Opened, found: usize, random: &mut Random) {
         let Opened { volume, .. } = &opened;
-        if random.one_in(2) {
+        if random.one_in(3) {
             volume.active().learn_free_slots().unwrap();
         }
         let mut expected = self.oracle.states[found].2.to_vec();
         let mut allowed = vec![expected.clone()];
-        let writes = random.below(6);
+        let writes = random.below(9);
         for _ in 0..writes {
             let len = 1 + random.below(12_000) as usize;
             let at = random.below((WINDOW - len) as u64) as usize;
             random.fill(&mut expected[at..at + len]);
             volume.write(WINDOW_AT + at as u64, &expected[at..at + len]).unwrap();
             allowed.push(expected.clone());
-            match random.below(4) {
+            match random.below(5) {
+                2 => volume.active().learn_free_slots().unwrap(),
                 0 => {
                     volume.flush().unwrap();
                     allowed.drain(..allowed.len() - 1);
@@ -352,7 +353,7 @@ fn full_seeds() -> Option<u64> {
 
 #[test]
 fn a_cut_leaves_a_prefix_of_the_writes() {
-    let (seeds, stride) = full_seeds().map_or((6, 3), |n| (n, 1));
+    let (seeds, stride) = full_seeds().map_or((6, 4), |n| (n, 1));
     let mut states = 0;
     for seed in 1..=seeds {
         let (mut script, start) = Script::new(seed);

@@ -67,7 +67,7 @@ struct Shown {
     volume_id: Option<String>,
     group_id: Option<String>,
     created_by: String,
-    source_snapshot: Option<String>,
+    source_snapshot_id: Option<String>,
     source_region: Option<String>,
     retention_days: Option<u32>,
     tags: Vec<Tag>,
@@ -132,7 +132,7 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
         ("created by", s.created_by.clone()),
         (
             "source",
-            match (&s.source_region, &s.source_snapshot) {
+            match (&s.source_region, &s.source_snapshot_id) {
                 (Some(region), Some(snapshot)) => format!("{region}/{snapshot}"),
                 _ => String::new(),
             },
@@ -161,7 +161,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         volume_id: s.volume.map(|v| v.to_string()),
         group_id: s.group.map(|g| g.to_string()),
         created_by: s.created_by,
-        source_snapshot: s.source_snapshot,
+        source_snapshot_id: s.source_snapshot,
         source_region: s.source_region,
         retention_days: s.retention_days,
         tags,

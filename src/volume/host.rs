@@ -239,6 +239,11 @@ impl Host {
 
     /// What a volume's keeper does that needs the catalog: finishes seals, makes the next layer, writes the anchor.
     pub(super) fn tend(&self, open: &OpenVolume) -> Result<()> {
+        if open.uncommitted.lock().is_some() {
+            // Whoever changes something settles it first, and may be waiting for this keeper to end.
+            let Some(_one) = self.changing.try_lock() else { return Ok(()) };
+            self.settle(open)?;
+        }
         let sealed = !open.sealing.lock().is_empty();
         self.finish_seals(open)?;
         // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
@@ -251,6 +256,18 @@ impl Host {
         }
         self.write_anchor(open, sealed)?;
         Ok(self.region.advance_anchor()?)
+    }
+
+    /// Commits a seal the catalog could not be told of. Before that the volume can't be sealed again: its chain in the
+    /// catalog would miss a layer. The caller holds `changing`.
+    pub(super) fn settle(&self, open: &OpenVolume) -> Result<()> {
+        let mut uncommitted = open.uncommitted.lock();
+        if let Some((ended, next)) = uncommitted.as_ref() {
+            ended.flush()?;
+            self.commit_seals(&[(open.disk.id(), ended.id(), *next)], |_| Ok(()))?;
+            open.sealing.lock().extend(uncommitted.take().map(|(ended, _)| ended));
+        }
+        Ok(())
     }
 
     pub(super) fn finish_seals(&self, open: &OpenVolume) -> Result<()> {
@@ -351,6 +368,8 @@ impl Host {
                 tx.set_layer_state(*next, LayerState::Active)?;
                 tx.set_layer_points(*next, &tx.layer_points(*ended)?)?;
                 tx.set_volume_layers(*volume, *next, None)?;
+                // Of a resize that was cut short too.
+                tx.set_volume_size(*volume, tx.layer(*next)?.size_bytes)?;
             }
             also(tx)
         })
@@ -384,6 +403,7 @@ impl Host {
         }
         let open = kept.volume;
         open.disk.flush()?;
+        self.settle(&open)?;
         self.finish_seals(&open)?;
         let active = open.disk.active();
         active.close()?;
@@ -406,16 +426,16 @@ impl Host {
         first
     }
 
-    /// Forgets a latched volume that nobody has open: the next opening recovers it (rule 8).
-    pub fn forget_latched(&self, id: VolumeId) {
+    /// Forgets a latched volume that nobody has open: the next opening recovers it (rule 8). Whether it did.
+    pub fn forget_latched(&self, id: VolumeId) -> bool {
         let _one = self.changing.lock();
-        if let Some(open) = self.find_live(id)
-            && open.disk.active().is_latched()
-            && open.openers.lock().is_empty()
-        {
+        let Some(open) = self.find_live(id) else { return false };
+        let forgotten = open.disk.active().is_latched() && open.retire().is_ok();
+        if forgotten {
             tracing::warn!(volume = %id, "opening the latched volume anew");
             self.drop_volume(id);
         }
+        forgotten
     }
 
     /// Forgets a live volume without closing it: it is being removed or replaced.
