@@ -12,7 +12,7 @@ use common::shelf::{Place, Shelf};
 use common::sim::{CUTS, Cut, Event, Fault, Machine};
 use terrane::crypto::Cipher;
 use terrane::layer::LayerError;
-use terrane::volume::{LiveVolume, VolumeError};
+use terrane::volume::{LiveVolume, Seal, VolumeError, seal_together};
 
 const DISK: u64 = 4 << 20;
 const WINDOW_AT: u64 = (512 - 14) * 4096;
@@ -170,7 +170,16 @@ fn run(seed: u64, fault: Fault, failing: &Event) {
                 // Space comes back after a while.
                 run.machine.set_fault(None);
             }
-            Outcome::Failed(_) => {}
+            Outcome::Failed(_) => {
+                let stack = run.volume.stack();
+                let latched = stack.chain.layers().iter().chain(&stack.active).any(|l| l.is_latched());
+                let tells =
+                    matches!(step, Step::Write(..) | Step::Discard(..) | Step::Flush | Step::Checkpoint);
+                assert!(
+                    latched || !tells || fault.errno == libc::ENOSPC,
+                    "{context}: {step:?} failed and nothing is latched"
+                );
+            }
             Outcome::Stop => {
                 stopped = true;
                 break;
@@ -227,4 +236,32 @@ fn a_failed_sync_that_drops_pages_is_never_followed_by_a_yes() {
 fn a_full_disk_fails_the_write_and_nothing_else() {
     every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, ..ONCE });
     every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, for_ever: true, ..ONCE });
+}
+
+/// Rule 14: of a group, all layers end or none goes on.
+#[test]
+fn a_group_that_cannot_be_ended_as_a_whole_is_latched_as_a_whole() {
+    for failing in 0..2 {
+        let (mut a, mut b) = (Run::new(), Run::new());
+        // One disk is enough to fail; which of the two ends first is by their ids.
+        for run in [&mut a, &mut b] {
+            assert!(matches!(run.step(Step::Write(0, 8192)), Outcome::Done));
+        }
+        let nexts = [a.shelf.make_next().unwrap(), b.shelf.make_next().unwrap()];
+        let broken = if failing == 0 { &a } else { &b };
+        broken.machine.set_fault(Some(Fault { for_ever: true, ..ONCE }));
+        let seals =
+            [&a, &b].into_iter().zip(nexts).map(|(r, next)| Seal { volume: &r.volume, next }).collect();
+        assert!(seal_together(seals).is_err());
+        broken.machine.set_fault(None);
+        for run in [&mut a, &mut b] {
+            assert!(run.volume.active().is_latched());
+            assert!(matches!(run.step(Step::Write(0, 4096)), Outcome::Failed(_)));
+            assert!(matches!(run.step(Step::Flush), Outcome::Failed(_)));
+            run.check_live();
+            run.snapshots.push(run.last().clone());
+            run.check_reopened(Cut::All, 1);
+            run.check_reopened(Cut::None, 0);
+        }
+    }
 }

@@ -41,7 +41,8 @@ fn is_root() -> bool {
 fn left_in(scratch: &Path) -> Vec<String> {
     let text = scratch.to_str().unwrap();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mut left: Vec<String> = mounts.lines().filter(|l| l.contains(text)).map(|l| format!("mount {l}")).collect();
+    let mut left: Vec<String> =
+        mounts.lines().filter(|l| l.contains(text)).map(|l| format!("mount {l}")).collect();
     let loops = Command::new("losetup").args(["-nl", "-O", "NAME,BACK-FILE"]).output().unwrap();
     let loops = String::from_utf8_lossy(&loops.stdout).into_owned();
     left.extend(loops.lines().filter(|l| l.contains(text)).map(|l| format!("loop device {l}")));
@@ -50,11 +51,20 @@ fn left_in(scratch: &Path) -> Vec<String> {
         let of = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
         // The variable that names the configuration shows also those whose arguments don't.
         let names_it = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(text);
-        if is_process && entry.file_name() != *std::process::id().to_string() && (names_it(of("cmdline")) || names_it(of("environ"))) {
-            left.push(format!("process {} {:?}", entry.file_name().display(), String::from_utf8_lossy(&of("cmdline"))));
+        if is_process
+            && entry.file_name() != *std::process::id().to_string()
+            && (names_it(of("cmdline")) || names_it(of("environ")))
+        {
+            left.push(format!(
+                "process {} {:?}",
+                entry.file_name().display(),
+                String::from_utf8_lossy(&of("cmdline"))
+            ));
         }
     }
-    left.extend(fs::read_dir(scratch).into_iter().flatten().flatten().map(|e| e.path().display().to_string()));
+    left.extend(
+        fs::read_dir(scratch).into_iter().flatten().flatten().map(|e| e.path().display().to_string()),
+    );
     left
 }
 
@@ -111,7 +121,11 @@ fn interrupt_in(step: &str, delay: Duration) {
     let errors = errors.join().unwrap();
     assert!(reached, "step {step} was not reached: {status}\n{seen}{errors}");
     assert_eq!(status.code(), Some(130), "step {step}: {status} {:?}\n{seen}{errors}", status.signal());
-    assert_eq!(left_for_good(&scratch), Vec::<String>::new(), "left by an interrupt in step {step} after {delay:?}\n{errors}");
+    assert_eq!(
+        left_for_good(&scratch),
+        Vec::<String>::new(),
+        "left by an interrupt in step {step} after {delay:?}\n{errors}"
+    );
 }
 
 #[test]
@@ -136,7 +150,9 @@ fn an_interrupt_in_any_step_leaves_nothing() {
 
 #[test]
 fn what_is_no_argument_is_refused() {
-    for bad in [&["--size"][..], &["--size", "10.5X"], &["--files", "x"], &["--seconds", "0"], &["--surprise"]] {
+    for bad in
+        [&["--size"][..], &["--size", "10.5X"], &["--files", "x"], &["--seconds", "0"], &["--surprise"]]
+    {
         let refused = Command::new(DEMO).args(bad).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{bad:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("demo: "), "{bad:?}");

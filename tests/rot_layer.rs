@@ -341,7 +341,7 @@ fn flipped_superblocks_are_refused_or_not_needed() {
             let machine = state.machine();
             machine.flip(&data, at, 16);
             if let Some(volume) = open(&machine) {
-                assert_eq!(damaged(&volume.stack(), &disk.content), []);
+                assert_eq!(damaged(&volume.stack(), &disk.content), Vec::<u64>::new());
                 opened += 1;
             }
             machine.flip(&data, at ^ 4096, 16);

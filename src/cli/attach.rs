@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::exit::Exit;
@@ -36,7 +36,12 @@ pub fn attach(args: &AttachArgs, app: &App) -> Outcome {
     let file = file_of(&args.what, app)?;
     if let Some(device) = loopdev::backed_by(&file)?.first() {
         let message = format!("{} is attached as {}", args.what, device.device.display());
-        return Err(Failure { exit: Exit::InUse, message, hint: Some("use that device, or detach it first".into()) }.into());
+        return Err(Failure {
+            exit: Exit::InUse,
+            message,
+            hint: Some("use that device, or detach it first".into()),
+        }
+        .into());
     }
     // A snapshot's file can't be opened for writing.
     let read_only = args.read_only || file.parent().is_some_and(|p| p.ends_with("snapshots"));
@@ -68,7 +73,7 @@ pub fn detach(what: &str, app: &App) -> Outcome {
 
 fn file_of(what: &str, app: &App) -> Result<PathBuf> {
     if what.contains('/') {
-        return Ok(std::fs::canonicalize(what)?);
+        return std::fs::canonicalize(what).with_context(|| what.to_owned());
     }
     let region = app.region()?;
     let volume = region.catalog()?.read(|tx| tx.resolve_volume(what))?;

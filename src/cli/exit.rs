@@ -44,7 +44,15 @@ impl Exit {
 
     /// What a number that another process gave means.
     pub fn of_number(number: i32) -> Self {
-        let known = [Self::Success, Self::Usage, Self::NotFound, Self::Refused, Self::InUse, Self::Corrupted, Self::Cancelled];
+        let known = [
+            Self::Success,
+            Self::Usage,
+            Self::NotFound,
+            Self::Refused,
+            Self::InUse,
+            Self::Corrupted,
+            Self::Cancelled,
+        ];
         known.into_iter().find(|e| e.number() == number).unwrap_or(Self::Other)
     }
 }
@@ -185,7 +193,9 @@ fn of_copy(error: &CopyError) -> Exit {
 
 fn of_control(error: &ControlError) -> Exit {
     match error {
-        ControlError::ForeignUser(_) | ControlError::Refused(_) | ControlError::Version { .. } => Exit::Refused,
+        ControlError::ForeignUser(_) | ControlError::Refused(_) | ControlError::Version { .. } => {
+            Exit::Refused
+        }
         ControlError::AlreadyServed { .. } => Exit::InUse,
         _ => Exit::Other,
     }

@@ -1,8 +1,9 @@
-//! Where log lines go: stderr, and for a process in the background a file that is rotated.
+//! Where log lines go: stderr; for a process in the background a file that is rotated, and syslog where there is one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -12,12 +13,24 @@ use tracing_subscriber::fmt::time::SystemTime;
 /// A log of this size becomes `NAME.1`, and the one before goes.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
+/// RFC 3164: facility daemon (3), severity warning (4).
+const SYSLOG_PRIORITY: u8 = 3 << 3 | 4;
+
 static FILE: Mutex<Option<LogFile>> = Mutex::new(None);
 
 struct LogFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    syslog: Option<UnixDatagram>,
+}
+
+/// The system's log, if anybody listens. It never blocks: a line it has no room for is in the file.
+fn syslog() -> Option<UnixDatagram> {
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.set_nonblocking(true).ok()?;
+    socket.connect("/dev/log").ok()?;
+    Some(socket)
 }
 
 impl LogFile {
@@ -25,7 +38,7 @@ impl LogFile {
         let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, bytes })
+        Ok(Self { path: path.to_owned(), file, bytes, syslog: syslog() })
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
@@ -34,6 +47,12 @@ impl LogFile {
             old.push(".1");
             fs::rename(&self.path, old)?;
             *self = Self::open(&self.path)?;
+        }
+        if let Some(syslog) = &self.syslog {
+            let text = String::from_utf8_lossy(line);
+            let _ = syslog.send(
+                format!("<{SYSLOG_PRIORITY}>terrane[{}]: {}", std::process::id(), text.trim_end()).as_bytes(),
+            );
         }
         self.bytes += line.len() as u64;
         self.file.write_all(line)

@@ -52,7 +52,8 @@ pub fn mounted(region: &Region) -> Result<Option<HostState>> {
     match LayersLock::take(region, None)? {
         Ok(_) => Ok(None),
         Err(Owner { mount_point: None, .. }) => Ok(None),
-        Err(Owner { mount_point: Some(_), .. }) => match ask(region, &Order::Status, Duration::from_secs(10)) {
+        Err(Owner { mount_point: Some(_), .. }) => match ask(region, &Order::Status, Duration::from_secs(10))
+        {
             Ok(Answer::Status(state)) => Ok(Some(state)),
             Ok(_) | Err(ControlError::NotRunning) => Ok(None),
             Err(e) => Err(e.into()),

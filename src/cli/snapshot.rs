@@ -70,7 +70,7 @@ struct Shown {
     volume_id: Option<String>,
     group_id: Option<String>,
     created_by: String,
-    source_snapshot: Option<String>,
+    source_snapshot_id: Option<String>,
     source_region: Option<String>,
     retention_days: Option<u32>,
     tags: Vec<Tag>,
@@ -139,10 +139,13 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
         ("volume", s.volume_id.clone().unwrap_or_default()),
         ("group", s.group_id.clone().unwrap_or_default()),
         ("created by", s.created_by.clone()),
-        ("source", match (&s.source_region, &s.source_snapshot) {
-            (Some(region), Some(snapshot)) => format!("{region}/{snapshot}"),
-            _ => String::new(),
-        }),
+        (
+            "source",
+            match (&s.source_region, &s.source_snapshot_id) {
+                (Some(region), Some(snapshot)) => format!("{region}/{snapshot}"),
+                _ => String::new(),
+            },
+        ),
         ("retention", s.retention_days.map(|d| format!("{d} days")).unwrap_or_default()),
         ("tags", tags.join(", ")),
         ("created at", s.created_at.clone()),
@@ -167,7 +170,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         volume_id: s.volume.map(|v| v.to_string()),
         group_id: s.group.map(|g| g.to_string()),
         created_by: s.created_by,
-        source_snapshot: s.source_snapshot,
+        source_snapshot_id: s.source_snapshot,
         source_region: s.source_region,
         retention_days: s.retention_days,
         tags,
@@ -187,7 +190,13 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
     }
     let mut items = Vec::new();
     for volume in &volumes {
-        let of_several = || format!("{}-{}", args.name, volume.name.as_ref().map_or(volume.id.to_string(), ToString::to_string));
+        let of_several = || {
+            format!(
+                "{}-{}",
+                args.name,
+                volume.name.as_ref().map_or(volume.id.to_string(), ToString::to_string)
+            )
+        };
         let name = if volumes.len() == 1 { args.name.to_string() } else { of_several() };
         let name: Name = name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
         let snapshot = SnapshotId::random().to_string();
@@ -215,7 +224,9 @@ fn flush_loops(app: &App, state: &HostState, items: &[SnapshotItem]) {
         for device in owner::loops_over(state, "volumes", &item.volume) {
             if let Err(e) = loopdev::flush(&device.device) {
                 let device = device.device.display();
-                app.output().note(format!("{device} could not be flushed ({e}): the snapshot may lack what was last written to it"));
+                app.output().note(format!(
+                    "{device} could not be flushed ({e}): the snapshot may lack what was last written to it"
+                ));
             }
         }
     }

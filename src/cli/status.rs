@@ -38,7 +38,10 @@ pub fn run(app: &App) -> Outcome {
         regions.push(of_region(&app.region()?, &mut problems)?);
     } else {
         for known in app.config().known()? {
-            match app.region_named(&known.directory.display().to_string()).and_then(|r| of_region(&r, &mut problems)) {
+            match app
+                .region_named(&known.directory.display().to_string())
+                .and_then(|r| of_region(&r, &mut problems))
+            {
                 Ok(status) => regions.push(status),
                 Err(e) => problems.push(format!("region {}: {e:#}", known.name)),
             }
@@ -46,7 +49,8 @@ pub fn run(app: &App) -> Outcome {
     }
     let dead: Vec<_> = fuse::mounts()?.into_iter().filter(|(_, dead)| *dead).collect();
     let dead_mounts: Vec<_> = dead.iter().map(|(at, _)| at.path.display().to_string()).collect();
-    problems.extend(dead_mounts.iter().map(|at| format!("{at} is a dead mount; clear it: terrane unmount {at}")));
+    problems
+        .extend(dead_mounts.iter().map(|at| format!("{at} is a dead mount; clear it: terrane unmount {at}")));
     let status = Status { regions, dead_mounts, problems };
     app.output().object(&status, |s| {
         let mut fields = Vec::new();
@@ -68,7 +72,9 @@ pub fn run(app: &App) -> Outcome {
 
 fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
     let mount = match &r.mount {
-        Some(state) => format!("{} by process {}, {} volumes live", state.mount_point, state.pid, state.live.len()),
+        Some(state) => {
+            format!("{} by process {}, {} volumes live", state.mount_point, state.pid, state.live.len())
+        }
         None => "not mounted".into(),
     };
     vec![
@@ -83,7 +89,10 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
     let mount = owner::mounted(region)?;
     for live in mount.iter().flat_map(|m| &m.live).filter(|l| l.latched) {
-        problems.push(format!("volume {} is latched after a failed write or sync: close its file and open it again", live.volume));
+        problems.push(format!(
+            "volume {} is latched after a failed write or sync: close its file and open it again",
+            live.volume
+        ));
     }
     let (volumes, snapshots, tasks) =
         region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volumes()?, tx.snapshots()?, tx.tasks()?)) })?;

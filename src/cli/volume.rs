@@ -99,13 +99,19 @@ struct Shown {
 
 pub(super) fn run(command: Command, app: &App) -> Outcome {
     let region = app.region()?;
-    let resolve = |text: &str| region.catalog().map_err(anyhow::Error::from).and_then(|mut c| Ok(c.read(|tx| tx.resolve_volume(text))?));
+    let resolve = |text: &str| {
+        region
+            .catalog()
+            .map_err(anyhow::Error::from)
+            .and_then(|mut c| Ok(c.read(|tx| tx.resolve_volume(text))?))
+    };
     match command {
         Command::Create(args) => create(args, app, &region),
         Command::List => {
             let volumes = region.catalog()?.read(|tx| tx.volumes())?;
             let live = owner::mounted(&region)?;
-            let shown: Vec<_> = volumes.into_iter().map(|v| describe(v, &region, live.as_ref())).collect::<Result<_>>()?;
+            let shown: Vec<_> =
+                volumes.into_iter().map(|v| describe(v, &region, live.as_ref())).collect::<Result<_>>()?;
             app.output().list(&shown, &["id", "name", "size", "stored", "key", "kind", "state"], |v| {
                 vec![
                     v.id.clone(),
@@ -142,11 +148,16 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Resize { volume, size } => {
             let id = resolve(&volume)?.id;
-            let loops = owner::mounted(&region)?.map(|state| owner::loops_over(&state, "volumes", &id.to_string())).unwrap_or_default();
+            let loops = owner::mounted(&region)?
+                .map(|state| owner::loops_over(&state, "volumes", &id.to_string()))
+                .unwrap_or_default();
             owner::perform(region, &Order::Resize { volume: id.to_string(), size_bytes: size })?;
             for device in loops {
                 crate::sys::loopdev::take_new_size(&device.device)?;
-                app.output().note(format!("{} has grown; the file system on it grows with its own command", device.device.display()));
+                app.output().note(format!(
+                    "{} has grown; the file system on it grows with its own command",
+                    device.device.display()
+                ));
             }
             Ok(())
         }
@@ -154,7 +165,10 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             let volume = resolve(&volume)?;
             refuse_attached(&region, &volume)?;
             let snapshot = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
-            owner::perform(region, &Order::Rollback { volume: volume.id.to_string(), snapshot: snapshot.id.to_string() })
+            owner::perform(
+                region,
+                &Order::Rollback { volume: volume.id.to_string(), snapshot: snapshot.id.to_string() },
+            )
         }
         Command::Delete { volume } => {
             let volume = resolve(&volume)?;
@@ -214,7 +228,9 @@ fn key_of_new(region: &Region, key: Option<&str>, encrypt: bool, unencrypted: bo
     Ok(region.catalog()?.read(|tx| -> Result<_, CatalogError> {
         Ok(match key {
             Some(text) => Some(tx.resolve_key(text)?.id),
-            None if encrypt || !unencrypted && tx.flag(Setting::EncryptByDefault)? => Some(tx.default_key()?.id),
+            None if encrypt || !unencrypted && tx.flag(Setting::EncryptByDefault)? => {
+                Some(tx.default_key()?.id)
+            }
             None => None,
         })
     })?)
@@ -257,7 +273,12 @@ fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
     if let Some(key) = volume.key {
         match region.catalog().ok()?.read(|tx| tx.find_key(key)) {
             Ok(Some(key)) if key.state != crate::catalog::KeyState::Enabled => {
-                return Some(format!("key {} is {}: terrane key enable {}", key.id, key.state.as_str(), key.id));
+                return Some(format!(
+                    "key {} is {}: terrane key enable {}",
+                    key.id,
+                    key.state.as_str(),
+                    key.id
+                ));
             }
             Ok(Some(_)) => {}
             Ok(None) => return Some(format!("key {key} is gone")),

@@ -15,12 +15,12 @@ mod attributes; // what stat shows
 mod errno; // one table of refusals
 mod handles; // open files and folders
 mod names; // inode numbers
-mod shelves; // a host's volumes and snapshots
 mod session; // mount, serve, unmount
+mod shelves; // a host's volumes and snapshots
 mod tree; // the requests
 
-pub use shelves::Shelves;
 pub use session::{Cache, MountError, Mounted, Options, mount, mounts, unmount};
+pub use shelves::Shelves;
 /// An errno as the kernel wants it (`libc::EIO`, …).
 pub type Errno = i32;
 

@@ -118,13 +118,16 @@ impl Export for Shelves {
                 if !self.read_write {
                     return Err(libc::EROFS);
                 }
-                let open = told(&what, self.host.open_volume(id, true))?;
-                // A volume that was latched starts anew once nobody has it open any more.
-                if open.disk.active().is_latched() && open.openers.lock().is_empty() {
-                    self.host.forget_latched(id);
-                    return self.open(shelf, &id.to_string(), write, opener);
-                }
-                open.openers.lock().push(opener);
+                let open = loop {
+                    let open = told(&what, self.host.open_volume(id, true))?;
+                    // A volume that was latched starts anew once nobody has it open any more.
+                    let anew = open.disk.active().is_latched() && self.host.forget_latched(id);
+                    if !anew && open.enter(opener) {
+                        break open;
+                    }
+                    // It was rolled back or deleted between the two.
+                    std::thread::yield_now();
+                };
                 Ok(Arc::new(VolumeDisk { open, told: Mutex::default() }))
             }
             Shelf::Snapshots => {
@@ -133,7 +136,12 @@ impl Export for Shelves {
                     return Err(libc::EROFS);
                 }
                 let stack = told(&what, self.host.open_snapshot(id))?;
-                Ok(Arc::new(SnapshotDisk { id, size_bytes: stack.size_bytes(), stack, told: Mutex::default() }))
+                Ok(Arc::new(SnapshotDisk {
+                    id,
+                    size_bytes: stack.size_bytes(),
+                    stack,
+                    told: Mutex::default(),
+                }))
             }
         }
     }
@@ -141,13 +149,7 @@ impl Export for Shelves {
     fn close(&self, shelf: Shelf, id: &str, opener: u32) {
         let Shelf::Volumes = shelf else { return };
         let Some(open) = id.parse().ok().and_then(|id| self.host.find_live(id)) else { return };
-        let mut openers = open.openers.lock();
-        if let Some(at) = openers.iter().position(|o| *o == opener) {
-            openers.swap_remove(at);
-        }
-        let last = openers.is_empty();
-        drop(openers);
-        if last {
+        if open.leave(opener) {
             open.wake();
         }
     }
@@ -226,7 +228,10 @@ impl Disk for SnapshotDisk {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let done = into.chunks_mut(1 << 20).enumerate().try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
+        let done = into
+            .chunks_mut(1 << 20)
+            .enumerate()
+            .try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
         done.map_err(|e| tell(&format_args!("snapshot {}", self.id), e, &self.told))
     }
 

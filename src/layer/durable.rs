@@ -62,7 +62,9 @@ impl Layer {
 
     /// Frees what waits for a second flush, when nobody else is likely to ask for one.
     pub fn settle(&self) -> Result<()> {
-        self.flush_unless(|log| log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty())
+        self.flush_unless(|log| {
+            log.ended.is_some() || log.superseded.is_empty() && log.confirmed_unsaid.is_empty()
+        })
     }
 
     fn flush_unless(&self, is_done: impl Fn(&Log) -> bool) -> Result<()> {
@@ -195,16 +197,16 @@ impl Layer {
     }
 
     fn write_checkpoint(&self, current: &mut (Superblock, [u8; 16])) -> Result<()> {
-        let (next, seq, data_sectors, flags) = {
+        let (next, seq, data_sectors, flags, recovered) = {
             let log = self.log.lock();
             let closed = log.closed.as_ref().expect("asked before, and only a checkpoint takes it");
-            (closed.next, closed.seq, closed.data_sectors, closed.flags)
+            (closed.next, closed.seq, closed.data_sectors, closed.flags, closed.recovered)
         };
         let io = LayerError::io;
         // 1. Slots before the map that names them: else entries name data that never came.
         self.data.sync().map_err(io("syncing a layer"))?;
         // 2. Pages, each to the place not in use: else a torn one takes its chunk with it.
-        let top = self.tree.write_frozen(&self.overlay)?;
+        let top = self.tree.write_frozen(&self.overlay, recovered)?;
         // 3. Pages before the superblock that names them: else a lost page write leaves an old page.
         self.map.sync().map_err(io("syncing a map"))?;
         // 4. The superblock, to the place of the one before the last.

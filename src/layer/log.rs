@@ -31,6 +31,8 @@ pub struct Log {
     prepared: [u64; 2],
     /// Recovery appends behind a list that must stay as it is until the superblock moves on: by plain writes.
     resuming: bool,
+    /// What waits here was read by recovery, not answered by this process.
+    recovered: bool,
     buffer: RecordBuffer,
     /// Entries appended to this half.
     pub entries: u64,
@@ -71,6 +73,8 @@ pub struct Closed {
     pub data_sectors: u64,
     /// The superblock's flags.
     pub flags: u32,
+    /// Its entries come from recovery.
+    pub recovered: bool,
 }
 
 impl Log {
@@ -89,6 +93,7 @@ impl Log {
             pos: 0,
             prepared,
             resuming: false,
+            recovered: false,
             buffer: RecordBuffer::default(),
             entries: 0,
             other_free: true,
@@ -195,7 +200,7 @@ impl Log {
         self.entries = 0;
         self.other_free = false;
         let superseded = self.take_superseded();
-        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors, flags });
+        self.wait_for_checkpoint(seq, superseded, flags);
         Ok(())
     }
 
@@ -216,8 +221,18 @@ impl Log {
             chain: crate::ids::LayerId::random().0,
         };
         let superseded = self.take_superseded();
-        let flags = FLAG_SEALED;
-        self.closed = Some(Closed { seq, next: self.at, superseded, data_sectors: self.data_sectors, flags });
+        self.wait_for_checkpoint(seq, superseded, FLAG_SEALED);
+    }
+
+    fn wait_for_checkpoint(&mut self, seq: u64, superseded: Vec<SlotNo>, flags: u32) {
+        self.closed = Some(Closed {
+            seq,
+            next: self.at,
+            superseded,
+            data_sectors: self.data_sectors,
+            flags,
+            recovered: std::mem::take(&mut self.recovered),
+        });
     }
 
     /// Recovery: the list ended at `pos` before this record, and all of it is durable.
@@ -228,19 +243,14 @@ impl Log {
         self.newest = self.confirmed;
         self.ended = ended;
         self.resuming = ended.is_none();
+        self.recovered = true;
     }
 
     /// Recovery: the list ended with the close of a recovery before, whose checkpoint was cut.
     pub fn reopen_closed(&mut self) {
         self.resuming = false;
         self.other_free = false;
-        self.closed = Some(Closed {
-            seq: self.last_seq(),
-            next: self.at,
-            superseded: Vec::new(),
-            data_sectors: self.data_sectors,
-            flags: 0,
-        });
+        self.wait_for_checkpoint(self.last_seq(), Vec::new(), 0);
     }
 
     /// The slots that are free once everything recorded so far is in the map.

@@ -122,6 +122,8 @@ impl Store for FileStore {
         }
         if let Some(mapping) = mapping.as_ref() {
             mapping.populate(within..within + len as usize)?;
+            // Best effort: a user may lock only so much. A fault costs time, and an error there ends the server as a cut would.
+            mapping.lock(within..within + len as usize);
         }
         Ok(())
     }
@@ -166,5 +168,28 @@ impl Store for FileStore {
             }
         }
         Ok(end.min(range.end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_the_end_of_data_is_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        let store = FileStore::new(file);
+        store.set_len(1 << 20).unwrap();
+        let range = (64 << 10)..(512 << 10);
+        assert!(store.data_end(range.clone()).unwrap() >= range.start);
+        store.write_at(&[1; 4096], 200 << 10).unwrap();
+        store.write_at(&[1; 4096], 600 << 10).unwrap();
+        store.sync().unwrap();
+        let end = store.data_end(range.clone()).unwrap();
+        assert!((204 << 10..=range.end).contains(&end), "{end}");
+        let mut behind = vec![0xaa; (range.end - end) as usize];
+        store.read_at(&mut behind, end).unwrap();
+        assert!(behind.iter().all(|b| *b == 0));
+        assert_eq!(store.data_end(2 << 20..3 << 20).unwrap(), 2 << 20, "past the end of the file");
     }
 }

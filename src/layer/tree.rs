@@ -165,23 +165,23 @@ impl Tree {
         Ok(page_ref)
     }
 
-    /// An inner page to change; `None` where it is damaged.
-    fn inner(&self, n: u64, page_ref: PageRef) -> Result<Option<Box<Page>>> {
+    /// An inner page to change; `None` where it is lost.
+    fn inner(&self, n: u64, page_ref: PageRef, lose: bool) -> Result<Option<Box<Page>>> {
         match page_ref.exists() {
-            true => unless_damaged(self.load(n, page_ref)),
+            true => unless_lost(self.load(n, page_ref), lose),
             false => Ok(Some(Page::uniform_refs(page_ref))),
         }
     }
 
     /// Writes the pages that the frozen changes touch, leaves first, each to its other place; the new roots.
-    /// Nothing refers to them until a superblock does. Where a page is damaged its span is [lost](PageRef::LOST): it was
-    /// unreadable before, and the rest of the disk goes on.
-    pub fn write_frozen(&self, overlay: &Overlay) -> Result<Top> {
+    /// Nothing refers to them until a superblock does. A page that is damaged is an error; where recovery meets it (`lose`)
+    /// its span is [lost](PageRef::LOST): it is unreadable already, and the rest of the disk goes on.
+    pub fn write_frozen(&self, overlay: &Overlay, lose: bool) -> Result<Top> {
         let mut top = *self.top.load_full();
         let chunks = overlay.frozen_chunks();
         for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
             let root = (of_root[0].0 >> 18) as usize;
-            let Some(mut mid_page) = self.inner(root as u64, top[root])? else {
+            let Some(mut mid_page) = self.inner(root as u64, top[root], lose)? else {
                 top[root] = PageRef::LOST;
                 continue;
             };
@@ -189,13 +189,13 @@ impl Tree {
                 let (_, mid, _) = path(of_gib[0]);
                 let n = GIB_PAGES + (of_gib[0].0 >> 9);
                 let old = mid_page.page_ref(mid);
-                let Some(mut low_page) = self.inner(n, old)? else {
+                let Some(mut low_page) = self.inner(n, old, lose)? else {
                     mid_page.set_page_ref(mid, PageRef::LOST);
                     continue;
                 };
                 for chunk in of_gib {
                     let low = path(*chunk).2;
-                    let new = self.write_leaf(overlay, *chunk, low_page.page_ref(low))?;
+                    let new = self.write_leaf(overlay, *chunk, low_page.page_ref(low), lose)?;
                     low_page.set_page_ref(low, new);
                 }
                 let new = match low_page.uniform_page_ref() {
@@ -212,11 +212,11 @@ impl Tree {
         Ok(top)
     }
 
-    fn write_leaf(&self, overlay: &Overlay, chunk: ChunkNo, old: PageRef) -> Result<PageRef> {
+    fn write_leaf(&self, overlay: &Overlay, chunk: ChunkNo, old: PageRef, lose: bool) -> Result<PageRef> {
         let n = LEAVES + chunk.0;
         let covered = overlay.with_frozen(chunk, |d| d.covers_all()).unwrap_or(false);
         let mut leaf = match old.exists() && !covered {
-            true => match unless_damaged(self.load(n, old))? {
+            true => match unless_lost(self.load(n, old), lose)? {
                 Some(page) => page,
                 None => return Ok(PageRef::LOST),
             },
@@ -230,11 +230,11 @@ impl Tree {
     }
 }
 
-/// A copy of a page to change, or `None` with a line in the log.
-fn unless_damaged(loaded: Result<Arc<Page>>) -> Result<Option<Box<Page>>> {
+/// A copy of a page to change, or `None` with a line in the log where it is damaged and may be lost.
+fn unless_lost(loaded: Result<Arc<Page>>, lose: bool) -> Result<Option<Box<Page>>> {
     match loaded {
         Ok(page) => Ok(Some(Box::new(page.as_ref().clone()))),
-        Err(error) if error.is_corruption() => {
+        Err(error) if lose && error.is_corruption() => {
             tracing::error!(%error, "entries below a damaged page are lost");
             Ok(None)
         }

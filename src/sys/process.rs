@@ -135,6 +135,14 @@ impl Readiness {
     }
 }
 
+/// The process a thread belongs to; the number itself where it has ended or is not ours to see.
+pub fn process_of_thread(thread: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let process =
+        status.lines().find_map(|line| line.strip_prefix("Tgid:")).and_then(|text| text.trim().parse().ok());
+    process.unwrap_or(thread)
+}
+
 /// A process that holds a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {

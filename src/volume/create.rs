@@ -45,12 +45,20 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
                 return Err(HostError::refused(message, "wait until its state is success"));
             }
             if snapshot.key != spec.key {
-                let message = format!("snapshot {} is under another key, and so are its volumes", snapshot.name);
-                let hint = format!("copy it first: terrane snapshot copy {} --to {} --key KEY --name NAME", snapshot.name, region.name());
+                let message =
+                    format!("snapshot {} is under another key, and so are its volumes", snapshot.name);
+                let hint = format!(
+                    "copy it first: terrane snapshot copy {} --to {} --key KEY --name NAME",
+                    snapshot.name,
+                    region.name()
+                );
                 return Err(HostError::refused(message, hint));
             }
             if spec.size_bytes < snapshot.size_bytes {
-                let message = format!("snapshot {} has {} bytes: a volume from it can't be smaller", snapshot.name, snapshot.size_bytes);
+                let message = format!(
+                    "snapshot {} has {} bytes: a volume from it can't be smaller",
+                    snapshot.name, snapshot.size_bytes
+                );
                 return Err(HostError::refused(message, "leave --size out, or give more"));
             }
             Ok((Some(snapshot.layer), tx.layer_points(snapshot.layer)?))

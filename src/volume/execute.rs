@@ -10,6 +10,7 @@ use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
 use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
+use crate::layer::Layer;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// How long after a close the mount may learn of it.
@@ -33,7 +34,8 @@ struct Wanted {
 }
 
 fn parse<T: std::str::FromStr<Err = IdError>>(text: &str) -> Result<T> {
-    text.parse().map_err(|e: IdError| HostError::refused(e.to_string(), "this is a mistake of the asking program"))
+    text.parse()
+        .map_err(|e: IdError| HostError::refused(e.to_string(), "this is a mistake of the asking program"))
 }
 
 impl Host {
@@ -45,7 +47,10 @@ impl Host {
                     account: parse(account)?,
                     group: group.as_deref().map(parse).transpose()?,
                     description: description.clone(),
-                    tags: tags.iter().map(|TagText { key, value }| Tag { key: key.clone(), value: value.clone() }).collect(),
+                    tags: tags
+                        .iter()
+                        .map(|TagText { key, value }| Tag { key: key.clone(), value: value.clone() })
+                        .collect(),
                     retention_days: *retention_days,
                 };
                 self.take_snapshots(items, &shared, keep)
@@ -63,7 +68,7 @@ impl Host {
         let of = |open: &Arc<OpenVolume>| LiveState {
             volume: open.disk.id().to_string(),
             latched: open.disk.active().is_latched(),
-            openers: open.openers.lock().clone(),
+            openers: open.openers(),
             unflushed_bytes: open.disk.active().unflushed_bytes(),
         };
         self.live().iter().map(of).collect()
@@ -73,10 +78,11 @@ impl Host {
         let _one = self.changing.lock();
         let mut wanted = Vec::with_capacity(items.len());
         for item in items {
-            let volume = self.region.catalog()?.read(|tx| tx.volume(parse(&item.volume)?).map_err(HostError::from))?;
             let (id, name) = (parse(&item.snapshot)?, parse(&item.name)?);
             self.refuse_taken_name(&name)?;
-            let open = self.open_volume_locked(volume.id, keep)?;
+            let open = self.open_volume_locked(parse(&item.volume)?, keep)?;
+            self.settle(&open)?;
+            let volume = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?;
             wanted.push(Wanted { volume, open, id, name });
         }
         // A volume nobody wrote since its last seal: the snapshot names the same layer.
@@ -84,7 +90,9 @@ impl Host {
         for w in &wanted {
             let stack = w.open.disk.stack();
             let untouched = stack.active.as_ref().is_some_and(|a| matches!(a.is_empty(), Ok(true)));
-            if !(untouched && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes)) {
+            if !(untouched
+                && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes))
+            {
                 changed.push(w);
             }
         }
@@ -95,11 +103,8 @@ impl Host {
             committed.push((w.volume.id, w.open.disk.active().id(), row.id));
             seals.push(Seal { volume: &w.open.disk, next });
         }
-        let ended = seal_together(seals)?;
-        for layer in &ended {
-            layer.flush()?;
-        }
-        self.commit_seals(&committed, |tx| {
+        let ended = self.seal(seals, &committed)?;
+        let commit = self.commit_seals(&committed, |tx| {
             for w in &wanted {
                 let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
                 let layer = match sealed {
@@ -111,12 +116,40 @@ impl Host {
                 tx.set_tags(&w.id.to_string(), &shared.tags)?;
             }
             Ok(())
-        })?;
-        for (layer, w) in ended.into_iter().zip(&changed) {
-            w.open.sealing.lock().push(layer);
-            w.open.wake();
+        });
+        self.after_seal(changed.iter().map(|w| &w.open), ended, &committed, commit)
+    }
+
+    /// Ends the layers, and makes them durable.
+    fn seal(&self, seals: Vec<Seal<'_>>, ids: &[(VolumeId, LayerId, LayerId)]) -> Result<Vec<Arc<Layer>>> {
+        let opens: Vec<_> = ids.iter().filter_map(|(volume, ..)| self.find_live(*volume)).collect();
+        let ended = seal_together(seals)?;
+        let flushed = ended.iter().try_for_each(|layer| layer.flush());
+        match flushed {
+            Ok(()) => Ok(ended),
+            Err(e) => {
+                self.after_seal(opens.iter(), ended, ids, Err(e.into()))?;
+                unreachable!("the error was handed on")
+            }
         }
-        Ok(())
+    }
+
+    /// Hands ended layers to the keepers. Where the catalog could not be told that they have ended, it is told later.
+    fn after_seal<'a>(
+        &self,
+        opens: impl Iterator<Item = &'a Arc<OpenVolume>>,
+        ended: Vec<Arc<Layer>>,
+        ids: &[(VolumeId, LayerId, LayerId)],
+        committed: Result<()>,
+    ) -> Result<()> {
+        for ((open, layer), (.., next)) in opens.zip(ended).zip(ids) {
+            match committed {
+                Ok(()) => open.sealing.lock().push(layer),
+                Err(_) => *open.uncommitted.lock() = Some((layer, *next)),
+            }
+            open.wake();
+        }
+        committed
     }
 
     fn refuse_taken_name(&self, name: &Name) -> Result<()> {
@@ -134,15 +167,16 @@ impl Host {
     /// Puts a volume back: a new active layer on the snapshot's; what came after goes, as far as nothing else needs it.
     fn roll_back(self: &Arc<Self>, id: VolumeId, snapshot: SnapshotId) -> Result<()> {
         let _one = self.changing.lock();
-        let (volume, snapshot) =
-            self.region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volume(id)?, tx.snapshot(snapshot)?)) })?;
+        let (volume, snapshot) = self
+            .region
+            .catalog()?
+            .read(|tx| -> Result<_> { Ok((tx.volume(id)?, tx.snapshot(snapshot)?)) })?;
         if snapshot.volume != Some(id) {
             return Err(HostError::refused(
                 format!("snapshot {} was not taken of volume {id}", snapshot.name),
                 format!("make a volume from it: terrane volume create --snapshot {}", snapshot.name),
             ));
         }
-        self.refuse_open(&volume)?;
         let points = self.region.catalog()?.read(|tx| tx.layer_points(snapshot.layer))?;
         let spec = LayerSpec {
             account: volume.account,
@@ -154,6 +188,7 @@ impl Host {
             kind: volume.kind,
             points,
         };
+        self.refuse_open(&volume)?;
         if self.find_live(id).is_some() {
             self.close_volume(id)?;
         }
@@ -174,6 +209,8 @@ impl Host {
     /// Rule 21: a larger layer takes over, as at a seal.
     fn resize(self: &Arc<Self>, id: VolumeId, size_bytes: u64, keep: bool) -> Result<()> {
         let _one = self.changing.lock();
+        let open = self.open_volume_locked(id, keep)?;
+        self.settle(&open)?;
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         if size_bytes < volume.size_bytes {
             let message = format!("volume {id} has {} bytes: it can't shrink", volume.size_bytes);
@@ -185,15 +222,11 @@ impl Host {
         if size_bytes == volume.size_bytes {
             return Ok(());
         }
-        let open = self.open_volume_locked(id, keep)?;
         let (row, next) = self.take_next(&open, size_bytes)?;
-        let active = open.disk.active().id();
-        let ended = seal_together(vec![Seal { volume: &open.disk, next }])?;
-        ended[0].flush()?;
-        self.commit_seals(&[(id, active, row.id)], |tx| Ok(tx.set_volume_size(id, size_bytes)?))?;
-        open.sealing.lock().extend(ended);
-        open.wake();
-        Ok(())
+        let ids = [(id, open.disk.active().id(), row.id)];
+        let ended = self.seal(vec![Seal { volume: &open.disk, next }], &ids)?;
+        let committed = self.commit_seals(&ids, |_| Ok(()));
+        self.after_seal(std::iter::once(&open), ended, &ids, committed)
     }
 
     fn delete_volume(self: &Arc<Self>, id: VolumeId) -> Result<()> {
@@ -202,8 +235,9 @@ impl Host {
         self.refuse_open(&volume)?;
         if let Some(open) = self.find_live(id) {
             // Snapshots still need its sealed layers.
-            self.finish_seals(&open)?;
+            let finished = self.settle(&open).and_then(|()| self.finish_seals(&open));
             self.drop_volume(id);
+            finished?;
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         self.region.catalog()?.write(|tx| tx.delete_volume(id))?;
@@ -213,17 +247,15 @@ impl Host {
         Ok(self.region.remove_volume_anchor(id)?)
     }
 
+    /// Where nobody has the volume open, nobody can from here on; the caller drops or closes it.
     fn refuse_open(&self, volume: &Volume) -> Result<()> {
         let Some(open) = self.find_live(volume.id) else { return Ok(()) };
         // The kernel tells of a close a moment after it returned.
         let since = std::time::Instant::now();
-        while !open.openers.lock().is_empty() && since.elapsed() < CLOSE_LAG {
+        while !open.openers().is_empty() && since.elapsed() < CLOSE_LAG {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let openers = open.openers.lock().clone();
-        if openers.is_empty() {
-            return Ok(());
-        }
+        let Err(openers) = open.retire() else { return Ok(()) };
         let what = volume.name.as_ref().map_or_else(|| volume.id.to_string(), ToString::to_string);
         Err(HostError::InUse { what: format!("volume {what}"), by: super::owner::words_of_openers(&openers) })
     }
@@ -232,14 +264,23 @@ impl Host {
         let _one = self.changing.lock();
         let snapshot = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
         if folder::is_being_read(&self.region, snapshot.layer) {
-            return Err(HostError::InUse { what: format!("snapshot {}", snapshot.name), by: "a copy that reads it".into() });
+            return Err(HostError::InUse {
+                what: format!("snapshot {}", snapshot.name),
+                by: "a copy that reads it".into(),
+            });
         }
         self.region.catalog()?.write(|tx| tx.delete_snapshot(id))?;
         folder::remove_unneeded(&self.region, snapshot.layer)
     }
 }
 
-fn snapshot_row(now: jiff::Timestamp, w: &Wanted, layer: LayerId, changed_bytes: u64, shared: &Shared) -> Snapshot {
+fn snapshot_row(
+    now: jiff::Timestamp,
+    w: &Wanted,
+    layer: LayerId,
+    changed_bytes: u64,
+    shared: &Shared,
+) -> Snapshot {
     Snapshot {
         id: w.id,
         account: shared.account,

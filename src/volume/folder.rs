@@ -89,7 +89,8 @@ fn make_folder(
     let dir = region.layer_dir(row.id);
     let io = |what| HostError::io(what, &dir);
     fs::DirBuilder::new().create(&dir).map_err(io("making a layer's folder"))?;
-    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(io("closing a layer's folder"))?;
+    fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .map_err(io("closing a layer's folder"))?;
     let data = create_file(&dir.join(DATA)).map_err(io("making a layer's data"))?;
     flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
@@ -133,7 +134,8 @@ pub fn write_header(
     };
     let path = region.layer_dir(row.id).join(HEADER);
     let text = header.to_text(keys.header());
-    crashsafe::write_file(&path, text.as_bytes(), 0o600).map_err(HostError::io("writing a layer's header", &path))
+    crashsafe::write_file(&path, text.as_bytes(), 0o600)
+        .map_err(HostError::io("writing a layer's header", &path))
 }
 
 fn create_file(path: &Path) -> io::Result<File> {
@@ -147,7 +149,10 @@ fn open_file(path: &Path, write: bool) -> io::Result<File> {
     let found = file.metadata()?;
     let ours = found.uid() == rustix::process::geteuid().as_raw();
     if !found.is_file() || found.nlink() != 1 || !ours || found.mode() & 0o022 != 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a plain file of this user with one name"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not a plain file of this user with one name",
+        ));
     }
     Ok(file)
 }
@@ -162,7 +167,12 @@ pub enum Opening {
 }
 
 /// Opens a layer. Its header must be of its key and say what the row says.
-pub fn open_layer(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, opening: Opening) -> Result<Layer> {
+pub fn open_layer(
+    region: &Region,
+    cache: &Arc<PageCache>,
+    row: &LayerRow,
+    opening: Opening,
+) -> Result<Layer> {
     let dir = region.layer_dir(row.id);
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
@@ -209,8 +219,10 @@ fn lock_data(data: &File, layer: LayerId) -> Result<()> {
 
 fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
     let path = dir.join(HEADER);
-    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX).map_err(HostError::io("reading a layer's header", &path))?;
-    let text = String::from_utf8(bytes).map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
+    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
+        .map_err(HostError::io("reading a layer's header", &path))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
     let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
     let said = (header.region, header.layer, header.parent, header.size_bytes, header.cipher);
     let known = (region.id(), row.id, row.parent, row.size_bytes, row.cipher);
@@ -220,7 +232,11 @@ fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -
     if let (Some(mark), Some(sealed)) = (sealed_mark(row), header.sealed)
         && mark != sealed
     {
-        return Err(damaged_layer(row.id, format!("a seal of generation {}", mark.generation), format!("{}", sealed.generation)));
+        return Err(damaged_layer(
+            row.id,
+            format!("a seal of generation {}", mark.generation),
+            format!("{}", sealed.generation),
+        ));
     }
     Ok(())
 }
@@ -244,7 +260,8 @@ pub struct ReadLock(#[allow(dead_code)] File);
 pub fn lock_for_reading(region: &Region, layer: LayerId) -> Result<ReadLock> {
     let path = header_path(region, layer);
     let file = crashsafe::open_regular(&path).map_err(HostError::io("opening a layer's header", &path))?;
-    flock(&file, FlockOperation::LockShared).map_err(|e| HostError::io("locking a layer's header", &path)(e.into()))?;
+    flock(&file, FlockOperation::LockShared)
+        .map_err(|e| HostError::io("locking a layer's header", &path)(e.into()))?;
     Ok(ReadLock(file))
 }
 
@@ -283,13 +300,16 @@ pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
     let dir = region.layer_dir(layer);
     for name in [DATA, MAP, HEADER] {
         match fs::remove_file(dir.join(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(HostError::io("removing a layer", &dir)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(HostError::io("removing a layer", &dir)(e));
+            }
             _ => {}
         }
     }
     match fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(HostError::io("removing a layer", &dir)(e)),
-        _ => crashsafe::sync_dir(&region.layers_dir()).map_err(HostError::io("syncing the layers' folder", &dir)),
+        _ => crashsafe::sync_dir(&region.layers_dir())
+            .map_err(HostError::io("syncing the layers' folder", &dir)),
     }
 }
 
@@ -312,7 +332,9 @@ pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
 /// A layer's header as it stands, its form checked and not its MAC: no key is needed.
 pub fn peek_header(region: &Region, layer: LayerId) -> Result<()> {
     let path = header_path(region, layer);
-    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX).map_err(HostError::io("reading a layer's header", &path))?;
-    let text = String::from_utf8(bytes).map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
+    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
+        .map_err(HostError::io("reading a layer's header", &path))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
     Ok(UntrustedHeader::parse(&text).map(drop)?)
 }

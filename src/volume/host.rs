@@ -132,7 +132,10 @@ impl Host {
         let active = self.register(active);
         let open = if active.is_ended() {
             let next_id = row.next.ok_or_else(|| {
-                HostError::refused(format!("volume {id} was sealed, and its next layer is missing"), "run `terrane region check`")
+                HostError::refused(
+                    format!("volume {id} was sealed, and its next layer is missing"),
+                    "run `terrane region check`",
+                )
             })?;
             let next_row = self.region.catalog()?.read(|tx| tx.layer(next_id))?;
             let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
@@ -179,15 +182,24 @@ impl Host {
             return Ok(layer);
         }
         if let Some(mark) = folder::sealed_mark(row) {
-            return Ok(self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Sealed(mark))?));
+            return Ok(self.register(folder::open_layer(
+                &self.region,
+                &self.cache,
+                row,
+                Opening::Sealed(mark),
+            )?));
         }
         if row.state != LayerState::Sealed {
-            return Err(HostError::refused(format!("layer {} is not sealed", row.id), "run `terrane region check`"));
+            return Err(HostError::refused(
+                format!("layer {} is not sealed", row.id),
+                "run `terrane region check`",
+            ));
         }
         if self.owner.is_none() {
             return self.wait_for_seal(row.id);
         }
-        let layer = self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
+        let layer =
+            self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
         self.finish_seal(&layer)?;
         Ok(layer)
     }
@@ -198,7 +210,12 @@ impl Host {
         loop {
             let row = self.region.catalog()?.read(|tx| tx.layer(id))?;
             if let Some(mark) = folder::sealed_mark(&row) {
-                return Ok(self.register(folder::open_layer(&self.region, &self.cache, &row, Opening::Sealed(mark))?));
+                return Ok(self.register(folder::open_layer(
+                    &self.region,
+                    &self.cache,
+                    &row,
+                    Opening::Sealed(mark),
+                )?));
             }
             if since.elapsed() > SEAL_WAIT {
                 let hint = "mount the region, or run `terrane snapshot show` again later";
@@ -222,10 +239,35 @@ impl Host {
 
     /// What a volume's keeper does that needs the catalog: finishes seals, makes the next layer, writes the anchor.
     pub(super) fn tend(&self, open: &OpenVolume) -> Result<()> {
+        if open.uncommitted.lock().is_some() {
+            // Whoever changes something settles it first, and may be waiting for this keeper to end.
+            let Some(_one) = self.changing.try_lock() else { return Ok(()) };
+            self.settle(open)?;
+        }
+        let sealed = !open.sealing.lock().is_empty();
         self.finish_seals(open)?;
-        self.prepare_next(open)?;
-        self.write_anchor(open, false)?;
+        // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
+        // lock: whoever closes the volume holds it and waits for the keeper.
+        while !open.is_stopping() {
+            if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
+                self.prepare_next(open)?;
+                break;
+            }
+        }
+        self.write_anchor(open, sealed)?;
         Ok(self.region.advance_anchor()?)
+    }
+
+    /// Commits a seal the catalog could not be told of. Before that the volume can't be sealed again: its chain in the
+    /// catalog would miss a layer. The caller holds `changing`.
+    pub(super) fn settle(&self, open: &OpenVolume) -> Result<()> {
+        let mut uncommitted = open.uncommitted.lock();
+        if let Some((ended, next)) = uncommitted.as_ref() {
+            ended.flush()?;
+            self.commit_seals(&[(open.disk.id(), ended.id(), *next)], |_| Ok(()))?;
+            open.sealing.lock().extend(uncommitted.take().map(|(ended, _)| ended));
+        }
+        Ok(())
     }
 
     pub(super) fn finish_seals(&self, open: &OpenVolume) -> Result<()> {
@@ -246,7 +288,10 @@ impl Host {
             let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
             let kind = match &volume {
                 Some(volume) => volume.kind,
-                None => tx.snapshots_of_layer(layer.id())?.first().map_or(crate::catalog::DiskKind::Data, |s| s.kind),
+                None => tx
+                    .snapshots_of_layer(layer.id())?
+                    .first()
+                    .map_or(crate::catalog::DiskKind::Data, |s| s.kind),
             };
             Ok((row.clone(), points, kind, row.volume.unwrap_or_else(VolumeId::random)))
         })?;
@@ -274,8 +319,9 @@ impl Host {
     /// Takes the next layer, or makes one of `size_bytes`.
     pub(super) fn take_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let ready = open.next.lock().take();
+        let active = open.disk.active().id();
         match ready {
-            Some(ready) if ready.0.size_bytes == size_bytes => Ok(ready),
+            Some(ready) if ready.0.size_bytes == size_bytes && ready.0.parent == Some(active) => Ok(ready),
             Some((other, _)) => {
                 self.region.catalog()?.write(|tx| tx.set_volume_next(open.disk.id(), None))?;
                 folder::remove_unneeded(&self.region, other.id)?;
@@ -288,9 +334,10 @@ impl Host {
     fn make_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let id = open.disk.id();
         let active = open.disk.active().id();
-        let (volume, points) = self.region.catalog()?.read(|tx| -> Result<(Volume, Vec<Point>)> {
-            Ok((tx.volume(id)?, tx.layer_points(active)?))
-        })?;
+        let (volume, points) = self
+            .region
+            .catalog()?
+            .read(|tx| -> Result<(Volume, Vec<Point>)> { Ok((tx.volume(id)?, tx.layer_points(active)?)) })?;
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
@@ -321,6 +368,8 @@ impl Host {
                 tx.set_layer_state(*next, LayerState::Active)?;
                 tx.set_layer_points(*next, &tx.layer_points(*ended)?)?;
                 tx.set_volume_layers(*volume, *next, None)?;
+                // Of a resize that was cut short too.
+                tx.set_volume_size(*volume, tx.layer(*next)?.size_bytes)?;
             }
             also(tx)
         })
@@ -354,6 +403,7 @@ impl Host {
         }
         let open = kept.volume;
         open.disk.flush()?;
+        self.settle(&open)?;
         self.finish_seals(&open)?;
         let active = open.disk.active();
         active.close()?;
@@ -376,16 +426,16 @@ impl Host {
         first
     }
 
-    /// Forgets a latched volume that nobody has open: the next opening recovers it (rule 8).
-    pub fn forget_latched(&self, id: VolumeId) {
+    /// Forgets a latched volume that nobody has open: the next opening recovers it (rule 8). Whether it did.
+    pub fn forget_latched(&self, id: VolumeId) -> bool {
         let _one = self.changing.lock();
-        if let Some(open) = self.find_live(id)
-            && open.disk.active().is_latched()
-            && open.openers.lock().is_empty()
-        {
+        let Some(open) = self.find_live(id) else { return false };
+        let forgotten = open.disk.active().is_latched() && open.retire().is_ok();
+        if forgotten {
             tracing::warn!(volume = %id, "opening the latched volume anew");
             self.drop_volume(id);
         }
+        forgotten
     }
 
     /// Forgets a live volume without closing it: it is being removed or replaced.

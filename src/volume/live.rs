@@ -95,9 +95,12 @@ impl LiveVolume {
         Arc::ptr_eq(stack, &self.stack.load())
     }
 
-    /// The range reads as zeros from now on; whole sectors give their space back.
+    /// What of the range lies within the disk reads as zeros from now on; whole sectors give their space back.
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let end = offset + len;
+        let end = offset.saturating_add(len).min(self.size_bytes());
+        if offset >= end {
+            return Ok(());
+        }
         let sectors = whole_sectors_within(offset..end);
         if sectors.is_empty() {
             return self.write_zeros(offset..end);

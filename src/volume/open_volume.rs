@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use super::error::Result;
 use super::live::LiveVolume;
 use crate::catalog::Layer as LayerRow;
+use crate::ids::LayerId;
 use crate::layer::{Layer, UNFLUSHED_MAX};
+use crate::sys::process;
 
 /// What is answered is durable after this long, flushed or not (rule 6): `sync(2)` never reaches the mount.
 const FLUSH_AFTER: Duration = Duration::from_secs(5);
@@ -26,8 +28,9 @@ pub struct OpenVolume {
     pub next: Mutex<Option<(LayerRow, Arc<Layer>)>>,
     /// Ended layers whose seal is not finished.
     pub sealing: Mutex<Vec<Arc<Layer>>>,
-    /// The processes that opened its file, once an opening.
-    pub openers: Mutex<Vec<u32>>,
+    /// A layer that has ended and the one that took over, where the catalog could not be told (its disk was full).
+    pub uncommitted: Mutex<Option<(Arc<Layer>, LayerId)>>,
+    openers: Mutex<Openers>,
     bytes: AtomicU64,
     requests: AtomicU64,
     /// Written since the keeper last found it clean.
@@ -35,6 +38,15 @@ pub struct OpenVolume {
     poke: Sender<()>,
     poked: Receiver<()>,
     stopping: AtomicBool,
+}
+
+/// Who has a volume's file open.
+#[derive(Default)]
+struct Openers {
+    /// The threads, once an opening, and the process of each: the kernel tells of threads.
+    pids: Vec<(u32, u32)>,
+    /// It is being removed or replaced: whoever opens it now must ask the host again.
+    retired: bool,
 }
 
 impl OpenVolume {
@@ -45,6 +57,7 @@ impl OpenVolume {
             disk,
             next: Mutex::default(),
             sealing: Mutex::default(),
+            uncommitted: Mutex::default(),
             openers: Mutex::default(),
             bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -52,6 +65,39 @@ impl OpenVolume {
             poke,
             poked,
             stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts an opening by a thread; false if the volume is no longer the one to open.
+    pub fn enter(&self, opener: u32) -> bool {
+        let mut openers = self.openers.lock();
+        if !openers.retired {
+            openers.pids.push((opener, process::process_of_thread(opener)));
+        }
+        !openers.retired
+    }
+
+    /// Counts a closing; true if it was the last.
+    pub fn leave(&self, opener: u32) -> bool {
+        let mut openers = self.openers.lock();
+        if let Some(at) = openers.pids.iter().position(|(thread, _)| *thread == opener) {
+            openers.pids.swap_remove(at);
+        }
+        openers.pids.is_empty()
+    }
+
+    /// The processes that have its file open, once an opening.
+    pub fn openers(&self) -> Vec<u32> {
+        self.openers.lock().pids.iter().map(|(_, process)| *process).collect()
+    }
+
+    /// Lets nobody open it any more; or, if somebody has it open, says who.
+    pub fn retire(&self) -> std::result::Result<(), Vec<u32>> {
+        let mut openers = self.openers.lock();
+        openers.retired = openers.pids.is_empty();
+        match openers.retired {
+            true => Ok(()),
+            false => Err(openers.pids.iter().map(|(_, process)| *process).collect()),
         }
     }
 
@@ -74,6 +120,11 @@ impl OpenVolume {
     pub fn stop_keeper(&self) {
         self.stopping.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Whether the keeper is to end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Keeps the volume until [`OpenVolume::stop_keeper`]: flushes what is old or much, checkpoints full halves, gives

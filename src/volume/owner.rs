@@ -13,7 +13,14 @@ use crate::region::Region;
 
 /// The lock, held until dropped.
 pub struct LayersLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for LayersLock {
+    /// Whoever takes it next is not mistaken for us in the moment before it has written who it is.
+    fn drop(&mut self) {
+        let _ = self.file.set_len(0);
+    }
 }
 
 /// Who owns a region's layers.
@@ -52,7 +59,7 @@ impl LayersLock {
             write!(file, "{}\n{place}\n", std::process::id())
         };
         write(&mut file).map_err(io("writing"))?;
-        Ok(Ok(Self { _file: file }))
+        Ok(Ok(Self { file }))
     }
 
     /// Takes the lock, waiting for commands, which hold it briefly; a mount that holds it is told at once.
@@ -74,12 +81,21 @@ impl LayersLock {
     }
 }
 
+/// Who the file says; a process that has ended (killed, it could not clear its line) is not it.
 fn read_owner(file: &File) -> Owner {
     let mut text = String::new();
     let _ = file.take(8192).read_to_string(&mut text);
     let mut lines = text.lines();
     let pid = lines.next().and_then(|l| l.parse().ok()).unwrap_or(0);
-    Owner { pid, mount_point: lines.next().filter(|l| !l.is_empty()).map(PathBuf::from) }
+    let mount_point = lines.next().filter(|l| !l.is_empty() && is_running(pid)).map(PathBuf::from);
+    Owner { pid, mount_point }
+}
+
+/// Not one whose threads are still ending after a kill, which hold the lock a moment longer.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // PID (PROGRAM) STATE …
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// The processes that have a file open, in words: the kernel itself opens it for a loop device.

@@ -95,7 +95,8 @@ impl Shelf {
         }
     }
 
-    fn make_next(&self) -> Result<Arc<Layer>, LayerError> {
+    /// Makes the layer that the next seal needs.
+    pub fn make_next(&self) -> Result<Arc<Layer>, LayerError> {
         let id = LayerId::random();
         let layer = Layer::create(self.parts(id), self.size_bytes)?;
         self.commit(|rows| rows.next = Some(id))?;

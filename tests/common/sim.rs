@@ -168,6 +168,13 @@ impl State {
         }
     }
 
+    /// The machines after cuts that lost just one unsynced operation each.
+    pub fn without_each(&self) -> Vec<Arc<Machine>> {
+        let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
+        let all_but = |lost: u64| self.after_with(Cut::AllButOne, lost, &mut Random::new(lost));
+        (0..unsynced).map(all_but).collect()
+    }
+
     /// A machine in this state.
     pub fn machine(&self) -> Arc<Machine> {
         self.after(Cut::All, &mut Random::new(1))
@@ -182,9 +189,13 @@ impl State {
 
     /// The machine after a cut: what the device was left with.
     pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Machine> {
-        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
         let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
-        let mut chosen = random.below(unsynced);
+        let chosen = random.below(unsynced);
+        self.after_with(cut, chosen, random)
+    }
+
+    fn after_with(&self, cut: Cut, mut chosen: u64, random: &mut Random) -> Arc<Machine> {
+        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
         for (name, file) in &self.files {
             let image = match cut {
                 Cut::All => file.current.clone(),
