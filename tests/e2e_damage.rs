@@ -12,6 +12,9 @@ use world::{MIB, SECTOR, World, errno, flip, pattern, read_at, write_at};
 const SLOTS: u64 = 64 << 20;
 const LEN: usize = 64 * SECTOR;
 
+/// What a test does to a layer's folder.
+type Damage<'a> = &'a dyn Fn(&Path);
+
 /// A world, unmounted, with a volume `web` that holds a pattern, and another one.
 fn written() -> World {
     let mut world = World::new();
@@ -158,7 +161,7 @@ fn a_flipped_superblock_or_header_or_a_missing_folder_is_refused() {
     let cut = |folder: &Path| {
         fs::File::options().write(true).open(folder.join("data")).unwrap().set_len(SLOTS).unwrap()
     };
-    let damages: [(&str, &dyn Fn(&Path)); 6] = [
+    let damages: [(&str, Damage); 6] = [
         ("superblocks", &superblocks),
         ("header", &header),
         ("noise", &noise),

@@ -125,8 +125,14 @@ fn fio_verifies_now_after_a_remount_and_in_a_snapshot() {
         let file = format!("--filename={}", path.display());
         let fixed =
             ["--name=v", &file, "--size=64M", "--verify=crc32c", "--verify_fatal=1", "--serialize_overlap=1"];
-        let rest =
-            ["--ioengine=libaio", "--direct=1", "--iodepth=8", "--randseed=7", "--allow_file_create=0"];
+        let rest = [
+            "--ioengine=libaio",
+            "--direct=1",
+            "--iodepth=8",
+            "--randseed=7",
+            "--allow_file_create=0",
+            "--verify_state_save=0",
+        ];
         must("fio", &[&fixed[..], &rest[..], more].concat());
     };
     fio(&path, &["--rw=randrw", "--bsrange=4k-256k", "--bs_unaligned=0", "--io_size=96M"]);

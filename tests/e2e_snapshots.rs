@@ -259,3 +259,41 @@ fn commands_at_once_do_not_disturb_each_other() {
         assert_eq!(world.json(&["snapshot", "list"]).as_array().unwrap().len(), 16);
     }
 }
+
+/// A seal whose commit fails is told to the catalog later; the volume goes on, and its next snapshot holds all of it.
+#[test]
+fn a_catalog_that_could_not_be_told_of_a_seal_is_told_later() {
+    let world = World::new();
+    world.volume("web", "8M");
+    world.mount();
+    write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
+    assert!(world::within(5, || world.layers() == 2), "the next layer is not ready");
+    let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+    // The commit alone fails: the row of the snapshot is refused.
+    catalog
+        .execute_batch("CREATE TRIGGER refuse BEFORE INSERT ON snapshots BEGIN SELECT raise(ABORT, 'refused here'); END;")
+        .unwrap();
+    let output = world.run(&["snapshot", "create", "web", "--name", "lost"]);
+    assert!(
+        !output.status.success() && world::words(&output).contains("refused here"),
+        "{}",
+        world::words(&output)
+    );
+    write_at(&world.file("web"), MIB, &pattern(MIB as usize, 2)).unwrap();
+    catalog.execute_batch("DROP TRIGGER refuse").unwrap();
+    drop(catalog);
+    world.snapshot("web", "kept");
+    write_at(&world.file("web"), 2 * MIB, &pattern(MIB as usize, 3)).unwrap();
+    let check = |path: &std::path::Path, parts: u64| {
+        for n in 0..parts {
+            let found = read_at(path, n * MIB, MIB as usize).unwrap();
+            assert!(found == pattern(MIB as usize, n + 1), "part {n} of {}", path.display());
+        }
+    };
+    check(&world.snapshot_file("kept"), 2);
+    world.kill_server();
+    world.mount_again();
+    check(&world.snapshot_file("kept"), 2);
+    check(&world.file("web"), 3);
+    assert_eq!(world.json(&["snapshot", "list"]).as_array().unwrap().len(), 1);
+}

@@ -18,6 +18,8 @@ use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_li
 
 /// How long an unmount waits for the server to have written everything.
 const CLOSE_TIME: Duration = Duration::from_secs(300);
+/// How long an unmount waits for files that are being closed.
+const BUSY_TIME: Duration = Duration::from_millis(500);
 
 /// What `mount` takes.
 #[derive(Args)]
@@ -204,16 +206,15 @@ fn end_on_signal(mut signals: signal_hook::iterator::Signals, host: &Arc<Host>, 
 
 /// Unmounts; returns once everything is written.
 pub fn unmount(mount_point: &Path) -> Outcome {
-    let path = crate::sys::mount::resolve_mount_point(mount_point).with_context(|| mount_point.display().to_string())?;
+    let path = crate::sys::mount::resolve_mount_point(mount_point)
+        .with_context(|| mount_point.display().to_string())?;
     let found = crate::sys::mount::mounted_at(&path)?;
     if let Some(device) = loopdev::below(&path)?.first() {
         let message = format!("{} is in use by {}", path.display(), device.device.display());
         let hint = Some(format!("unmount what is on it, then: terrane detach {}", device.device.display()));
         return Err(Failure { exit: Exit::InUse, message, hint }.into());
     }
-    if let Err(error) = fuse::unmount(mount_point) {
-        return Err(name_holders(error, &path, found.as_ref().map(|m| m.device)));
-    }
+    unmount_idle(mount_point, &path, found.as_ref().map(|m| m.device))?;
     let region = found.map(|m| PathBuf::from(m.source));
     if let Some(lock) = region.map(|dir| dir.join("run/layers.lock")) {
         wait_for_close(&lock, &path)?;
@@ -221,15 +222,28 @@ pub fn unmount(mount_point: &Path) -> Outcome {
     Ok(())
 }
 
-/// Who keeps a mount busy is told with it.
-fn name_holders(error: MountError, path: &Path, device: Option<(u32, u32)>) -> anyhow::Error {
-    let holders = device.filter(|_| error.is_busy()).and_then(|device| process::holders(device, None).ok()).unwrap_or_default();
-    if holders.is_empty() {
-        return error.into();
+/// Unmounts, or names who keeps it busy. Programs that close their files now may keep it so for a moment longer: the
+/// kernel closes behind their backs, and a child between fork and exec has its parent's files.
+fn unmount_idle(mount_point: &Path, path: &Path, device: Option<(u32, u32)>) -> Outcome {
+    let since = Instant::now();
+    loop {
+        let error = match fuse::unmount(mount_point) {
+            Err(error) if error.is_busy() => error,
+            other => return Ok(other?),
+        };
+        if since.elapsed() > BUSY_TIME {
+            let holders = device.and_then(|device| process::holders(device, None).ok()).unwrap_or_default();
+            let words: Vec<_> =
+                holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
+            if words.is_empty() {
+                return Err(error.into());
+            }
+            let message = format!("{} is in use by {}", path.display(), words.join(", "));
+            let hint = Some("let them close its files, or end them".into());
+            return Err(Failure { exit: Exit::InUse, message, hint }.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let words: Vec<_> = holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
-    let message = format!("{} is in use by {}", path.display(), words.join(", "));
-    Failure { exit: Exit::InUse, message, hint: Some("let them close its files, or end them".into()) }.into()
 }
 
 /// Waits until the server that was mounted at `path` has let go of the layers.
