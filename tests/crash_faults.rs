@@ -170,7 +170,16 @@ fn run(seed: u64, fault: Fault, failing: &Event) {
                 // Space comes back after a while.
                 run.machine.set_fault(None);
             }
-            Outcome::Failed(_) => {}
+            Outcome::Failed(_) => {
+                let stack = run.volume.stack();
+                let latched = stack.chain.layers().iter().chain(&stack.active).any(|l| l.is_latched());
+                let tells =
+                    matches!(step, Step::Write(..) | Step::Discard(..) | Step::Flush | Step::Checkpoint);
+                assert!(
+                    latched || !tells || fault.errno == libc::ENOSPC,
+                    "{context}: {step:?} failed and nothing is latched"
+                );
+            }
             Outcome::Stop => {
                 stopped = true;
                 break;

@@ -65,7 +65,7 @@ fn journey(mkfs: &[&str], fsck: &[&str], size: &str, sector: &str) {
     world.fails(&["detach", "web"], 3, &["not attached"]);
     world.unmount();
     world.mount();
-    let device = world.ok(&["attach", "web"]);
+    let device = world.ok(&["attach", "web", "--sector-size", sector]);
     must(fsck[0], &[&fsck[1..], &[&device]].concat());
     let disk = OnDisk::new(&device, world.path("fs"));
     assert_eq!(sums_of(&world.path("fs/one")), sums);
@@ -73,7 +73,7 @@ fn journey(mkfs: &[&str], fsck: &[&str], size: &str, sector: &str) {
     world.ok(&["detach", "web"]);
     // The snapshot holds what was synced, as a disk whose machine lost power holds it.
     world.ok(&["volume", "create", "--snapshot", "synced", "--name", "again"]);
-    let device = world.ok(&["attach", "again"]);
+    let device = world.ok(&["attach", "again", "--sector-size", sector]);
     let disk = OnDisk::new(&device, world.path("fs2"));
     assert_eq!(sums_of(&world.path("fs2/one")), sums);
     drop(disk);
@@ -141,8 +141,7 @@ fn an_open_file_is_named_by_its_process() {
     world.volume("web", "4M");
     world.mount();
     let file = fs::File::open(world.file("web")).unwrap();
-    let mut user = std::process::Command::new("sleep");
-    let user = world::Running(user.arg("60").stdin(file).spawn().unwrap());
+    let user = world::Running(std::process::Command::new("sleep").arg("60").stdin(file).spawn().unwrap());
     let pid = user.0.id().to_string();
     let said = words(&world.run(&["unmount", &world.mnt()]));
     assert!(said.contains(&pid) && said.contains("sleep"), "{said}");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::exit::Exit;
@@ -73,7 +73,7 @@ pub fn detach(what: &str, app: &App) -> Outcome {
 
 fn file_of(what: &str, app: &App) -> Result<PathBuf> {
     if what.contains('/') {
-        return Ok(std::fs::canonicalize(what)?);
+        return std::fs::canonicalize(what).with_context(|| what.to_owned());
     }
     let region = app.region()?;
     let volume = region.catalog()?.read(|tx| tx.resolve_volume(what))?;

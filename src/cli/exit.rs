@@ -7,6 +7,7 @@ use serde_json::json;
 use super::output::printable;
 use crate::catalog::CatalogError;
 use crate::control::ControlError;
+use crate::copy::CopyError;
 use crate::crypto::CryptoError;
 use crate::fuse::MountError;
 use crate::kms::KmsError;
@@ -116,6 +117,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<S
         Some((of_kms(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<CatalogError>() {
         Some((of_catalog(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<CopyError>() {
+        Some((of_copy(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<HostError>() {
         Some((of_host(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<MountError>() {
@@ -174,6 +177,17 @@ fn of_host(error: &HostError) -> Exit {
         HostError::Refused { .. } => Exit::Refused,
         HostError::InUse { .. } => Exit::InUse,
         HostError::Answered { exit, .. } => Exit::of_number(*exit),
+    }
+}
+
+fn of_copy(error: &CopyError) -> Exit {
+    match error {
+        CopyError::Host(error) => of_host(error),
+        CopyError::Refused { .. } => Exit::Refused,
+        CopyError::Damaged { .. } => Exit::Corrupted,
+        CopyError::NoSpace { .. } | CopyError::Abandoned => Exit::Other,
+        CopyError::Overtaken { .. } => Exit::InUse,
+        CopyError::Cancelled => Exit::Cancelled,
     }
 }
 

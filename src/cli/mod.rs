@@ -10,6 +10,8 @@
 
 mod app;
 mod attach;
+mod copy;
+mod debug;
 mod exit;
 mod key;
 mod log;
@@ -105,6 +107,9 @@ enum Command {
     },
     /// What is mounted, what is wrong
     Status,
+    /// What another program needs to check the bytes
+    #[command(subcommand)]
+    Debug(debug::Command),
 }
 
 fn run(command: Command, app: &App) -> Outcome {
@@ -118,6 +123,7 @@ fn run(command: Command, app: &App) -> Outcome {
         Command::Attach(args) => attach::attach(&args, app),
         Command::Detach { what } => attach::detach(&what, app),
         Command::Status => status::run(app),
+        Command::Debug(command) => debug::run(command, app),
     }
 }
 

@@ -204,19 +204,32 @@ fn end_on_signal(mut signals: signal_hook::iterator::Signals, host: &Arc<Host>, 
 
 /// Unmounts; returns once everything is written.
 pub fn unmount(mount_point: &Path) -> Outcome {
-    let path = crate::sys::mount::resolve_mount_point(mount_point)?;
+    let path = crate::sys::mount::resolve_mount_point(mount_point).with_context(|| mount_point.display().to_string())?;
     let found = crate::sys::mount::mounted_at(&path)?;
     if let Some(device) = loopdev::below(&path)?.first() {
         let message = format!("{} is in use by {}", path.display(), device.device.display());
         let hint = Some(format!("unmount what is on it, then: terrane detach {}", device.device.display()));
         return Err(Failure { exit: Exit::InUse, message, hint }.into());
     }
-    fuse::unmount(mount_point)?;
+    if let Err(error) = fuse::unmount(mount_point) {
+        return Err(name_holders(error, &path, found.as_ref().map(|m| m.device)));
+    }
     let region = found.map(|m| PathBuf::from(m.source));
     if let Some(lock) = region.map(|dir| dir.join("run/layers.lock")) {
         wait_for_close(&lock, &path)?;
     }
     Ok(())
+}
+
+/// Who keeps a mount busy is told with it.
+fn name_holders(error: MountError, path: &Path, device: Option<(u32, u32)>) -> anyhow::Error {
+    let holders = device.filter(|_| error.is_busy()).and_then(|device| process::holders(device, None).ok()).unwrap_or_default();
+    if holders.is_empty() {
+        return error.into();
+    }
+    let words: Vec<_> = holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
+    let message = format!("{} is in use by {}", path.display(), words.join(", "));
+    Failure { exit: Exit::InUse, message, hint: Some("let them close its files, or end them".into()) }.into()
 }
 
 /// Waits until the server that was mounted at `path` has let go of the layers.

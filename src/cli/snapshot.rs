@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::copy::CopyArgs;
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
@@ -16,6 +17,8 @@ use crate::volume::{HostState, Order, SnapshotItem};
 pub enum Command {
     /// Take snapshots of one or several volumes at one moment, and print their ids
     Create(Create),
+    /// Copy a snapshot to a region, under a key of that region, and print the copy's id
+    Copy(CopyArgs),
     /// List the region's snapshots
     List,
     /// Describe a snapshot
@@ -75,8 +78,14 @@ struct Shown {
 }
 
 pub(super) fn run(command: Command, app: &App) -> Outcome {
+    // A copy may name its region with the snapshot.
+    let command = match command {
+        Command::Copy(args) => return super::copy::run(&args, app),
+        other => other,
+    };
     let region = app.region()?;
     match command {
+        Command::Copy(_) => unreachable!("returned above"),
         Command::Create(args) => create(&args, app, region),
         Command::List => {
             let snapshots = region.catalog()?.read(|tx| tx.snapshots())?;

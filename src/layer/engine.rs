@@ -82,6 +82,8 @@ struct Scratch {
     entries: Vec<Entry>,
     old: Vec<Entry>,
     record: RecordBuffer,
+    /// The file system below is full: take freed slots wherever they are.
+    scattered: bool,
 }
 
 impl Scratch {
@@ -270,14 +272,33 @@ impl Layer {
         assert!(plain.len().is_multiple_of(SECTOR_LEN) && (1..=REQUEST_SECTORS_MAX + 1).contains(&count));
         assert!(first.0 + count <= self.sectors(), "writes past the end are refused above");
         SCRATCH.with_borrow_mut(|scratch| {
-            scratch.clear();
-            let written = self.write_slots(first, plain, scratch, zero_hides);
-            let done = written.and_then(|()| self.record(first, guards, scratch, count * SECTOR_BYTES));
-            if done.is_err() {
-                self.slots.give_back(&scratch.slots);
+            scratch.scattered = false;
+            let done = self.write_request(first, plain, guards, zero_hides, scratch);
+            if !matches!(done, Err(LayerError::NoSpace)) {
+                return done;
             }
-            done
+            // No space for fresh runs: slots freed in earlier sessions [17], or anywhere, are backed already.
+            self.learn_free_slots()?;
+            scratch.scattered = true;
+            self.write_request(first, plain, guards, zero_hides, scratch)
         })
+    }
+
+    fn write_request(
+        &self,
+        first: SectorNo,
+        plain: &[u8],
+        guards: &[Guard],
+        zero_hides: &dyn Fn(ChunkNo) -> Result<bool>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        scratch.clear();
+        let written = self.write_slots(first, plain, scratch, zero_hides);
+        let done = written.and_then(|()| self.record(first, guards, scratch, plain.len() as u64));
+        if done.is_err() {
+            self.slots.give_back(&scratch.slots);
+        }
+        done
     }
 
     /// Encrypts into fresh slots [1, 3]: fills the scratch's runs, tags, slots and entries. Without a lock.
@@ -320,7 +341,7 @@ impl Layer {
         let cipher = &mut s.cipher[..plain.len()];
         self.keys.seal_sectors(first, plain, cipher, &mut s.tags[tags_at..]);
         let slots_at = s.slots.len();
-        self.take_slots(first, count, &mut s.slots)?;
+        self.take_slots(first, count, s.scattered, &mut s.slots)?;
         let mut at = 0;
         for run in s.slots[slots_at..].chunk_by(|a, b| a.0 + 1 == b.0) {
             let bytes = &s.cipher[at * SECTOR_LEN..][..run.len() * SECTOR_LEN];
@@ -339,8 +360,17 @@ impl Layer {
     }
 
     /// Takes slots for `count` sectors [16].
-    fn take_slots(&self, first: SectorNo, count: usize, out: &mut Vec<SlotNo>) -> Result<()> {
+    fn take_slots(
+        &self,
+        first: SectorNo,
+        count: usize,
+        scattered: bool,
+        out: &mut Vec<SlotNo>,
+    ) -> Result<()> {
         let wanted = out.len() + count;
+        if scattered {
+            return if self.slots.take_anywhere(count, out) { Ok(()) } else { Err(LayerError::NoSpace) };
+        }
         if count > SMALL_MAX {
             let run = self.slots.take_run(count as u64).ok_or(LayerError::NoSpace)?;
             out.extend((0..count as u64).map(|i| SlotNo(run.0 + i)));

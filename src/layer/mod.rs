@@ -22,6 +22,7 @@ mod tree;
 pub use bytes::{Entry, FLAG_CLEAN, FLAG_SEALED, SLOTS_OFFSET, State, Superblock, slot_offset};
 pub use durable::{SealGuard, SealedMark, UNFLUSHED_MAX};
 pub use engine::{Guard, Layer, Parts};
+pub(crate) use error::is_no_space;
 pub use error::{LayerError, Result};
 pub use recover::Anchor;
 pub use store::{FileStore, Store};

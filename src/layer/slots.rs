@@ -182,6 +182,21 @@ impl Slots {
         }
     }
 
+    /// Takes `n` backed free slots wherever they are, or none.
+    pub fn take_anywhere(&self, n: usize, out: &mut Vec<SlotNo>) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.backed < n as u64 {
+            return false;
+        }
+        let wanted = out.len() + n;
+        while out.len() < wanted
+            && let Some(segment) = inner.partial.first().copied()
+        {
+            inner.take_backed(segment, wanted - out.len(), out);
+        }
+        out.len() == wanted
+    }
+
     /// Takes `n` slots of fresh or whole free space, as few runs.
     pub fn take_run(&self, n: u64) -> Option<SlotNo> {
         let mut inner = self.inner.lock();
@@ -442,6 +457,19 @@ mod tests {
         let mut out = Vec::new();
         slots.take_small(1, Some(SlotNo(0)), &mut out);
         assert_eq!(out, [SlotNo(7)]);
+    }
+
+    #[test]
+    fn a_full_disk_uses_what_is_freed_wherever_it_lies() {
+        let slots = Slots::new(0);
+        slots.take_run(512).unwrap();
+        slots.take_run(512).unwrap();
+        let freed: Vec<_> = (0..1000).step_by(100).map(SlotNo).collect();
+        slots.give_back(&freed);
+        let mut out = Vec::new();
+        assert!(!slots.take_anywhere(11, &mut out) && out.is_empty(), "all or none");
+        assert!(slots.take_anywhere(10, &mut out));
+        assert_eq!(out, freed);
     }
 
     #[test]

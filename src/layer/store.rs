@@ -122,6 +122,8 @@ impl Store for FileStore {
         }
         if let Some(mapping) = mapping.as_ref() {
             mapping.populate(within..within + len as usize)?;
+            // Best effort: a user may lock only so much. A fault costs time, and an error there ends the server as a cut would.
+            mapping.lock(within..within + len as usize);
         }
         Ok(())
     }

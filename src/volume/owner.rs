@@ -91,9 +91,11 @@ fn read_owner(file: &File) -> Owner {
     Owner { pid, mount_point }
 }
 
+/// Not one whose threads are still ending after a kill, which hold the lock a moment longer.
 fn is_running(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // PID (PROGRAM) STATE …
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// The processes that have a file open, in words: the kernel itself opens it for a loop device.

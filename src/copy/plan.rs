@@ -1,0 +1,207 @@
+//! Whether a copy may be made, on what, and what it has to carry. Reads catalogs and maps, and no sector.
+
+use super::difference::Difference;
+use super::error::{CopyError, Result};
+use crate::catalog::{CatalogError, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::crypto::Cipher;
+use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
+use crate::kms::KmsError;
+use crate::catalog::KeyState;
+use crate::units::SECTOR_BYTES;
+use crate::volume::folder::{self, ReadLock};
+use crate::volume::Host;
+
+/// Under what a copy is to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// As its source: plain, or encrypted under the target's default key.
+    #[default]
+    AsSource,
+    /// Encrypted under the target's default key.
+    Default,
+    /// Encrypted under this key of the target: an id, an alias, or the beginning of an id.
+    Named(String),
+    /// Plain.
+    Plain,
+}
+
+/// A snapshot at the target that a copy is put on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// Its layer.
+    pub layer: LayerId,
+    /// The moment both sides have.
+    pub point: Point,
+}
+
+/// What a copy will be, and what it costs.
+pub struct Plan {
+    /// The source as it was found.
+    pub(super) source: Snapshot,
+    /// The points of the source's layer and of all below it, nearest first.
+    pub(super) points: Vec<Point>,
+    /// What the copy is put on; none: it stands alone.
+    pub base: Option<Base>,
+    /// Bytes that are read from the source, encrypted anew and written.
+    pub ship_bytes: u64,
+    /// Bytes that the target encrypts anew from a base under another key. No base under another key is used yet.
+    pub reencrypt_bytes: u64,
+    /// Bytes written or discarded since the base.
+    pub changed_bytes: u64,
+    /// The key of the copy; none: plain.
+    pub key: Option<KeyId>,
+    /// How its sectors are encrypted.
+    pub cipher: Cipher,
+    pub(super) difference: Difference,
+    /// While it is held the source can't be deleted.
+    _lock: ReadLock,
+}
+
+/// Plans a copy of a snapshot of `source` to `target` under `name`, or refuses it. Changes nothing.
+pub fn plan(source: &Host, snapshot: SnapshotId, target: &Host, name: &Name, key: &KeyChoice) -> Result<Plan> {
+    let (row, points) = source.region().catalog()?.read(|tx| -> Result<_> {
+        let row = tx.snapshot(snapshot)?;
+        let points = tx.layer_points(row.layer)?;
+        Ok((row, points))
+    })?;
+    if row.state != SnapshotState::Success {
+        let message = format!("snapshot {} is not complete: its state is {}", row.name, row.state);
+        return Err(CopyError::refused(message, "copy it once its state is success"));
+    }
+    let same_region = source.region().id() == target.region().id();
+    let key = target.region().catalog()?.read(|tx| {
+        refuse_taken_name(tx, name)?;
+        key_of_copy(tx, &row, key, same_region)
+    })?;
+    let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
+
+    // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
+    let stack = source.open_chain(row.layer)?;
+    let lock = folder::lock_for_reading(source.region(), row.layer)?;
+    let chain = source.region().catalog()?.read(|tx| -> Result<_> {
+        match tx.find_snapshot(snapshot)? {
+            Some(_) => Ok(tx.layer_chain(row.layer)?),
+            None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
+        }
+    })?;
+
+    let found = find_base(target, &points, row.size_bytes, key, cipher)?;
+    let place = |point: &Point| points.iter().position(|p| p == point);
+    let layers = stack.chain.layers();
+    let (above, exact) = match &found {
+        None => (layers.to_vec(), true),
+        Some((base, _)) => {
+            // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less.
+            let base_place = place(&base.point).unwrap_or(usize::MAX);
+            let of_row = |row: &crate::catalog::Layer| row.point.as_ref().and_then(place);
+            let count = chain.iter().take_while(|row| of_row(row).is_some_and(|at| at < base_place)).count();
+            let exact = chain.iter().any(|row| row.point == Some(base.point));
+            (layers[layers.len() - count..].to_vec(), exact)
+        }
+    };
+    let whole = (!exact).then(|| stack.chain.clone());
+    let (base, base_chain) = found.unzip();
+    let difference = Difference::new(above, row.size_bytes, base_chain, whole);
+    let counts = difference.count()?;
+    Ok(Plan {
+        points,
+        base,
+        ship_bytes: counts.data * SECTOR_BYTES,
+        reencrypt_bytes: 0,
+        changed_bytes: (counts.data + counts.zero) * SECTOR_BYTES,
+        key,
+        cipher,
+        difference,
+        source: row,
+        _lock: lock,
+    })
+}
+
+fn refuse_taken_name(tx: &ReadTx, name: &Name) -> Result<()> {
+    match tx.find_snapshot_by_name(name.as_str())? {
+        None => Ok(()),
+        Some(_) => {
+            let region = tx.region().to_owned();
+            Err(CatalogError::Exists { kind: Kind::Snapshot, name: name.to_string(), region }.into())
+        }
+    }
+}
+
+/// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.
+fn key_of_copy(tx: &ReadTx, source: &Snapshot, choice: &KeyChoice, same_region: bool) -> Result<Option<KeyId>> {
+    let encrypted = source.cipher != Cipher::Plain;
+    let to_plain = match choice {
+        KeyChoice::Plain => true,
+        KeyChoice::AsSource => !encrypted,
+        KeyChoice::Default | KeyChoice::Named(_) => false,
+    };
+    if to_plain && encrypted {
+        let message = format!("snapshot {} is encrypted: a copy of it can't be plain", source.name);
+        return Err(CopyError::refused(message, "leave --unencrypted out, or give --key"));
+    }
+    if to_plain && same_region {
+        let message = format!("snapshot {} is plain and of region {} already: a plain copy there is refused", source.name, tx.region());
+        return Err(CopyError::refused(message, "copy it to another region, or give --encrypt or --key"));
+    }
+    if to_plain {
+        return Ok(None);
+    }
+    let region = tx.region();
+    let set = |setting: Setting| format!("terrane region set {setting}=true --region {region}");
+    let switches = [
+        (Setting::CopyAndEncrypt, "region {} does not offer copy-and-encrypt"),
+        (Setting::KmsEnabled, "the KMS of region {} is not enabled, and an encrypted copy needs it"),
+        (Setting::StorageAuthorized, "the storage of region {} is not authorised to use its KMS, and an encrypted copy needs that"),
+    ];
+    for (setting, sentence) in switches {
+        if !tx.flag(setting)? {
+            return Err(CopyError::refused(sentence.replace("{}", region), set(setting)));
+        }
+    }
+    let key = match choice {
+        KeyChoice::Named(text) => tx.resolve_key(text)?,
+        _ => tx.default_key()?,
+    };
+    if same_region && source.key == Some(key.id) {
+        let message = format!("snapshot {} of region {region} is under key {} already", source.name, key.id);
+        return Err(CopyError::refused(message, "give another --key, or copy it to another region"));
+    }
+    match key.state {
+        KeyState::Enabled => Ok(Some(key.id)),
+        KeyState::Disabled => Err(KmsError::Disabled { key: key.id, region: region.into() }.into()),
+        KeyState::PendingDeletion => Err(KmsError::PendingDeletion { key: key.id, region: region.into() }.into()),
+    }
+}
+
+/// A readable snapshot at the target of the nearest moment the source also went through, whose every layer is under the
+/// copy's key; and its disk.
+fn find_base(
+    target: &Host,
+    points: &[Point],
+    size_bytes: u64,
+    key: Option<KeyId>,
+    cipher: Cipher,
+) -> Result<Option<(Base, crate::volume::Chain)>> {
+    for point in points {
+        let candidates = target.region().catalog()?.read(|tx| tx.snapshots_at_point(*point))?;
+        for snapshot in candidates.into_iter().filter(|s| s.size_bytes <= size_bytes) {
+            let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
+            let Ok(chain) = chain else { continue };
+            let alike = |l: &crate::catalog::Layer| l.key == key && l.cipher == cipher && l.state == LayerState::Sealed;
+            if !chain.iter().all(alike) {
+                continue;
+            }
+            match target.open_chain(snapshot.layer) {
+                Ok(stack) => {
+                    let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point: *point };
+                    return Ok(Some((base, stack.chain)));
+                }
+                // What can't be read is no base; the copy carries more then.
+                Err(error) => tracing::warn!(snapshot = %snapshot.id, error = %error, "not used as a base"),
+            }
+        }
+    }
+    Ok(None)
+}

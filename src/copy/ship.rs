@@ -1,0 +1,206 @@
+//! The pipeline: ciphertext of the source is read, checked and decrypted, then encrypted and written to a layer of the
+//! target, by as many workers as keep the processors busy, a chunk at a time.
+//!
+//! Plaintext lies in each worker's one buffer, which zeroes itself; what the target's writing keeps is ciphertext.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use super::difference::{Carried, Chunk, Difference};
+use super::error::{CopyError, Result};
+use crate::layer::{Layer, LayerError};
+use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo};
+use crate::volume::VolumeError;
+
+/// Chunks that are planned ahead of the workers.
+const AHEAD: usize = 8;
+/// More workers than this only compete for the memory's bandwidth.
+const WORKERS_MAX: usize = 8;
+/// How often the watcher is asked.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+struct Job {
+    chunk: ChunkNo,
+    carried: Box<Chunk>,
+}
+
+/// What workers share.
+struct Shared<'a> {
+    difference: &'a Difference,
+    target: &'a Layer,
+    names: &'a Names,
+    shipped: &'a AtomicU64,
+    stop: AtomicBool,
+    first_error: Mutex<Option<CopyError>>,
+}
+
+/// What errors name.
+pub struct Names {
+    /// The source region.
+    pub source_region: String,
+    /// The snapshot that is read.
+    pub snapshot: String,
+    /// The target region.
+    pub target_region: String,
+}
+
+impl Shared<'_> {
+    fn fail(&self, error: CopyError) {
+        self.first_error.lock().get_or_insert(error);
+        self.stop.store(true, Ordering::Release);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// Writes to `target` all that `difference` carries; `shipped` counts the bytes. `watch` is asked all the while, on this
+/// thread, and ends it by an error. Nothing is durable before the target is flushed.
+pub fn ship(
+    difference: &Difference,
+    target: &Layer,
+    names: &Names,
+    shipped: &AtomicU64,
+    mut watch: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let shared = Shared {
+        difference,
+        target,
+        names,
+        shipped,
+        stop: AtomicBool::new(false),
+        first_error: Mutex::new(None),
+    };
+    let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, WORKERS_MAX);
+    std::thread::scope(|scope| {
+        let (jobs_in, jobs) = bounded::<Job>(AHEAD);
+        // Closed when every worker has ended.
+        let (alive, ended) = bounded::<()>(0);
+        for _ in 0..workers {
+            let (jobs, alive, shared) = (jobs.clone(), alive.clone(), &shared);
+            scope.spawn(move || {
+                let _alive = alive;
+                if let Err(e) = work(shared, &jobs) {
+                    shared.fail(e);
+                }
+            });
+        }
+        drop((jobs, alive));
+        let shared = &shared;
+        scope.spawn(move || {
+            if let Err(e) = feed(shared, &jobs_in) {
+                shared.fail(e);
+            }
+        });
+        while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if !shared.is_stopped()
+                && let Err(e) = watch()
+            {
+                shared.fail(e);
+            }
+        }
+    });
+    match shared.first_error.into_inner() {
+        None => Ok(()),
+        Some(error) => Err(error),
+    }
+}
+
+fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
+    let mut at = 0;
+    while let Some(chunk) = shared.difference.next(at)? {
+        let mut carried = Box::new([Carried::Nothing; CHUNK_SECTORS as usize]);
+        let any = shared.difference.chunk(chunk, &mut carried)?;
+        // A closed channel: the workers have ended, and said why.
+        if shared.is_stopped() || any && jobs.send(Job { chunk, carried }).is_err() {
+            return Ok(());
+        }
+        at = chunk.0 + 1;
+    }
+    Ok(())
+}
+
+fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
+    let mut plain = Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+    let mut tags = Vec::with_capacity(CHUNK_SECTORS as usize);
+    for job in jobs {
+        if shared.is_stopped() {
+            return Ok(());
+        }
+        read_chunk(shared, &job, &mut plain, &mut tags)?;
+        write_chunk(shared, &job, &plain).map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
+        let data = job.carried.iter().filter(|c| matches!(c, Carried::Data { .. })).count() as u64;
+        shared.shipped.fetch_add(data * SECTOR_BYTES, Ordering::Relaxed);
+        // Both log halves full would stop every worker; this way only one of them is busy with the map.
+        if shared.target.needs_checkpoint() {
+            let done = shared.target.checkpoint_closed();
+            done.map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each.
+fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>) -> Result<()> {
+    let mut at = 0;
+    for run in job.carried.chunk_by(is_next_slot) {
+        let index = at;
+        at += run.len();
+        let Carried::Data { layer, slot, .. } = run[0] else { continue };
+        tags.clear();
+        tags.extend(run.iter().map(|c| if let Carried::Data { tag, .. } = c { *tag } else { 0 }));
+        let first = SectorNo(job.chunk.first_sector().0 + index as u64);
+        let layer = shared.difference.layer(layer);
+        let into = &mut plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
+        layer.read_slots(first, slot, tags, into).map_err(|e| match e {
+            Err(error) => error.into(),
+            Ok(bad) => CopyError::Damaged {
+                sector: SectorNo(first.0 + bad as u64),
+                layer: layer.id(),
+                snapshot: shared.names.snapshot.clone(),
+                region: shared.names.source_region.clone(),
+            },
+        })?;
+    }
+    Ok(())
+}
+
+/// Encrypts and writes what a chunk carries: neighbouring sectors by one request, of at most 1 MiB.
+fn write_chunk(shared: &Shared, job: &Job, plain: &[u8]) -> Result<(), LayerError> {
+    let hides = |chunk: ChunkNo| {
+        shared.difference.hides(chunk).map_err(|e| match e {
+            VolumeError::Layer(e) => e,
+            other => LayerError::corrupted("the base's map", "entries", other.to_string()),
+        })
+    };
+    let mut at = 0;
+    for run in job.carried.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)) {
+        let index = at;
+        at += run.len();
+        let first = job.chunk.first_sector().0 + index as u64;
+        match run[0] {
+            Carried::Nothing => {}
+            Carried::Zero => shared.target.discard(SectorNo(first), run.len() as u64, &hides)?,
+            Carried::Data { .. } => {
+                let bytes = &plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
+                for (i, piece) in bytes.chunks(REQUEST_BYTES_MAX as usize).enumerate() {
+                    let sector = first + i as u64 * (REQUEST_BYTES_MAX / SECTOR_BYTES);
+                    shared.target.write(SectorNo(sector), piece, &[], &hides)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_next_slot(a: &Carried, b: &Carried) -> bool {
+    match (a, b) {
+        (Carried::Data { layer: l, slot: s, .. }, Carried::Data { layer: m, slot: t, .. }) => l == m && s.0 + 1 == t.0,
+        (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Carried::Data { .. }),
+    }
+}

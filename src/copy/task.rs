@@ -1,0 +1,301 @@
+//! A copy from its first row to its last: all of them in the target's catalog, none left where it does not end well.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::error::{CopyError, Result};
+use super::plan::Plan;
+use super::ship::{Names, ship};
+use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState, Tag, Task, TaskState};
+use crate::ids::{AccountId, Name, SnapshotId, TaskId, VolumeId};
+use crate::layer::{Layer, LayerError};
+use crate::region::Region;
+use crate::volume::Host;
+use crate::volume::folder::{self, LayerSpec};
+
+/// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
+const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
+/// The kind of its tasks.
+const TASK_KIND: &str = "copy";
+
+/// What a new copy is given, as a new snapshot is: nothing of it comes from the source.
+#[derive(Clone, Debug)]
+pub struct Details {
+    /// Its owner.
+    pub account: AccountId,
+    /// Its name.
+    pub name: Name,
+    /// Free words, 2 to 256 characters.
+    pub description: Option<String>,
+    /// Its tags.
+    pub tags: Vec<Tag>,
+    /// Days after which it may go.
+    pub retention_days: Option<u32>,
+}
+
+/// How a caller sees and ends a copy.
+pub struct Watch<'a> {
+    /// Set to cancel it.
+    pub cancel: &'a AtomicBool,
+    /// Told, several times a second, the bytes shipped so far.
+    pub progress: &'a mut dyn FnMut(u64),
+}
+
+/// A copy to be made.
+pub struct Copy<'a> {
+    source: &'a Host,
+    target: &'a Host,
+    plan: Plan,
+    details: Details,
+}
+
+/// A copy that has begun: its rows and its layer.
+struct Begun {
+    task: TaskId,
+    snapshot: SnapshotId,
+    row: LayerRow,
+    layer: Layer,
+    volume: VolumeId,
+}
+
+impl<'a> Copy<'a> {
+    /// A copy by this plan, which was made for these hosts and this name.
+    pub fn new(source: &'a Host, target: &'a Host, plan: Plan, details: Details) -> Self {
+        Self { source, target, plan, details }
+    }
+
+    fn region(&self) -> &Region {
+        self.target.region()
+    }
+
+    /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left.
+    pub fn run(self, mut watch: Watch) -> Result<SnapshotId> {
+        let begun = self.begin().map_err(|e| CopyError::of_target(e, self.region().name()))?;
+        let id = begun.snapshot;
+        match self.fill(&begun, &mut watch) {
+            Ok(()) => Ok(id),
+            Err(error) => Err(self.undo(begun, error)),
+        }
+    }
+
+    /// The layer, then in one transaction the task and the `processing` snapshot.
+    fn begin(&self) -> Result<Begun> {
+        let volume = VolumeId::random();
+        let source = &self.plan.source;
+        let spec = LayerSpec {
+            account: self.details.account,
+            volume,
+            parent: self.plan.base.as_ref().map(|b| b.layer),
+            size_bytes: source.size_bytes,
+            cipher: self.plan.cipher,
+            key: self.plan.key,
+            kind: source.kind,
+            // Its own point heads the list once it is sealed.
+            points: self.plan.points.get(1..).unwrap_or_default().to_vec(),
+        };
+        let (row, layer) = folder::make_layer(self.region(), self.target.cache(), &spec)?;
+        let (task, snapshot) = (TaskId::random(), SnapshotId::random());
+        let begun = Begun { task, snapshot, row, layer, volume };
+        match self.insert_rows(&begun) {
+            Ok(()) => Ok(begun),
+            Err(error) => {
+                let id = begun.row.id;
+                drop(begun);
+                folder::remove_unneeded(self.region(), id)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn insert_rows(&self, begun: &Begun) -> Result<()> {
+        let now = self.region().now();
+        let source = &self.plan.source;
+        let snapshot = Snapshot {
+            id: begun.snapshot,
+            account: self.details.account,
+            name: self.details.name.clone(),
+            description: self.details.description.clone(),
+            layer: begun.row.id,
+            volume: None,
+            size_bytes: source.size_bytes,
+            kind: source.kind,
+            cipher: self.plan.cipher,
+            key: self.plan.key,
+            state: SnapshotState::Processing,
+            progress_percent: 0,
+            created_by: "snapshot copy".into(),
+            source_snapshot: Some(source.id.to_string()),
+            source_region: Some(self.source.region().name().to_owned()),
+            changed_bytes: self.plan.changed_bytes,
+            shipped_bytes: 0,
+            stored_bytes: 0,
+            group: None,
+            retention_days: self.details.retention_days,
+            created_at: now,
+        };
+        let detail = serde_json::json!({
+            "source_region": self.source.region().name(),
+            "source_snapshot": source.id.to_string(),
+            "name": self.details.name.as_str(),
+        });
+        let task = Task {
+            id: begun.task,
+            account: self.details.account,
+            kind: TASK_KIND.into(),
+            resource: Some(begun.snapshot.to_string()),
+            detail: detail.to_string(),
+            state: TaskState::Running,
+            bytes_done: 0,
+            bytes_total: self.plan.ship_bytes,
+            error: None,
+            created_at: now,
+            updated_at: now,
+        };
+        self.region().catalog()?.write(|tx| {
+            // From the moment this layer's row names its parent the parent stays; it may have begun to go before.
+            if let Some(base) = &self.plan.base
+                && tx.find_layer(base.layer)?.is_none_or(|row| row.state != LayerState::Sealed)
+            {
+                return Err(CopyError::Overtaken { what: format!("snapshot {}, its base,", base.snapshot) });
+            }
+            tx.insert_snapshot(&snapshot)?;
+            tx.set_tags(&begun.snapshot.to_string(), &self.details.tags)?;
+            Ok(tx.insert_task(&task)?)
+        })
+    }
+
+    fn fill(&self, begun: &Begun, watch: &mut Watch) -> Result<()> {
+        let names = Names {
+            source_region: self.source.region().name().to_owned(),
+            snapshot: self.plan.source.name.to_string(),
+            target_region: self.region().name().to_owned(),
+        };
+        let shipped = AtomicU64::new(0);
+        let mut written = Instant::now();
+        ship(&self.plan.difference, &begun.layer, &names, &shipped, || {
+            let done = shipped.load(Ordering::Relaxed);
+            (watch.progress)(done);
+            if watch.cancel.load(Ordering::Relaxed) {
+                return Err(CopyError::Cancelled);
+            }
+            if written.elapsed() >= CATALOG_INTERVAL {
+                written = Instant::now();
+                self.write_progress(begun, done)?;
+            }
+            Ok(())
+        })?;
+        let done = shipped.into_inner();
+        (watch.progress)(done);
+        self.finish(begun, done, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
+    }
+
+    fn write_progress(&self, begun: &Begun, done: u64) -> Result<()> {
+        let total = self.plan.ship_bytes;
+        let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(0).min(99) as u32;
+        let now = self.region().now();
+        self.region().catalog()?.write(|tx| {
+            if !tx.set_snapshot_progress(begun.snapshot, percent, done)? {
+                return Err(CopyError::Cancelled);
+            }
+            tx.set_task_progress(begun.task, done, total, now)?;
+            Ok(())
+        })
+    }
+
+    /// Seals the layer and says that the copy is there.
+    fn finish(&self, begun: &Begun, shipped: u64, cancel: &AtomicBool) -> Result<()> {
+        let Begun { layer, row, .. } = begun;
+        // 1. What was written, durable, then in the map, durable.
+        layer.flush()?;
+        layer.lock_for_seal()?.end()?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(CopyError::Cancelled);
+        }
+        let mark = layer.finish_seal()?;
+        // 2. The header with all points and the seal, before the row that makes it count.
+        let points = self.plan.points.clone();
+        let kind = self.plan.source.kind;
+        folder::write_header(self.region(), row, begun.volume, kind, points, Some(mark), layer.keys())?;
+        let stored = layer.stored_bytes()?;
+        // 3. The rows, at once.
+        let now = self.region().now();
+        let point = *self.plan.points.first().ok_or_else(|| no_points(&self.plan.source))?;
+        self.region().catalog()?.write(|tx| {
+            if cancel.load(Ordering::Relaxed)
+                || !tx.finish_snapshot(begun.snapshot, self.plan.changed_bytes, shipped, stored)?
+            {
+                return Err(CopyError::Cancelled);
+            }
+            tx.seal_layer(row.id, point)?;
+            tx.set_layer_seal(row.id, mark.generation, mark.mac)?;
+            tx.set_layer_stored_bytes(row.id, stored)?;
+            tx.set_task_progress(begun.task, shipped, self.plan.ship_bytes, now)?;
+            tx.move_task(begun.task, TaskState::Running, TaskState::Succeeded, None, now)?;
+            Ok(())
+        })
+    }
+
+    /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
+    fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
+        let Begun { task, snapshot, row, layer, .. } = begun;
+        drop(layer);
+        let gone = self
+            .region()
+            .catalog()
+            .map_err(CopyError::from)
+            .and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?.is_none())));
+        let error = if matches!(gone, Ok(true)) { CopyError::Cancelled } else { error };
+        if let Err(e) = remove(self.region(), snapshot, &row, Some(task), &error) {
+            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed");
+        }
+        error
+    }
+}
+
+fn no_points(source: &Snapshot) -> CopyError {
+    LayerError::corrupted(format!("layer {}", source.layer), "a point, as every sealed layer has", "none").into()
+}
+
+/// Takes away a copy that is not whole: its snapshot, then its layer; its task says why.
+fn remove(region: &Region, id: SnapshotId, row: &LayerRow, task: Option<TaskId>, why: &CopyError) -> Result<()> {
+    let now = region.now();
+    let (state, words) = match why {
+        CopyError::Cancelled => (TaskState::Cancelled, None),
+        other => (TaskState::Failed, Some(other.to_string())),
+    };
+    region.catalog()?.write(|tx| -> Result<()> {
+        if tx.find_snapshot(id)?.is_some_and(|s| s.state != SnapshotState::Success) {
+            tx.delete_snapshot(id)?;
+        }
+        if let Some(task) = task {
+            tx.move_task(task, TaskState::Running, state, words.as_deref(), now)?;
+        }
+        Ok(())
+    })?;
+    Ok(folder::remove_unneeded(region, row.id)?)
+}
+
+/// Takes away copies into this region whose process ended before they did, and their layers: so a killed copy can be
+/// made again under its name. Copies that run are left alone: their layer's data file is locked.
+pub fn remove_abandoned(region: &Region) -> Result<Vec<SnapshotId>> {
+    let found = region.catalog()?.read(|tx| -> Result<_> {
+        let mut found = Vec::new();
+        for snapshot in tx.snapshots()?.into_iter().filter(|s| s.state == SnapshotState::Processing) {
+            let layer = tx.layer(snapshot.layer)?;
+            let resource = snapshot.id.to_string();
+            let of = |t: &Task| t.state == TaskState::Running && t.resource.as_deref() == Some(resource.as_str());
+            let task = tx.tasks()?.into_iter().find(of).map(|t| t.id);
+            found.push((snapshot, layer, task));
+        }
+        Ok(found)
+    })?;
+    let mut removed = Vec::new();
+    for (snapshot, layer, task) in found {
+        if folder::is_abandoned(region, &layer) {
+            tracing::warn!(snapshot = %snapshot.id, name = %snapshot.name, "a copy whose process ended before it did is removed");
+            remove(region, snapshot.id, &layer, task, &CopyError::Abandoned)?;
+            removed.push(snapshot.id);
+        }
+    }
+    Ok(removed)
+}

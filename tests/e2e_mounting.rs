@@ -1,0 +1,284 @@
+//! Guards against mounts that hide files, serve one region twice, fail without a reason or end without having written.
+
+#[path = "common/world.rs"]
+mod world;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use rustix::process::Signal;
+use world::{
+    MIB, Running, World, errno, is_gone, is_root, must, pattern, read_at, tool, within, words, writable,
+    write_at,
+};
+
+#[test]
+fn a_place_that_is_none_is_refused_and_nothing_is_left() {
+    let world = World::new();
+    fs::write(world.path("file"), "x").unwrap();
+    fs::create_dir_all(world.path("full/inside")).unwrap();
+    for background in [true, false] {
+        let mount = |place: &str, exit: i32, expected: &[&str]| {
+            let place = world.at(place);
+            let args = if background { vec!["mount", &place] } else { vec!["mount", &place, "--foreground"] };
+            world.fails(&args, exit, expected);
+        };
+        mount("absent", 3, &["absent", "mkdir"]);
+        mount("file", 4, &["file", "not a directory"]);
+        mount("full", 4, &["full", "not empty"]);
+    }
+    world.fails(&["unmount", &world.mnt()], 3, &["not mounted"]);
+    world.fails(&["unmount", &world.at("absent")], 3, &["absent"]);
+    // A refusal leaves the region free.
+    world.mount();
+    let pid = world.server().to_string();
+    world.fails(&["mount", &world.mnt()], 5, &["already mounted", &pid, &world.mnt()]);
+    fs::create_dir(world.path("second")).unwrap();
+    world.fails(&["mount", &world.at("second")], 5, &["already mounted", &pid, &world.mnt()]);
+    world.fails(&["mount", &world.at("second"), "--output", "json"], 5, &["\"exit\":5"]);
+    world.fails(&["mount", &world.at("second"), "--threads", "0"], 2, &["threads"]);
+}
+
+#[test]
+fn a_read_only_mount_beside_it_shows_snapshots() {
+    let world = World::new();
+    world.volume("web", "8M");
+    world.mount();
+    write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
+    world.snapshot("web", "s1");
+    fs::create_dir(world.path("ro")).unwrap();
+    world.ok(&["mount", &world.at("ro"), "--read-only"]);
+    let shown = world.path("ro/by-name/snapshots/s1");
+    assert!(read_at(&shown, 0, MIB as usize).unwrap() == pattern(MIB as usize, 1));
+    assert_eq!(fs::read_dir(world.path("ro/volumes")).unwrap().count(), 0);
+    assert_eq!(errno(writable(&shown)), libc::EROFS);
+    // One taken now appears there at once.
+    write_at(&world.file("web"), 0, &pattern(MIB as usize, 2)).unwrap();
+    world.snapshot("web", "s2");
+    let second = world.path("ro/by-name/snapshots/s2");
+    assert!(read_at(&second, 0, MIB as usize).unwrap() == pattern(MIB as usize, 2));
+    world.unmount();
+    assert!(read_at(&shown, 0, MIB as usize).unwrap() == pattern(MIB as usize, 1));
+    world.snapshot("web", "s3");
+    assert!(
+        read_at(&world.path("ro/by-name/snapshots/s3"), 0, MIB as usize).unwrap() == pattern(MIB as usize, 2)
+    );
+    world.ok(&["unmount", &world.at("ro")]);
+}
+
+#[test]
+fn a_wrong_or_missing_root_key_is_said_at_once() {
+    let mut world = World::new();
+    world.volume("web", "4M");
+    let key = fs::read_dir(world.path("config/keys")).unwrap().next().unwrap().unwrap().path();
+    let right = fs::read(&key).unwrap();
+    fs::write(&key, [7; 32]).unwrap();
+    world.fails(&["mount", &world.mnt()], 4, &["key"]);
+    fs::remove_file(&key).unwrap();
+    world.fails(&["mount", &world.mnt()], 4, &["key"]);
+    // Listing needs none.
+    assert_eq!(world.json(&["volume", "list"]).as_array().unwrap().len(), 1);
+    fs::write(&key, right).unwrap();
+    must("chmod", &["600", key.to_str().unwrap()]);
+    world.mount();
+    world.unmount();
+    world.expect_disorder();
+}
+
+#[test]
+fn signals_end_a_mount_in_order() {
+    for (round, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
+        let world = World::new();
+        world.volume("web", "8M");
+        world.mount();
+        write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
+        let pid = world.signal(signal);
+        assert!(within(20, || is_gone(pid)), "the server stays");
+        assert!(!world.path("mnt/volumes").exists());
+        world.mount();
+        assert!(read_at(&world.file("web"), 0, MIB as usize).unwrap() == pattern(MIB as usize, 1));
+        // With an open file: what was written is durable, the place is free, and it ends with the file's closing.
+        let open = writable(&world.file("web")).unwrap();
+        open.write_all_at(&pattern(MIB as usize, 2), 0).unwrap();
+        let pid = world.signal(signal);
+        assert!(within(20, || !world.path("mnt/volumes").exists()), "the place stays taken");
+        if round == 0 {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL)
+                .unwrap();
+        } else {
+            open.write_all_at(&pattern(MIB as usize, 3), MIB).unwrap();
+        }
+        drop(open);
+        assert!(within(20, || is_gone(pid)), "the server stays after the last file was closed");
+        world.mount();
+        assert!(read_at(&world.file("web"), 0, MIB as usize).unwrap() == pattern(MIB as usize, 2));
+        if round == 1 {
+            assert!(read_at(&world.file("web"), MIB, MIB as usize).unwrap() == pattern(MIB as usize, 3));
+        }
+    }
+}
+
+#[test]
+fn in_the_foreground_until_a_signal_or_an_unmount() {
+    let world = World::new();
+    world.volume("web", "4M");
+    for signal in [None, Some(Signal::INT)] {
+        let mut server = Running(world.command(&["mount", &world.mnt(), "--foreground"]).spawn().unwrap());
+        assert!(within(20, || world.file("web").exists()));
+        write_at(&world.file("web"), 0, b"there").unwrap();
+        match signal {
+            None => world.unmount(),
+            Some(signal) => drop(world.signal(signal)),
+        }
+        let mut status = None;
+        assert!(within(20, || {
+            status = server.0.try_wait().unwrap();
+            status.is_some()
+        }));
+        assert_eq!(status.unwrap().code(), Some(0));
+    }
+    world.mount();
+    assert_eq!(read_at(&world.file("web"), 0, 5).unwrap(), b"there");
+    // `umount` ends it as well.
+    if is_root() {
+        let pid = world.server();
+        must("umount", &[world.mnt()]);
+        assert!(within(20, || is_gone(pid)));
+        world.mount();
+        assert_eq!(read_at(&world.file("web"), 0, 5).unwrap(), b"there");
+    }
+}
+
+#[test]
+fn with_the_kernels_cache() {
+    let world = World::new();
+    world.volume("web", "16M");
+    world.ok(&["mount", &world.mnt(), "--cache", "kernel", "--threads", "2"]);
+    write_at(&world.file("web"), 1000, &pattern(3 << 20, 1)).unwrap();
+    assert!(read_at(&world.file("web"), 1000, 3 << 20).unwrap() == pattern(3 << 20, 1));
+    world.snapshot("web", "s1");
+    write_at(&world.file("web"), 1000, &pattern(3 << 20, 2)).unwrap();
+    assert!(read_at(&world.snapshot_file("s1"), 1000, 3 << 20).unwrap() == pattern(3 << 20, 1));
+    world.ok(&["volume", "rollback", "web", "--snapshot", "s1"]);
+    assert!(read_at(&world.file("web"), 1000, 3 << 20).unwrap() == pattern(3 << 20, 1));
+}
+
+/// A full disk below: an error to the writer and no lost write, and on it goes once there is space.
+#[test]
+fn a_full_disk_is_told_and_survived() {
+    if !is_root() {
+        return;
+    }
+    let world = World::bare(None);
+    let image = world.at("image");
+    fs::File::create(&image).unwrap().set_len(260 << 20).unwrap();
+    must("mkfs.ext4", &["-q", "-F", "-m", "0", &image]);
+    let device = must("losetup", &["-f", "--show", &image]);
+    let disk = world::OnDisk::new(&device, world.path("r"));
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    world.volume("web", "512M");
+    world.volume("other", "8M");
+    world.mount();
+    write_at(&world.file("other"), 0, &pattern(MIB as usize, 9)).unwrap();
+    let file = writable(&world.file("web")).unwrap();
+    file.write_all_at(&pattern(8 << 20, 1), 0).unwrap();
+    file.sync_all().unwrap();
+    world.snapshot("web", "s1");
+    fs::write(world.path("r/ballast"), vec![1; 32 << 20]).unwrap();
+    let mut written = 0;
+    let mut code = 0;
+    for n in 0..400u64 {
+        code = errno(file.write_all_at(&pattern(MIB as usize, 100 + n), (16 + n) * MIB));
+        if code != 0 {
+            break;
+        }
+        written += 1;
+    }
+    assert_eq!(code, libc::ENOSPC, "after {written} MiB");
+    assert!(written > 50, "{written}");
+    // A snapshot may fail now, in words, and takes nothing with it.
+    let output = world.run(&["snapshot", "create", "web", "--name", "full"]);
+    assert!(output.status.success() || words(&output).contains("space"), "{}", words(&output));
+    let synced = errno(file.sync_all());
+    assert!(synced == 0 || synced == libc::ENOSPC || synced == libc::EIO, "{synced}");
+    assert!(read_at(&world.file("web"), 0, 8 << 20).unwrap() == pattern(8 << 20, 1));
+    assert!(read_at(&world.snapshot_file("s1"), 0, 8 << 20).unwrap() == pattern(8 << 20, 1));
+    assert!(read_at(&world.file("other"), 0, MIB as usize).unwrap() == pattern(MIB as usize, 9));
+    fs::remove_file(world.path("r/ballast")).unwrap();
+    assert_eq!(synced, 0, "what was answered could not be made durable");
+    file.write_all_at(&pattern(MIB as usize, 5), 500 * MIB).unwrap();
+    file.sync_all().unwrap();
+    world.snapshot("web", "after");
+    for n in 0..written {
+        assert!(
+            read_at(&world.file("web"), (16 + n) * MIB, MIB as usize).unwrap()
+                == pattern(MIB as usize, 100 + n)
+        );
+    }
+    drop(file);
+    world.unmount();
+    world.mount();
+    for n in 0..written {
+        assert!(
+            read_at(&world.snapshot_file("after"), (16 + n) * MIB, MIB as usize).unwrap()
+                == pattern(MIB as usize, 100 + n)
+        );
+    }
+    assert!(read_at(&world.file("web"), 500 * MIB, MIB as usize).unwrap() == pattern(MIB as usize, 5));
+    world.unmount();
+    drop(disk);
+    must("losetup", &["-d", &device]);
+}
+
+/// The whole of it by a user without rights, through the mount helper.
+#[test]
+fn as_an_unprivileged_user() {
+    const NOBODY: u32 = 65534;
+    if is_root() && !tool("sh", &["-c", "command -v fusermount3"]).status.success() {
+        return;
+    }
+    let mut world = World::bare(is_root().then_some(NOBODY));
+    // /dev/fuse is closed to users on some machines.
+    let open = tool(
+        "setpriv",
+        &["--reuid", "65534", "--regid", "65534", "--clear-groups", "--", "sh", "-c", ": <> /dev/fuse"],
+    );
+    if is_root() && !open.status.success() {
+        eprintln!("skipped: /dev/fuse is for root alone here");
+        return;
+    }
+    let run = |args: &[&str]| {
+        let full = [&["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"], args].concat();
+        if is_root() { must("setpriv", &full) } else { must(args[0], &args[1..]) }
+    };
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    world.volume("web", "8M");
+    world.mount();
+    let file = world.file("web");
+    let of = format!("of={}", file.display());
+    fs::write(world.path("source"), pattern(8 << 20, 1)).unwrap();
+    must("chmod", &["a+r", &world.at("source")]);
+    run(&["dd", &format!("if={}", world.at("source")), &of, "bs=64k", "status=none"]);
+    world.snapshot("web", "s1");
+    run(&["dd", "if=/dev/zero", &of, "bs=1M", "count=1", "status=none"]);
+    run(&["cmp", &world.at("source"), world.snapshot_file("s1").to_str().unwrap()]);
+    world.ok(&["volume", "rollback", "web", "--snapshot", "s1"]);
+    world.unmount();
+    world.mount();
+    run(&["cmp", &world.at("source"), file.to_str().unwrap()]);
+    let said = words(&world.run(&["attach", "web"]));
+    assert!(said.contains("root"), "{said}");
+    if is_root() {
+        // Root is not the owner: it may not open the region.
+        let mut command = world.command(&["volume", "list"]);
+        command.env("LC_ALL", "C");
+        let output = std::process::Command::new(assert_cmd::cargo::cargo_bin!("terrane"))
+            .env("TERRANE_CONFIG_DIR", world.path("config"))
+            .args(["volume", "list", "--region", &world.at("r")])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(4), "{}", words(&output));
+    }
+    world.unmount();
+    world.expect_disorder();
+}
