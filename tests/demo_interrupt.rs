@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/demo");
 /// A demo that takes longer than this hangs.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn demo(scratch: &Path) -> Command {
     let mut command = Command::new(DEMO);
@@ -105,10 +106,17 @@ fn interrupt_in(step: &str, delay: Duration) {
         let _ = errors.read_to_string(&mut text);
         text
     });
+    let (sender, lines) = mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
     let mut reached = false;
     let mut seen = String::new();
-    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        let line = line.unwrap();
+    loop {
+        let line = match lines.recv_timeout(PATIENCE) {
+            Ok(line) => line,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => panic!("the demo hangs, to interrupt in {step}:\n{seen}"),
+        };
         seen = seen + &line + "\n";
         if !reached && line.split(' ').next() == Some(step) {
             reached = true;
