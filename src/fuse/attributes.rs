@@ -16,6 +16,8 @@ pub(super) struct Owner {
 
 pub(super) const VOLUME_MODE: u16 = 0o600;
 pub(super) const SNAPSHOT_MODE: u16 = 0o400;
+/// What `stat` suggests as the size of a request, which `cmp`, `cp` and `cat` follow.
+const PREFERRED_BYTES: u32 = 128 << 10;
 /// Nobody makes names here, and nobody but the owner and root has business here, also under `allow_other`.
 const FOLDER_MODE: u16 = 0o500;
 
@@ -86,7 +88,7 @@ fn blank(inode: u64, owner: Owner, when: SystemTime) -> FileAttr {
         uid: owner.uid,
         gid: owner.gid,
         rdev: 0,
-        blksize: 4096,
+        blksize: PREFERRED_BYTES,
         flags: 0,
     }
 }

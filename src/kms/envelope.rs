@@ -98,6 +98,11 @@ pub fn check_key(region: &Region, key: KeyId) -> Result<Vec<String>, KmsError> {
     Ok(problems)
 }
 
+/// Refuses a key that is not there or not enabled.
+pub fn check_usable(region: &Region, key: KeyId) -> Result<(), KmsError> {
+    region.catalog()?.read(|tx| usable(tx, key)).map(drop)
+}
+
 /// The key, which must be there and enabled.
 pub(super) fn usable(tx: &ReadTx, id: KeyId) -> Result<Key, KmsError> {
     let key = existing(tx, id)?;

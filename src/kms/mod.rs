@@ -15,6 +15,6 @@ mod error;
 mod key_file;
 mod keys;
 
-pub use envelope::{WrappedKey, check_key, new_data_key, unwrap_data_key, wrap_again};
+pub use envelope::{WrappedKey, check_key, check_usable, new_data_key, unwrap_data_key, wrap_again};
 pub use error::KmsError;
 pub use keys::{add_alias, create_key, initialise, remove_alias, rotate_key, set_key_enabled};

@@ -545,3 +545,94 @@ fn u32_at(b: &[u8], at: usize) -> u32 {
 fn u64_at(b: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(b, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{Cipher, Secret};
+
+    fn keys() -> LayerKeys {
+        LayerKeys::derive(Cipher::XtsAes256, &Secret::new(std::array::from_fn(|i| i as u8))).unwrap()
+    }
+
+    fn superblock() -> Superblock {
+        Superblock {
+            flags: FLAG_CLEAN,
+            generation: 6,
+            size_bytes: 1 << 30,
+            log: LogStart { half: 1, epoch: 4, seq: 77, chain: [9; 16] },
+            slots_high: 1000,
+            data_sectors: 900,
+            top: std::array::from_fn(|i| PageRef(i as u128 * 4)),
+        }
+    }
+
+    fn page() -> Box<Page> {
+        let mut page = Page::boxed();
+        page.entries_mut()[0] = Entry::data(SlotNo(5), 0x0123_4567_89ab_cdef);
+        page.entries_mut()[511] = Entry::ZERO;
+        page
+    }
+
+    fn record() -> Vec<u8> {
+        let runs = [
+            Run { sector: 3, state: State::Data(SlotNo(40)), count: 2 },
+            Run { sector: 9, state: State::Zero, count: 512 },
+        ];
+        let mut buffer = RecordBuffer::default();
+        buffer.lay_out(Kind::Write, &runs, &[1, 2]);
+        buffer.finish(keys().log(), 77, 4, 70, &[9; 16]).0.to_vec()
+    }
+
+    /// A short digest that other programs can make as well.
+    fn digest(bytes: &[u8]) -> String {
+        use sha2::{Digest, Sha256};
+        Sha256::digest(bytes)[..8].iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// The bytes are a promise to every disk there is. If this test fails and the change is meant: bump [`VERSION`]
+    /// (and `header::FORMAT`), refuse the old one in words, and only then write the new digests here.
+    #[test]
+    fn the_bytes_of_version_1_are_frozen_else_bump_the_version() {
+        let (sb, _) = superblock().to_bytes(LayerId([7; 16]), keys().superblock());
+        let page_ref = PageRef::new(&keys(), &page(), 65_664, 1);
+        let frozen = [
+            ("superblock", digest(&sb)),
+            ("page", digest(page().as_bytes())),
+            ("page reference", digest(&page_ref.0.to_le_bytes())),
+            ("record", digest(&record())),
+        ];
+        let known = FROZEN.map(|(what, digest)| (what, digest.to_owned()));
+        assert_eq!((VERSION, frozen), (1, known));
+    }
+
+    const FROZEN: [(&str, &str); 4] = [
+        ("superblock", "8aa0a3eee5153882"),
+        ("page", "a5f372986f93b0b4"),
+        ("page reference", "b896cc6c09bcc900"),
+        ("record", "4f7902eee99e37c8"),
+    ];
+
+    #[test]
+    fn what_is_written_is_read_back_and_any_changed_byte_is_refused() {
+        let (bytes, mac) = superblock().to_bytes(LayerId([7; 16]), keys().superblock());
+        let parsed = Superblock::parse(&bytes, LayerId([7; 16]), keys().superblock()).unwrap();
+        assert_eq!(parsed, (superblock(), mac));
+        for at in (0..4096).step_by(13) {
+            let mut changed = bytes;
+            changed[at] ^= 0x10;
+            assert!(Superblock::parse(&changed, LayerId([7; 16]), keys().superblock()).is_err(), "byte {at}");
+        }
+        let bytes = record();
+        let parsed = Record::parse(&bytes, keys().log(), 1 << 20).unwrap();
+        assert_eq!((parsed.seq, parsed.epoch, parsed.confirmed, parsed.len), (77, 4, 70, bytes.len()));
+        assert_eq!(parsed.entries().count(), 514);
+        assert_eq!(parsed.entries().nth(1), Some((4, Entry::data(SlotNo(41), 2))));
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(Record::parse(&changed, keys().log(), 1 << 20).is_none(), "byte {at}");
+        }
+        assert!(Record::parse(&bytes, keys().log(), 520).is_none(), "a run past the end of the disk");
+    }
+}

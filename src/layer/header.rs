@@ -106,7 +106,7 @@ impl Header {
 
 /// What a layer's wrapped key is bound to.
 pub fn associated_data(region: RegionId, layer: LayerId, cipher: Cipher) -> Vec<u8> {
-    format!("terrane data key\0{region}\0{layer}\0{cipher}").into_bytes()
+    format!("{region}\0{layer}\0{cipher}").into_bytes()
 }
 
 impl UntrustedHeader {

@@ -18,6 +18,7 @@ use super::owner::LayersLock;
 use super::read::Stack;
 use crate::catalog::{Layer as LayerRow, LayerState, Volume};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
+use crate::kms;
 use crate::layer::{Anchor, Layer, PageCache};
 use crate::region::{Region, VolumeAnchor};
 
@@ -84,6 +85,10 @@ impl Host {
     /// A volume, live: recovered if it was not. With `keep` it gets a keeper of its own.
     pub fn open_volume(self: &Arc<Self>, id: VolumeId, keep: bool) -> Result<Arc<OpenVolume>> {
         if let Some(open) = self.find_live(id) {
+            // Who has it open goes on when its key is disabled; who opens it now is refused.
+            if let Some(key) = self.region.catalog()?.read(|tx| tx.volume(id))?.key {
+                kms::check_usable(&self.region, key)?;
+            }
             return Ok(open);
         }
         let _one = self.changing.lock();
