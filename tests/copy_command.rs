@@ -130,7 +130,7 @@ fn the_plan_is_what_is_done() {
     );
     assert_eq!(shown["tags"][0]["value"], "prod");
     assert_eq!(
-        (&shown["encrypted"], &shown["source_snapshot"]),
+        (&shown["encrypted"], &shown["source_snapshot_id"]),
         (&Value::from(true), &Value::from(secret.to_string()))
     );
     let plan = world.json(&copy("again", &["--dry-run"]));

@@ -24,10 +24,6 @@ const AHEAD: usize = 8;
 const WORKERS_MAX: usize = 8;
 /// How often the watcher is asked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// A flush is due after this much.
-const WRITE_BACK_BYTES: u64 = 64 << 20;
-/// How often that is looked at.
-const WRITE_BACK_INTERVAL: Duration = Duration::from_millis(10);
 
 struct Job {
     chunk: ChunkNo,
@@ -103,8 +99,6 @@ pub fn ship(
                 shared.fail(e);
             }
         });
-        let ended_too = ended.clone();
-        scope.spawn(move || write_back(shared, &ended_too));
         while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if !shared.is_stopped()
                 && let Err(e) = watch()
@@ -116,18 +110,6 @@ pub fn ship(
     match shared.first_error.into_inner() {
         None => Ok(()),
         Some(error) => Err(error),
-    }
-}
-
-/// Has the disk write while the workers encrypt, and bounds what is unwritten, by flushes beside them.
-fn write_back(shared: &Shared, ended: &Receiver<()>) {
-    while ended.recv_timeout(WRITE_BACK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        if shared.target.unflushed_bytes() >= WRITE_BACK_BYTES
-            && !shared.is_stopped()
-            && let Err(e) = shared.target.flush()
-        {
-            shared.fail(CopyError::of_target(e, &shared.names.target_region));
-        }
     }
 }
 

@@ -19,8 +19,9 @@ pub const AHEAD: u64 = 256;
 pub const SMALL_MAX: usize = 16;
 /// Free runs of at least this many slots are given back (64 KiB).
 const PUNCH_MIN: usize = 16;
-/// Backed free slots below which nothing presses (64 MiB).
-const PRESSED_MIN: u64 = (64 << 20) / 4096;
+/// Backed free slots below which nothing presses (1 GiB): a flush frees 256 MiB at a time, which writers take again at
+/// once; punched meanwhile, it costs them the file's lock and new extents (sequential overwrites: half the speed).
+const PRESSED_MIN: u64 = (1 << 30) / 4096;
 /// Segments looked at for a run before taking fresh space.
 const SEARCH_MAX: usize = 16;
 
