@@ -387,15 +387,17 @@ impl Layer {
         Ok(())
     }
 
-    /// Zero-writes a run for small writes, so that theirs change no extent [16].
+    /// Zero-writes a run for small writes, so that theirs change no extent [16]. By single pages: over large folios a
+    /// synced write of one sector takes longer.
     fn write_ahead(&self) -> Result<()> {
-        static ZEROS: [u8; AHEAD as usize * SECTOR_LEN] = [0; AHEAD as usize * SECTOR_LEN];
         let _one = self.zeroing.lock();
         if self.slots.has_ahead() {
             return Ok(());
         }
         let run = self.slots.take_run(AHEAD).ok_or(LayerError::NoSpace)?;
-        if let Err(e) = self.data.write_at(&ZEROS, slot_offset(run)) {
+        let zeros = [0; SECTOR_LEN];
+        let mut written = (0..AHEAD).map(|i| self.data.write_at(&zeros, slot_offset(SlotNo(run.0 + i))));
+        if let Some(Err(e)) = written.find(|w| w.is_err()) {
             self.slots.give_back_run(run, AHEAD);
             return Err(self.latch_unless_full("writing ahead", e));
         }
