@@ -81,6 +81,11 @@ impl Host {
             let (id, name) = (parse(&item.snapshot)?, parse(&item.name)?);
             self.refuse_taken_name(&name)?;
             let open = self.open_volume_locked(parse(&item.volume)?, keep)?;
+            // A request from the socket: to seal one volume twice would wait for its own lock for ever.
+            if wanted.iter().any(|w: &Wanted| Arc::ptr_eq(&w.open, &open)) {
+                let message = format!("volume {} is named twice", item.volume);
+                return Err(HostError::refused(message, "name each volume once"));
+            }
             self.settle(&open)?;
             let volume = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?;
             wanted.push(Wanted { volume, open, id, name });
