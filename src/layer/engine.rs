@@ -13,7 +13,7 @@ use super::error::{LayerError, Result, is_no_space, no_space_or};
 use super::log::{FIRST_WINDOW, Log};
 use super::overlay::Overlay;
 use super::slots::{AHEAD, SMALL_MAX, Slots};
-use super::store::Store;
+use super::store::{Store, write_zeros};
 use super::tree::{Leaf, PageCache, Tree};
 use crate::crypto::LayerKeys;
 use crate::ids::LayerId;
@@ -67,6 +67,10 @@ pub struct Layer {
     /// Sealed and read-only: nothing here may change what is on disk.
     pub(super) sealed: AtomicBool,
 }
+
+/// Bytes encrypted and written at once: what is read twice then stays in the processor's nearer caches, and a thread keeps no
+/// second copy of its request.
+const TILE: usize = 256 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -332,29 +336,33 @@ impl Layer {
         Ok(())
     }
 
-    /// Encrypts consecutive sectors into fresh slots and writes those.
+    /// Encrypts consecutive sectors into fresh slots and writes those, a tile at a time.
     fn write_data(&self, first: SectorNo, plain: &[u8], s: &mut Scratch) -> Result<()> {
         let count = plain.len() / SECTOR_LEN;
-        s.cipher.resize(s.cipher.len().max(plain.len()), 0);
-        let tags_at = s.tags.len();
-        s.tags.resize(tags_at + count, 0);
-        let cipher = &mut s.cipher[..plain.len()];
-        self.keys.seal_sectors(first, plain, cipher, &mut s.tags[tags_at..]);
-        let slots_at = s.slots.len();
+        let (slots_at, tags_at) = (s.slots.len(), s.tags.len());
         self.take_slots(first, count, s.scattered, &mut s.slots)?;
+        s.tags.resize(tags_at + count, 0);
+        s.cipher.resize(TILE, 0);
+        let (slots, tags) = (&s.slots[slots_at..], &mut s.tags[tags_at..]);
         let mut at = 0;
-        for run in s.slots[slots_at..].chunk_by(|a, b| a.0 + 1 == b.0) {
-            let bytes = &s.cipher[at * SECTOR_LEN..][..run.len() * SECTOR_LEN];
-            let written = self.data.write_at(bytes, slot_offset(run[0]));
-            written.map_err(|e| self.latch_unless_full("writing sectors", e))?;
-            s.runs.push(Run {
-                sector: first.0 + at as u64,
-                state: State::Data(run[0]),
-                count: run.len() as u32,
-            });
-            at += run.len();
+        for run in slots.chunk_by(|a, b| a.0 + 1 == b.0) {
+            let state = State::Data(run[0]);
+            s.runs.push(Run { sector: first.0 + at as u64, state, count: run.len() as u32 });
+            for tile in run.chunks(TILE / SECTOR_LEN) {
+                let from = &plain[at * SECTOR_LEN..][..tile.len() * SECTOR_LEN];
+                let cipher = &mut s.cipher[..from.len()];
+                self.keys.seal_sectors(
+                    SectorNo(first.0 + at as u64),
+                    from,
+                    cipher,
+                    &mut tags[at..][..tile.len()],
+                );
+                let written = self.data.write_at(cipher, slot_offset(tile[0]));
+                written.map_err(|e| self.latch_unless_full("writing sectors", e))?;
+                at += tile.len();
+            }
         }
-        let placed = s.slots[slots_at..].iter().zip(&s.tags[tags_at..]);
+        let placed = slots.iter().zip(&*tags);
         s.entries.extend(placed.map(|(slot, tag)| Entry::data(*slot, *tag)));
         Ok(())
     }
@@ -387,17 +395,14 @@ impl Layer {
         Ok(())
     }
 
-    /// Zero-writes a run for small writes, so that theirs change no extent [16]. By single pages: over large folios a
-    /// synced write of one sector takes longer.
+    /// Zero-writes a run for small writes, so that theirs change no extent [16].
     fn write_ahead(&self) -> Result<()> {
         let _one = self.zeroing.lock();
         if self.slots.has_ahead() {
             return Ok(());
         }
         let run = self.slots.take_run(AHEAD).ok_or(LayerError::NoSpace)?;
-        let zeros = [0; SECTOR_LEN];
-        let mut written = (0..AHEAD).map(|i| self.data.write_at(&zeros, slot_offset(SlotNo(run.0 + i))));
-        if let Some(Err(e)) = written.find(|w| w.is_err()) {
+        if let Err(e) = write_zeros(&*self.data, slot_offset(run), AHEAD * SECTOR_LEN as u64) {
             self.slots.give_back_run(run, AHEAD);
             return Err(self.latch_unless_full("writing ahead", e));
         }

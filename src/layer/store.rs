@@ -67,6 +67,17 @@ impl FileStore {
     }
 }
 
+/// Writes zeros ahead of small writes, in small pieces: the page cache keeps what one call wrote in one folio, and over a large
+/// one each sync of a 4096-byte write takes longer.
+pub fn write_zeros(store: &dyn Store, offset: u64, len: u64) -> io::Result<()> {
+    let zeros = [0; 16 << 10];
+    let end = offset + len;
+    (offset..end).step_by(zeros.len()).try_for_each(|at| {
+        let piece = (end - at).min(zeros.len() as u64);
+        store.write_at(&zeros[..piece as usize], at)
+    })
+}
+
 /// The half of the log an offset lies in, and the offset within it.
 fn half_of(offset: u64) -> (usize, usize) {
     let within = offset - LOG_OFFSET;
@@ -108,11 +119,7 @@ impl Store for FileStore {
     }
 
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()> {
-        // Single pages: over large folios each sync of a record would write back, and take longer for, far more.
-        let zeros = [0; 4096];
-        for page in (offset..offset + len).step_by(zeros.len()) {
-            self.write_at(&zeros, page)?;
-        }
+        write_zeros(self, offset, len)?;
         let (half, within) = half_of(offset);
         let mut mapping = self.halves[half].write();
         if mapping.is_none() {

@@ -140,7 +140,7 @@ pub struct Fault {
     pub errno: i32,
     /// Writes do half of their work first; a sync that fails makes the file what the device holds, as Linux may.
     pub half_done: bool,
-    /// Not where space is there already: appends to the log, the catalog, and syncs but for the one at `at`.
+    /// Not where space is there already: writes to the prepared log, the catalog, and syncs but for the one at `at`.
     pub fresh_only: bool,
 }
 
@@ -435,6 +435,9 @@ impl SimStore {
     }
 }
 
+/// Where `data` holds the log (docs/format.md).
+const LOG: Range<u64> = 1 << 20..64 << 20;
+
 impl Store for SimStore {
     fn len(&self) -> io::Result<u64> {
         Ok(self.with_image(|i| i.len))
@@ -447,10 +450,16 @@ impl Store for SimStore {
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
         let whole = offset.is_multiple_of(PAGE) && (from.len() as u64).is_multiple_of(PAGE);
-        match whole && from.iter().all(|b| *b == 0) {
-            true => self.change(Op::Zeros(offset, from.len() as u64)),
-            false => self.change(Op::Write(offset, from.to_vec())),
-        }
+        let op = match whole && from.iter().all(|b| *b == 0) {
+            true => Op::Zeros(offset, from.len() as u64),
+            false => Op::Write(offset, from.to_vec()),
+        };
+        // Where the log was prepared, space is there already.
+        let pages = offset / PAGE..(offset + from.len() as u64).div_ceil(PAGE);
+        let prepared = LOG.contains(&offset)
+            && self.with_image(|i| pages.clone().all(|page| i.pages.contains_key(&page)));
+        let event = Event::Change(self.name.clone(), Arc::new(Change(op)));
+        self.machine.inner.lock().operate_unless(event, prepared)
     }
 
     fn append(&self, from: &[u8], offset: u64) -> io::Result<()> {
