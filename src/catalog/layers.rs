@@ -21,8 +21,24 @@ worded! {
         Next = "next",
         /// Its content never changes.
         Sealed = "sealed",
+        /// Sealed; in a fold, it takes from its parent what it lacks. What is read through it stays the same.
+        Filling = "filling",
+        /// Sealed; in a fold, it takes the sectors and then the place of its child. Nothing else may stand on it.
+        Absorbing = "absorbing",
         /// Its folder is being removed.
         Deleting = "deleting",
+    }
+}
+
+impl LayerState {
+    /// A fold is writing to it.
+    pub fn is_folding(self) -> bool {
+        matches!(self, Self::Filling | Self::Absorbing)
+    }
+
+    /// Its content never changes.
+    pub fn is_sealed(self) -> bool {
+        self == Self::Sealed || self.is_folding()
     }
 }
 
@@ -182,6 +198,9 @@ impl WriteTx<'_> {
     /// Adds a layer with its list of points, nearest first (a new layer's list is its parent's).
     pub fn insert_layer(&self, row: &Layer, points: &[Point]) -> Result<(), CatalogError> {
         let id = row.id.to_string();
+        if let Some(parent) = row.parent {
+            self.refuse_unsteady(parent)?;
+        }
         self.insert(
             Kind::Layer,
             &id,
@@ -213,6 +232,14 @@ impl WriteTx<'_> {
             )?;
         }
         Ok(())
+    }
+
+    /// Nothing new may name, or stand on, a layer that a fold is putting in another's place, or that goes.
+    pub(super) fn refuse_unsteady(&self, id: LayerId) -> Result<(), CatalogError> {
+        match self.find_layer(id)?.map(|row| row.state) {
+            Some(LayerState::Absorbing | LayerState::Deleting) => Err(self.not_found(Kind::Layer, id)),
+            _ => Ok(()),
+        }
     }
 
     /// Replaces a layer's list of points, nearest first.

@@ -1,4 +1,4 @@
-//! The catalog: one SQLite file a region, with a row for every account, key, layer, volume, snapshot, tag and task.
+//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot, tag and task.
 //!
 //! Owns the schema, its numbered migrations and every query; the only room that knows SQL. Never touches keys' material
 //! (it stores wrapped bytes), layer folders or configuration.
@@ -14,6 +14,7 @@
 mod accounts;
 mod connection;
 mod error;
+mod folds;
 mod keys;
 mod layers;
 mod resolve;
@@ -30,6 +31,7 @@ mod volumes;
 pub use accounts::{Account, Instance, InstanceKind};
 pub use connection::{Catalog, LastTime, Pool, ReadTx, WriteTx};
 pub use error::{CatalogError, Kind};
+pub use folds::{Fold, FoldWay};
 pub use keys::{Key, KeyState, KeyVersion};
 pub use layers::{Layer, LayerNeeds, LayerState};
 pub use settings::Setting;

@@ -2,7 +2,7 @@
 //! never changed; a new one is appended.
 
 /// SQL of each step.
-pub(super) const MIGRATIONS: &[&str] = &[V1];
+pub(super) const MIGRATIONS: &[&str] = &[V1, V2];
 
 /// `application_id` of a catalog: "TRNE".
 pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
@@ -88,4 +88,11 @@ CREATE TABLE tasks (
   created_at INTEGER NOT NULL, updated_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tasks_state ON tasks (state, created_at);
+";
+
+const V2: &str = "
+CREATE TABLE folds (
+  parent TEXT PRIMARY KEY REFERENCES layers ON DELETE CASCADE, child TEXT NOT NULL UNIQUE REFERENCES layers ON DELETE CASCADE,
+  way TEXT NOT NULL, next_chunk INTEGER NOT NULL, moved_bytes INTEGER NOT NULL, is_moved INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";

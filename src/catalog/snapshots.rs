@@ -162,6 +162,7 @@ impl WriteTx<'_> {
     /// Adds a snapshot; its layer is there already.
     pub fn insert_snapshot(&self, row: &Snapshot) -> Result<(), CatalogError> {
         self.refuse_id_as_name(&row.name)?;
+        self.refuse_unsteady(row.layer)?;
         if let Some(text) = &row.description {
             check_description(text)?;
         }

@@ -100,7 +100,7 @@ fn layers(app: &App, region: &Region, text: &str) -> Outcome {
             id: row.id.to_string(),
             parent_id: row.parent.map(|p| p.to_string()),
             dir: region.layer_dir(row.id).display().to_string(),
-            sealed: row.state == LayerState::Sealed,
+            sealed: row.state.is_sealed(),
             cipher: row.cipher.to_string(),
         })
         .collect();

@@ -126,6 +126,9 @@ fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -
         log::to_file(&run_dir.join("mount.log")).context("opening the log")?;
     }
     ready(mounted.path())?;
+    if !args.read_only {
+        host.start_folding()?;
+    }
     end_on_signal(signals, &host, &mounted);
     let ended = mounted.wait();
     drop(server);

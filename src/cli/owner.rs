@@ -13,6 +13,8 @@ use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_li
 
 /// The name of a mount's socket in `run/`.
 pub const SOCKET: &str = "mount.sock";
+/// A command without a mount folds layers for so long; others may be waiting for it.
+const FOLD_TIME: Duration = Duration::from_secs(5);
 /// Other commands hold the layers briefly.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What a mount may take for an order.
@@ -26,6 +28,11 @@ pub fn perform(region: Region, order: &Order) -> Result<()> {
                 remove_litter(&region)?;
                 let host = Host::new(region, Some(lock));
                 let done = host.execute(order, false);
+                if done.is_ok() && may_free_layers(order) {
+                    let since = std::time::Instant::now();
+                    // What is left is folded by the next such command, or the next mount; it has said why in the log.
+                    let _ = host.fold(false, &mut |_| since.elapsed() < FOLD_TIME);
+                }
                 let closed = host.close();
                 done?;
                 return Ok(closed?);
@@ -41,6 +48,10 @@ pub fn perform(region: Region, order: &Order) -> Result<()> {
             },
         }
     }
+}
+
+fn may_free_layers(order: &Order) -> bool {
+    matches!(order, Order::DeleteSnapshot { .. } | Order::DeleteVolume { .. } | Order::Rollback { .. })
 }
 
 fn ask(region: &Region, order: &Order, time: Duration) -> Result<Answer, ControlError> {

@@ -2,7 +2,7 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{CatalogError, KeyState, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{CatalogError, KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
@@ -208,9 +208,7 @@ fn find_base(
         for snapshot in candidates.into_iter().filter(|s| s.size_bytes <= size_bytes) {
             let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
             let Ok(chain) = chain else { continue };
-            let alike = |l: &crate::catalog::Layer| {
-                l.key == key && l.cipher == cipher && l.state == LayerState::Sealed
-            };
+            let alike = |l: &crate::catalog::Layer| l.key == key && l.cipher == cipher && l.state.is_sealed();
             if !chain.iter().all(alike) {
                 continue;
             }

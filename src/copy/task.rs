@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::error::{CopyError, Result};
 use super::plan::Plan;
 use super::ship::{Names, ship};
-use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState, Tag, Task, TaskState};
+use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
 use crate::ids::{AccountId, Name, SnapshotId, TaskId, VolumeId};
 use crate::layer::{Layer, LayerError};
 use crate::region::Region;
@@ -154,7 +154,7 @@ impl<'a> Copy<'a> {
         self.region().catalog()?.write(|tx| {
             // From the moment this layer's row names its parent the parent stays; it may have begun to go before.
             if let Some(base) = &self.plan.base
-                && tx.find_layer(base.layer)?.is_none_or(|row| row.state != LayerState::Sealed)
+                && tx.find_layer(base.layer)?.is_none_or(|row| !row.state.is_sealed())
             {
                 return Err(CopyError::Overtaken { what: format!("snapshot {}, its base,", base.snapshot) });
             }

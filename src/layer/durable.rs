@@ -291,6 +291,17 @@ impl Layer {
         Anchor { generation, confirmed: self.log.lock().confirmed }
     }
 
+    /// The seal of a layer that was [opened again](Layer::reopen): only what the fold itself has freed is given back. To look for
+    /// more would read the whole map, however little was folded.
+    pub fn finish_fold(&self) -> Result<SealedMark> {
+        let (mark, newly) = self.checkpoint_ended()?;
+        if newly {
+            self.punch(self.slots.take_all_punchable());
+            self.data.release_log();
+        }
+        Ok(mark)
+    }
+
     /// Best effort: what is not given back costs space only.
     fn punch_sealed(&self) {
         if let Err(e) = self.learn_free_slots() {
@@ -316,7 +327,7 @@ impl Layer {
         let chunks = self.sectors().div_ceil(CHUNK_SECTORS);
         let mut at = 0;
         while let Some(chunk) = self.tree.next_present(at..chunks)? {
-            if let Leaf::Page(page) = self.tree.leaf(ChunkNo(chunk))? {
+            if let Leaf::Page(page) = self.leaf(ChunkNo(chunk))? {
                 page.entries().iter().filter_map(|e| e.slot()).for_each(&mut mark);
             }
             at = chunk + 1;

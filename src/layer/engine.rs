@@ -23,6 +23,7 @@ use crate::units::{
 };
 
 /// What a layer is made from.
+#[derive(Clone)]
 pub struct Parts {
     /// Its id, covered by every superblock's MAC.
     pub id: LayerId,
@@ -196,7 +197,7 @@ impl Layer {
         if known.all {
             return Ok(());
         }
-        let leaf = self.tree.leaf(chunk)?;
+        let leaf = self.leaf(chunk)?;
         for (i, entry) in out.iter_mut().enumerate().filter(|(i, _)| !known.has(*i)) {
             *entry = match &leaf {
                 Leaf::Uniform(entry) => *entry,
@@ -220,13 +221,13 @@ impl Layer {
 
     /// Whether anything is recorded of a chunk.
     pub fn records(&self, chunk: ChunkNo) -> Result<bool> {
-        Ok(self.overlay.touches(chunk) || !matches!(self.tree.leaf(chunk)?, Leaf::Uniform(Entry::ABSENT)))
+        Ok(self.overlay.touches(chunk) || !matches!(self.leaf(chunk)?, Leaf::Uniform(Entry::ABSENT)))
     }
 
     /// The first chunk in `range` of which anything is recorded.
     pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
         let changed = self.overlay.first_in(range.clone());
-        let in_pages = self.tree.next_present(range)?;
+        let in_pages = self.ask_pages(|| self.tree.next_present(range.clone()))?;
         Ok(match (changed, in_pages) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

@@ -15,6 +15,7 @@ pub mod header;
 mod log;
 mod overlay;
 mod recover;
+mod reopen;
 mod slots;
 mod store;
 mod tree;

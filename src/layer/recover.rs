@@ -10,6 +10,9 @@ use super::durable::SealedMark;
 use super::engine::{Layer, Parts, is_zero};
 use super::error::{LayerError, Result};
 use super::log::BLOCK;
+use super::store::Store;
+use crate::crypto::LayerKeys;
+use crate::ids::LayerId;
 use crate::units::{SECTOR_LEN, SectorNo, by_chunk, sectors_of_bytes};
 
 /// What this machine last saw of a layer, kept beside the root key: an older state is refused.
@@ -153,10 +156,23 @@ struct Superblocks {
 }
 
 fn read_superblocks(parts: &Parts) -> Result<Superblocks> {
+    superblocks(parts.id, &*parts.data, &parts.keys)
+}
+
+/// The newest valid superblock of a layer, and its MAC.
+pub(super) fn newest_superblock(
+    id: LayerId,
+    data: &dyn Store,
+    keys: &LayerKeys,
+) -> Result<(Superblock, [u8; 16])> {
+    superblocks(id, data, keys).map(|found| found.newest)
+}
+
+fn superblocks(id: LayerId, data: &dyn Store, keys: &LayerKeys) -> Result<Superblocks> {
     let read = |place: u64| {
         let mut bytes = [0; 4096];
-        parts.data.read_at(&mut bytes, place * 4096).map_err(LayerError::io("reading a superblock"))?;
-        let parsed = Superblock::parse(&bytes, parts.id, parts.keys.superblock());
+        data.read_at(&mut bytes, place * 4096).map_err(LayerError::io("reading a superblock"))?;
+        let parsed = Superblock::parse(&bytes, id, keys.superblock());
         parsed.and_then(|(sb, mac)| match sb.generation & 1 == place {
             true => Ok((sb, mac)),
             false => Err(LayerError::corrupted("a superblock", "its own place", "the other's")),

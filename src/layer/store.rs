@@ -30,6 +30,8 @@ pub trait Store: Send + Sync {
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Nothing is appended any more: gives up what [`Store::prepare_log`] holds in memory.
     fn release_log(&self) {}
+    /// Gives up the lock its maker holds on it, so that a fold may take it.
+    fn release_lock(&self) {}
     /// Sets the length.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Gives a range back to the file system; it reads as zeros.
@@ -139,6 +141,10 @@ impl Store for FileStore {
 
     fn release_log(&self) {
         self.halves.iter().for_each(|half| *half.write() = None);
+    }
+
+    fn release_lock(&self) {
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

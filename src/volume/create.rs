@@ -111,7 +111,10 @@ pub fn remove_litter(region: &Region) -> Result<()> {
     for row in rows {
         if row.state == LayerState::Deleting || folder::is_abandoned(region, &row) {
             tracing::warn!(layer = %row.id, "a layer left half-made is removed");
-            folder::remove_unneeded(region, row.id)?;
+            // Such as a header under a disabled key: it is tried again.
+            if let Err(error) = super::fold::finish(region, row.id) {
+                tracing::warn!(layer = %row.id, %error, "what is left of a layer could not be removed");
+            }
         }
     }
     Ok(())

@@ -41,6 +41,12 @@ fn parse<T: std::str::FromStr<Err = IdError>>(text: &str) -> Result<T> {
 impl Host {
     /// Carries out an order. `keep`: volumes opened for it stay live, with a keeper.
     pub fn execute(self: &Arc<Self>, order: &Order, keep: bool) -> Result<()> {
+        let done = self.carry_out_order(order, keep);
+        self.wake_folding();
+        done
+    }
+
+    fn carry_out_order(self: &Arc<Self>, order: &Order, keep: bool) -> Result<()> {
         match order {
             Order::Snapshot { items, account, group, description, tags, retention_days } => {
                 let shared = Shared {
@@ -227,11 +233,17 @@ impl Host {
         if size_bytes == volume.size_bytes {
             return Ok(());
         }
-        let (row, next) = self.take_next(&open, size_bytes)?;
-        let ids = [(id, open.disk.active().id(), row.id)];
+        self.seal_volume(&open, size_bytes)
+    }
+
+    /// A layer of this size takes over, without a snapshot.
+    pub(super) fn seal_volume(&self, open: &Arc<OpenVolume>, size_bytes: u64) -> Result<()> {
+        self.settle(open)?;
+        let (row, next) = self.take_next(open, size_bytes)?;
+        let ids = [(open.disk.id(), open.disk.active().id(), row.id)];
         let ended = self.seal(vec![Seal { volume: &open.disk, next }], &ids)?;
         let committed = self.commit_seals(&ids, |_| Ok(()));
-        self.after_seal(std::iter::once(&open), ended, &ids, committed)
+        self.after_seal(std::iter::once(open), ended, &ids, committed)
     }
 
     fn delete_volume(self: &Arc<Self>, id: VolumeId) -> Result<()> {

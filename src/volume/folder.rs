@@ -164,6 +164,10 @@ pub enum Opening {
     Recover(Option<Anchor>),
     /// It is sealed, and its seal finished.
     Sealed(SealedMark),
+    /// A fold writes to it, and it is only read: it was sealed with this mark, or has gone on from there.
+    Folding(SealedMark),
+    /// To take a fold's writes, as a disk of this size: locked by its data file.
+    Reopen(u64),
 }
 
 /// Opens a layer. Its header must be of its key and say what the row says.
@@ -178,7 +182,7 @@ pub fn open_layer(
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
     check_header(region, &dir, row, &keys)?;
-    let write = matches!(opening, Opening::Recover(_));
+    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
     let open = |name: &str| {
         let path = dir.join(name);
         open_file(&path, write).map_err(HostError::io("opening a layer", &path))
@@ -197,8 +201,13 @@ pub fn open_layer(
     let layer = match opening {
         Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
         Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
+        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
+        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
     };
-    if layer.size_bytes() != row.size_bytes {
+    // A fold may have made it larger already.
+    if layer.size_bytes() != row.size_bytes
+        && !(row.state.is_folding() && layer.size_bytes() > row.size_bytes)
+    {
         let found = format!("{} bytes", layer.size_bytes());
         return Err(damaged_layer(row.id, format!("{} bytes", row.size_bytes), found));
     }
@@ -224,9 +233,19 @@ fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -
     let text = String::from_utf8(bytes)
         .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
     let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
-    let said = (header.region, header.layer, header.parent, header.size_bytes, header.cipher);
-    let known = (region.id(), row.id, row.parent, row.size_bytes, row.cipher);
+    let said = (header.region, header.layer, header.cipher);
+    let known = (region.id(), row.id, row.cipher);
     if said != known {
+        return Err(damaged_layer(row.id, format!("a header that says {known:?}"), format!("{said:?}")));
+    }
+    // A fold writes the header before it commits what is in it.
+    if row.state.is_folding() {
+        return Ok(());
+    }
+    let said = (header.parent, header.size_bytes);
+    let known = (row.parent, row.size_bytes);
+    if said != known && !(header.size_bytes == row.size_bytes && is_folded_away(region, header.parent, row)?)
+    {
         return Err(damaged_layer(row.id, format!("a header that says {known:?}"), format!("{said:?}")));
     }
     if let (Some(mark), Some(sealed)) = (sealed_mark(row), header.sealed)
@@ -239,6 +258,32 @@ fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -
         ));
     }
     Ok(())
+}
+
+/// Whether a header names a layer that a fold has just taken from between this one and its parent.
+fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Result<bool> {
+    let Some(named) = named else { return Ok(false) };
+    let found = region.catalog()?.read(|tx| tx.find_layer(named))?;
+    Ok(found.is_some_and(|gone| gone.state == LayerState::Deleting && gone.parent == row.parent))
+}
+
+/// Makes a header that names `gone`, which a fold took away, name the layer below that, as the row does.
+pub fn rename_parent(region: &Region, row: &LayerRow, gone: LayerId) -> Result<()> {
+    let path = header_path(region, row.id);
+    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
+        .map_err(HostError::io("reading a layer's header", &path))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
+    let aad = header::associated_data(region.id(), row.id, row.cipher);
+    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
+    let keys = LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?;
+    let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
+    if header.parent != Some(gone) {
+        return Ok(());
+    }
+    let text = Header { parent: row.parent, ..header }.to_text(keys.header());
+    crashsafe::write_file(&path, text.as_bytes(), 0o600)
+        .map_err(HostError::io("writing a layer's header", &path))
 }
 
 fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {

@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::chain::Chain;
+use super::fold::FoldWorker;
 use super::folder::{self, LayerSpec, Opening};
 use super::host_error::{HostError, Result};
 use super::live::LiveVolume;
 use super::open_volume::OpenVolume;
 use super::owner::LayersLock;
 use super::read::Stack;
-use crate::catalog::{Layer as LayerRow, LayerState, Volume};
+use crate::catalog::{DiskKind, Layer as LayerRow, LayerState, Volume};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
-use crate::layer::{Anchor, Layer, PageCache};
+use crate::layer::{Anchor, Layer, PageCache, SealedMark};
 use crate::region::{Region, VolumeAnchor};
 
 /// Map pages kept in memory: 8 KiB each, 16 MiB.
@@ -41,6 +42,7 @@ pub struct Host {
     pub(super) changing: Mutex<()>,
     /// When anchors were last written.
     anchored: Mutex<HashMap<VolumeId, Instant>>,
+    folding: Mutex<Option<FoldWorker>>,
 }
 
 struct Kept {
@@ -59,6 +61,7 @@ impl Host {
             layers: Mutex::default(),
             changing: Mutex::default(),
             anchored: Mutex::default(),
+            folding: Mutex::default(),
         })
     }
 
@@ -177,22 +180,31 @@ impl Host {
         layer
     }
 
+    /// Forgets an open layer: whoever asks for it opens it anew.
+    pub(super) fn unregister(&self, id: LayerId) {
+        self.layers.lock().remove(&id);
+    }
+
     /// Sealed layers by their rows, nearest first; the answer is oldest first.
-    fn open_sealed_rows(&self, rows: &[LayerRow]) -> Result<Vec<Arc<Layer>>> {
+    pub(super) fn open_sealed_rows(&self, rows: &[LayerRow]) -> Result<Vec<Arc<Layer>>> {
         rows.iter().rev().map(|row| self.open_sealed(row)).collect()
     }
 
-    fn open_sealed(&self, row: &LayerRow) -> Result<Arc<Layer>> {
-        if let Some(layer) = self.layers.lock().get(&row.id).and_then(Weak::upgrade) {
+    /// A sealed layer by its row. One that is open is taken, if it is as the row says: a fold may have gone on without it.
+    pub(super) fn open_sealed(&self, row: &LayerRow) -> Result<Arc<Layer>> {
+        let mark = folder::sealed_mark(row);
+        let known = self.layers.lock().get(&row.id).and_then(Weak::upgrade);
+        if let Some(layer) =
+            known.filter(|l| row.state.is_folding() || mark.is_none_or(|m| l.is_sealed_as(m)))
+        {
             return Ok(layer);
         }
-        if let Some(mark) = folder::sealed_mark(row) {
-            return Ok(self.register(folder::open_layer(
-                &self.region,
-                &self.cache,
-                row,
-                Opening::Sealed(mark),
-            )?));
+        if let Some(mark) = mark {
+            let opening = match row.state.is_folding() {
+                true => Opening::Folding(mark),
+                false => Opening::Sealed(mark),
+            };
+            return Ok(self.register(folder::open_layer(&self.region, &self.cache, row, opening)?));
         }
         if row.state != LayerState::Sealed {
             return Err(HostError::refused(
@@ -238,8 +250,19 @@ impl Host {
 
     /// A sealed layer and all below it, as a disk.
     pub fn open_chain(&self, layer: LayerId) -> Result<Stack> {
-        let rows = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
-        Ok(Stack { active: None, chain: Chain::new(self.open_sealed_rows(&rows)?) })
+        let mut rows = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
+        loop {
+            let opened = self.open_sealed_rows(&rows);
+            if opened.is_err() {
+                // A fold, perhaps of another process, joins layers while they are being opened.
+                let now = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
+                if now != rows {
+                    rows = now;
+                    continue;
+                }
+            }
+            return Ok(Stack { active: None, chain: Chain::new(opened?) });
+        }
     }
 
     /// What a volume's keeper does that needs the catalog: finishes seals, makes the next layer, writes the anchor.
@@ -287,21 +310,35 @@ impl Host {
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
     fn finish_seal(&self, layer: &Layer) -> Result<()> {
         let mark = layer.finish_seal()?;
-        let (row, points, kind, volume) = self.region.catalog()?.read(|tx| -> Result<_> {
-            let row = tx.layer(layer.id())?;
-            let points = tx.layer_points(layer.id())?;
+        let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
+        self.write_sealed_header(&row, row.id, mark, layer)?;
+        let stored = layer.stored_bytes()?;
+        self.commit_finished_seal(layer, mark, stored)?;
+        layer.release_lock();
+        Ok(())
+    }
+
+    /// Writes the header of a layer as its row is or will be, with the points of `points_of`.
+    pub(super) fn write_sealed_header(
+        &self,
+        row: &LayerRow,
+        points_of: LayerId,
+        mark: SealedMark,
+        layer: &Layer,
+    ) -> Result<()> {
+        let (points, kind) = self.region.catalog()?.read(|tx| -> Result<_> {
             let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
             let kind = match &volume {
                 Some(volume) => volume.kind,
-                None => tx
-                    .snapshots_of_layer(layer.id())?
-                    .first()
-                    .map_or(crate::catalog::DiskKind::Data, |s| s.kind),
+                None => tx.snapshots_of_layer(points_of)?.first().map_or(DiskKind::Data, |s| s.kind),
             };
-            Ok((row.clone(), points, kind, row.volume.unwrap_or_else(VolumeId::random)))
+            Ok((tx.layer_points(points_of)?, kind))
         })?;
-        folder::write_header(&self.region, &row, volume, kind, points, Some(mark), layer.keys())?;
-        let stored = layer.stored_bytes()?;
+        let volume = row.volume.unwrap_or_else(VolumeId::random);
+        folder::write_header(&self.region, row, volume, kind, points, Some(mark), layer.keys())
+    }
+
+    fn commit_finished_seal(&self, layer: &Layer, mark: SealedMark, stored: u64) -> Result<()> {
         self.region.catalog()?.write(|tx| -> Result<_> {
             tx.set_layer_seal(layer.id(), mark.generation, mark.mac)?;
             tx.set_layer_stored_bytes(layer.id(), stored)?;
@@ -417,8 +454,28 @@ impl Host {
         self.write_anchor(&open, true)
     }
 
+    /// Folds from now on whatever can be folded, beside everything else, until [`Host::close`].
+    pub fn start_folding(self: &Arc<Self>) -> Result<()> {
+        self.must_own()?;
+        let started = FoldWorker::start(self);
+        let worker = started.map_err(HostError::io("starting a thread for", self.region.dir()))?;
+        *self.folding.lock() = Some(worker);
+        Ok(())
+    }
+
+    /// A layer may have lost its last name.
+    pub(super) fn wake_folding(&self) {
+        if let Some(worker) = &*self.folding.lock() {
+            worker.wake();
+        }
+    }
+
     /// Closes every live volume; the first error, once all were tried.
     pub fn close(&self) -> Result<()> {
+        let worker = self.folding.lock().take();
+        if let Some(worker) = worker {
+            worker.stop();
+        }
         let ids: Vec<_> = self.volumes.lock().keys().copied().collect();
         let mut first = Ok(());
         for id in ids {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::chain::Chain;
 use super::error::{Result, VolumeError};
 use super::read::Stack;
 use crate::ids::VolumeId;
@@ -150,6 +151,12 @@ impl LiveVolume {
         Ok(active.flush()?)
     }
 
+    /// The layers below its active one were joined: the disk is the same through `below`. The caller keeps seals away.
+    pub fn replace_chain(&self, below: Chain) {
+        let active = self.stack.load().active.clone();
+        self.stack.store(Arc::new(Stack { active, chain: below }));
+    }
+
     /// The first byte at or after `offset` that is data, or that is hole.
     pub fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>> {
         self.stack.load().seek(offset, hole)
@@ -157,7 +164,12 @@ impl LiveVolume {
 }
 
 fn zero_hides(stack: &Stack, chunk: ChunkNo) -> Result<bool, LayerError> {
-    stack.chain.has_data(chunk).map_err(|e| match e {
+    hides_zero(&stack.chain, chunk)
+}
+
+/// Whether a zero hides something of the layers below.
+pub(super) fn hides_zero(below: &Chain, chunk: ChunkNo) -> Result<bool, LayerError> {
+    below.has_data(chunk).map_err(|e| match e {
         VolumeError::Layer(e) => e,
         other => LayerError::Corrupted {
             what: "a chunk below".into(),

@@ -1,0 +1,302 @@
+//! Folding (rule 20): a sealed layer that no snapshot names any more and that has one child is joined with that child, the
+//! smaller into the larger, so that an expiry costs what changed and not the disk.
+//!
+//! The order, so that a cut leaves a disk that reads the same and a fold that goes on:
+//! 1. The fold's row; a sealed layer that will be written to is `filling` or `absorbing` from here on.
+//! 2. Sectors through that layer's log and pages, like any writes. Readers see both layers: what they read stays the same.
+//! 3. That layer is durable, and sealed again; its header says so.
+//! 4. One transaction: the layer that stays has the other's place, the other is being deleted.
+//! 5. Headers that name the layer that goes are mended; then its folder goes, then its row.
+
+mod order;
+mod sectors;
+mod worker;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use sectors::Move;
+pub use worker::FoldWorker;
+
+use super::chain::Chain;
+use super::folder::{self, Opening};
+use super::host::Host;
+use super::host_error::{HostError, Result};
+use super::open_volume::OpenVolume;
+use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState};
+use crate::ids::LayerId;
+use crate::layer::{Layer, LayerError, SealedMark};
+use crate::units::SECTOR_BYTES;
+
+/// A parent of at most this much data goes into its child, whichever is smaller.
+const SMALL_BYTES: u64 = 64 << 20;
+/// A child that takes a volume's writes is joined with a larger parent once it holds 1/16 of that: as much as may lie in
+/// both by the space bound (rule 16).
+const WORTH_IT: u64 = 16;
+/// Moved between two flushes, each of which records how far the fold is.
+const STEP_BYTES: u64 = 64 << 20;
+/// A fold that is slow is recorded as often.
+const STEP_TIME: Duration = Duration::from_secs(5);
+
+/// How far a fold is.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldProgress {
+    /// The layer that goes.
+    pub gone: LayerId,
+    /// The layer that stays.
+    pub kept: LayerId,
+    /// Bytes moved so far.
+    pub moved_bytes: u64,
+}
+
+/// Says whether to go on.
+pub type Watch<'a> = &'a mut dyn FnMut(FoldProgress) -> bool;
+
+/// What a fold needs while sectors move.
+struct Job {
+    fold: Fold,
+    from: Arc<Layer>,
+    into: Into,
+    below: Chain,
+}
+
+enum Into {
+    /// The active layer of a live volume.
+    Live(Arc<Layer>),
+    /// A sealed layer, opened again.
+    Sealed(LayerRow, Layer),
+}
+
+impl Into {
+    fn layer(&self) -> &Layer {
+        match self {
+            Self::Live(layer) => layer,
+            Self::Sealed(_, layer) => layer,
+        }
+    }
+}
+
+impl Host {
+    /// Folds what can be folded, until nothing is left or `watch` says no. `keep`: volumes opened for it stay live. What fails
+    /// is left as it is, readable, until the next call; the first such error is the answer.
+    pub fn fold(self: &Arc<Self>, keep: bool, watch: Watch) -> Result<()> {
+        let mut failed = HashSet::new();
+        let mut first = Ok(());
+        loop {
+            let (parent, done) = match self.begin_fold(keep, &failed) {
+                Ok(None) => return first,
+                Ok(Some(job)) => (job.fold.parent, self.carry_out(job, watch)),
+                Err((parent, error)) => (parent, Err(error)),
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => return first,
+                // Its layers were removed meanwhile.
+                Err(_) if self.region.catalog()?.read(|tx| tx.find_layer(parent))?.is_none() => {}
+                Err(error) => {
+                    tracing::warn!(layer = %parent, %error, "a layer without a name could not be folded");
+                    failed.insert(parent);
+                    first = first.and(Err(error));
+                }
+            }
+        }
+    }
+
+    /// Moves the sectors, and commits that they have moved. False: it was told to stop.
+    fn carry_out(self: &Arc<Self>, job: Job, watch: Watch) -> Result<bool> {
+        let moving = Move { way: job.fold.way, from: &job.from, into: job.into.layer(), below: &job.below };
+        let mut fold = job.fold.clone();
+        let mut unflushed = 0;
+        let mut since = Instant::now();
+        let mut failed = Ok(());
+        let finished = moving.run(fold.next_chunk, &mut |next, sectors| {
+            fold.next_chunk = next;
+            fold.moved_bytes += sectors * SECTOR_BYTES;
+            unflushed += sectors * SECTOR_BYTES;
+            let progress =
+                FoldProgress { gone: fold.gone(), kept: fold.kept(), moved_bytes: fold.moved_bytes };
+            let go_on = watch(progress);
+            if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
+                (unflushed, since) = (0, Instant::now());
+                failed = self.record_progress(&fold, job.into.layer());
+            }
+            go_on && failed.is_ok()
+        });
+        let finished = match finished {
+            // A snapshot was taken: the fold begins anew with the layer that is sealed now; what was moved stays.
+            Err(super::VolumeError::Layer(LayerError::Ended)) => {
+                self.region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?;
+                return Ok(true);
+            }
+            other => other?,
+        };
+        failed?;
+        if finished {
+            self.conclude(&fold, job)?;
+        }
+        Ok(finished)
+    }
+
+    /// What was moved is durable, and the catalog knows how far the fold is.
+    fn record_progress(&self, fold: &Fold, into: &Layer) -> Result<()> {
+        into.flush()?;
+        let row = |tx: &crate::catalog::WriteTx| {
+            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, false)
+        };
+        match self.region.catalog()?.write(row)? {
+            true => Ok(()),
+            false => Err(overtaken()),
+        }
+    }
+
+    /// Everything was moved: seals the layer that stays, if it was, and gives it the other's place.
+    fn conclude(self: &Arc<Self>, fold: &Fold, job: Job) -> Result<()> {
+        let sealed = match &job.into {
+            Into::Live(layer) => {
+                layer.flush()?;
+                None
+            }
+            Into::Sealed(row, layer) => Some((row, layer, self.seal_again(layer)?)),
+        };
+        let _one = self.changing.lock();
+        let changed = match sealed {
+            None => self.commit_live(fold),
+            Some((row, layer, mark)) => self.commit_sealed(fold, row, layer, mark),
+        };
+        drop(job);
+        changed?;
+        self.replace_in_stacks(fold)?;
+        finish(&self.region, fold.gone())
+    }
+
+    fn seal_again(&self, layer: &Layer) -> Result<SealedMark> {
+        layer.lock_for_seal()?.end()?;
+        layer.flush()?;
+        Ok(layer.finish_fold()?)
+    }
+
+    fn commit_live(&self, fold: &Fold) -> Result<()> {
+        self.region.catalog()?.write(|tx| {
+            let (parent, _) = order::check(tx, fold)?;
+            tx.set_layer_parent(fold.child, parent.parent)?;
+            tx.set_layer_state(fold.parent, LayerState::Deleting)?;
+            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, true)?;
+            Ok(())
+        })
+    }
+
+    /// The header first: what a folding layer's header says beyond its key is not asked.
+    fn commit_sealed(&self, fold: &Fold, row: &LayerRow, layer: &Layer, mark: SealedMark) -> Result<()> {
+        let (parent, child) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
+        let place = match fold.way {
+            FoldWay::Up => LayerRow { parent: parent.parent, ..child.clone() },
+            FoldWay::Down => LayerRow { size_bytes: child.size_bytes, ..row.clone() },
+        };
+        self.write_sealed_header(&place, child.id, mark, layer)?;
+        let stored = layer.stored_bytes()?;
+        // Whoever asks for it by its new row must not get one that was opened before.
+        self.unregister(layer.id());
+        self.region.catalog()?.write(|tx| {
+            let (parent, child) = order::check(tx, fold)?;
+            match fold.way {
+                FoldWay::Up => tx.set_layer_parent(fold.child, parent.parent)?,
+                FoldWay::Down => tx.give_layers_place(&child, fold.parent)?,
+            }
+            // Between the two lies the row of the one that goes: headers that still name it are known by that.
+            if fold.way == FoldWay::Down {
+                tx.set_layer_parent(fold.child, Some(fold.parent))?;
+            }
+            tx.set_layer_seal(fold.kept(), mark.generation, mark.mac)?;
+            tx.set_layer_stored_bytes(fold.kept(), stored)?;
+            tx.set_layer_state(fold.kept(), LayerState::Sealed)?;
+            tx.set_layer_state(fold.gone(), LayerState::Deleting)?;
+            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, true)?;
+            Ok(())
+        })
+    }
+
+    /// Live volumes go on through the layers that are left; the space of the one that goes is free once nobody has it open.
+    fn replace_in_stacks(&self, fold: &Fold) -> Result<()> {
+        for open in self.live() {
+            let stack = open.disk.stack();
+            let layers = stack.chain.layers();
+            if !layers.iter().any(|l| l.id() == fold.gone()) {
+                continue;
+            }
+            let mut left = Vec::with_capacity(layers.len());
+            for layer in layers.iter().filter(|l| l.id() != fold.gone()) {
+                left.push(match layer.id() == fold.kept() {
+                    true => self.open_sealed(&self.region.catalog()?.read(|tx| tx.layer(fold.kept()))?)?,
+                    false => layer.clone(),
+                });
+            }
+            open.disk.replace_chain(Chain::new(left));
+        }
+        Ok(())
+    }
+
+    /// The layers of a fold, open. The caller holds `changing`.
+    fn open_job(self: &Arc<Self>, fold: Fold, keep: bool) -> Result<Job> {
+        let (rows, child) = self
+            .region
+            .catalog()?
+            .read(|tx| -> Result<_> { Ok((tx.layer_chain(fold.parent)?, tx.layer(fold.child)?)) })?;
+        let below = Chain::new(self.open_sealed_rows(&rows[1..])?);
+        let parent = &rows[0];
+        let reopen = |row: &LayerRow, size_bytes: u64| -> Result<Into> {
+            let opening = Opening::Reopen(size_bytes.max(row.size_bytes));
+            Ok(Into::Sealed(row.clone(), folder::open_layer(&self.region, &self.cache, row, opening)?))
+        };
+        let (from, into) = match fold.way {
+            FoldWay::Down => (self.open_sealed(&child)?, reopen(parent, child.size_bytes)?),
+            FoldWay::Up if child.state == LayerState::Active => {
+                let active = self.open_active(&child, keep)?.disk.active();
+                (self.open_sealed(parent)?, Into::Live(active))
+            }
+            FoldWay::Up => (self.open_sealed(parent)?, reopen(&child, child.size_bytes)?),
+        };
+        Ok(Job { fold, from, into, below })
+    }
+
+    /// The live volume whose active layer this is.
+    fn open_active(self: &Arc<Self>, layer: &LayerRow, keep: bool) -> Result<Arc<OpenVolume>> {
+        let needs = self.region.catalog()?.read(|tx| tx.layer_needs(layer.id))?;
+        let volume = *needs.active_of.first().ok_or_else(overtaken)?;
+        let open = self.open_volume_locked(volume, keep)?;
+        match open.disk.active().id() == layer.id {
+            true => Ok(open),
+            false => Err(overtaken()),
+        }
+    }
+}
+
+/// Takes away the layer that a fold has emptied, once no header names it any more.
+pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()> {
+    let (fold, named_by) = region.catalog()?.read(|tx| -> Result<_> {
+        let Some(fold) = tx.find_fold_of_gone(gone)?.filter(|f| f.is_moved) else {
+            return Ok((None, Vec::new()));
+        };
+        let named_by = match fold.way {
+            FoldWay::Up => vec![tx.layer(fold.child)?],
+            FoldWay::Down => tx.children_of_layer(fold.parent)?,
+        };
+        Ok((Some(fold), named_by))
+    })?;
+    for row in named_by.iter().filter(|row| row.id != gone && has_header(row.state)) {
+        folder::rename_parent(region, row, gone)?;
+    }
+    folder::remove_unneeded(region, gone)?;
+    match fold {
+        Some(fold) => Ok(region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?),
+        None => Ok(()),
+    }
+}
+
+fn has_header(state: LayerState) -> bool {
+    !matches!(state, LayerState::Preparing | LayerState::Deleting)
+}
+
+fn overtaken() -> HostError {
+    HostError::refused("the layers of a fold were changed meanwhile", "nothing: it begins anew")
+}

@@ -1,0 +1,121 @@
+//! Which layers are joined, and which way.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Job, SMALL_BYTES, WORTH_IT, finish, overtaken};
+use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState, WriteTx};
+use crate::ids::LayerId;
+use crate::units::SECTOR_BYTES;
+use crate::volume::host::Host;
+use crate::volume::host_error::{HostError, Result};
+
+/// What is to be done with a layer without a name.
+enum Choice {
+    Fold(FoldWay),
+    /// Its child takes a volume's writes, and is small beside it: it is sealed first, and then joined.
+    Seal,
+    /// Its child holds too little yet.
+    Leave,
+}
+
+impl Host {
+    /// The next fold, its row committed; `None` where there is nothing to fold. Errors name the parent.
+    pub(super) fn begin_fold(
+        self: &Arc<Self>,
+        keep: bool,
+        failed: &HashSet<LayerId>,
+    ) -> Result<Option<Job>, (LayerId, HostError)> {
+        let _one = self.changing.lock();
+        let of_catalog = |e: HostError| (LayerId::random(), e);
+        let read = || -> Result<_> {
+            Ok(self.region.catalog()?.read(|tx| -> Result<_, crate::catalog::CatalogError> {
+                Ok((tx.folds()?, tx.foldable_layers()?))
+            })?)
+        };
+        let (begun, candidates) = read().map_err(of_catalog)?;
+        for fold in begun.into_iter().filter(|f| !failed.contains(&f.parent)) {
+            let parent = fold.parent;
+            let name = |e| (parent, e);
+            match fold.is_moved {
+                true => finish(&self.region, fold.gone()).map_err(name)?,
+                false => return self.open_job(fold, keep).map(Some).map_err(name),
+            }
+        }
+        for (parent, child) in candidates.into_iter().filter(|(p, _)| !failed.contains(&p.id)) {
+            let name = |e| (parent.id, e);
+            match self.choose(&parent, &child, keep).map_err(name)? {
+                Choice::Leave => {}
+                Choice::Fold(way) => return self.start(&parent, &child, way, keep).map(Some).map_err(name),
+                Choice::Seal => {
+                    self.seal_unnamed(&child, keep).map_err(name)?;
+                    let sealed = self.region.catalog().and_then(|mut c| Ok(c.read(|tx| tx.layer(child.id))?));
+                    let sealed = sealed.map_err(|e| name(e.into()))?;
+                    return self.start(&parent, &sealed, FoldWay::Down, keep).map(Some).map_err(name);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn choose(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, keep: bool) -> Result<Choice> {
+        let bytes = |sectors: u64| sectors * SECTOR_BYTES;
+        let alike = |row: &LayerRow| (row.key, row.cipher, row.account);
+        let is_active = child.state == LayerState::Active;
+        // Nothing may come under another key than its own: only the parent's is the child's alone now.
+        if alike(parent) != alike(child) {
+            return Ok(Choice::Fold(FoldWay::Up));
+        }
+        let of_parent = bytes(self.open_sealed(parent)?.data_sectors());
+        if is_active {
+            let of_child = bytes(self.open_active(child, keep)?.disk.active().data_sectors());
+            return Ok(match () {
+                () if of_parent <= of_child.max(SMALL_BYTES) => Choice::Fold(FoldWay::Up),
+                () if of_child >= of_parent / WORTH_IT => Choice::Seal,
+                () => Choice::Leave,
+            });
+        }
+        let of_child = bytes(self.open_sealed(child)?.data_sectors());
+        Ok(Choice::Fold(if of_child <= of_parent { FoldWay::Down } else { FoldWay::Up }))
+    }
+
+    fn start(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, way: FoldWay, keep: bool) -> Result<Job> {
+        let fold =
+            Fold { parent: parent.id, child: child.id, way, next_chunk: 0, moved_bytes: 0, is_moved: false };
+        self.region.catalog()?.write(|tx| -> Result<_> {
+            check(tx, &fold)?;
+            match way {
+                FoldWay::Down => tx.set_layer_state(parent.id, LayerState::Absorbing)?,
+                FoldWay::Up if child.state == LayerState::Sealed => {
+                    tx.set_layer_state(child.id, LayerState::Filling)?;
+                }
+                FoldWay::Up => {}
+            }
+            Ok(tx.insert_fold(&fold)?)
+        })?;
+        self.open_job(fold, keep)
+    }
+
+    /// Seals a volume's active layer without a snapshot.
+    fn seal_unnamed(self: &Arc<Self>, child: &LayerRow, keep: bool) -> Result<()> {
+        let open = self.open_active(child, keep)?;
+        self.seal_volume(&open, open.disk.size_bytes())?;
+        self.finish_seals(&open)
+    }
+}
+
+/// The rows of a fold, if it still may be: nothing but the child needs the parent.
+pub(super) fn check(tx: &WriteTx, fold: &Fold) -> Result<(LayerRow, LayerRow)> {
+    let (Some(parent), Some(child)) = (tx.find_layer(fold.parent)?, tx.find_layer(fold.child)?) else {
+        return Err(overtaken());
+    };
+    let needs = tx.layer_needs(fold.parent)?;
+    let only = needs.children == [fold.child]
+        && needs.snapshots.is_empty()
+        && needs.active_of.is_empty()
+        && needs.next_of.is_empty();
+    match only && child.state != LayerState::Deleting {
+        true => Ok((parent, child)),
+        false => Err(overtaken()),
+    }
+}
