@@ -148,3 +148,107 @@ fn a_chain_without_a_mount_is_folded_by_the_command() {
     assert!(read_at(&world.snapshot_file("s3"), 0, 8 << 20).unwrap() == contents[3]);
     assert!(read_at(&world.file("web"), 0, 8 << 20).unwrap() == contents[3]);
 }
+
+fn stored(world: &World) -> u64 {
+    let du = world::must("du", &["-s", "-B1", &world.at("r/layers")]);
+    du.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// The space bound of rule 16 for so many live bytes, and the logs of the layers.
+fn bound(live: u64, layers: usize) -> u64 {
+    live * 11 / 10 + layers as u64 * 33 * MIB
+}
+
+/// Bytes of each fold so far, from the mount's log.
+fn folds(world: &World) -> Vec<u64> {
+    let moved = |line: &str| {
+        let text = line.split("moved_bytes=").nth(1)?;
+        text.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    world.log().lines().filter(|line| line.contains("folded")).filter_map(moved).collect()
+}
+
+/// A day of hourly snapshots over a large base: each hour the oldest goes, at the cost of an hour's changes.
+#[test]
+fn an_hour_that_expires_costs_an_hour() {
+    const KEPT: u64 = 24;
+    let mut world = World::new();
+    world.log_level = Some("terrane=info");
+    world.volume("web", "1T");
+    world.mount();
+    // The base: 96 MiB, here and there.
+    for n in 0..96 {
+        write_at(&world.file("web"), n * (10 << 30), &pattern(MIB as usize, n)).unwrap();
+    }
+    for hour in 0..KEPT + 8 {
+        write_at(&world.file("web"), (hour % 96) * (10 << 30), &pattern(MIB as usize, 1000 + hour)).unwrap();
+        world.snapshot("web", &format!("h{hour}"));
+        if let Some(oldest) = hour.checked_sub(KEPT) {
+            world.ok(&["snapshot", "delete", &format!("h{oldest}")]);
+        }
+    }
+    assert!(within(30, || folds(&world).len() as u64 == 8), "{:?}", folds(&world));
+    assert_eq!(folds(&world), [MIB; 8], "each moves what one hour changed");
+    for (hour, n) in [(8, 8), (31, 31), (31, 60), (20, 25)] {
+        let seed = if n <= hour { 1000 + n } else { n };
+        let found = read_at(&world.snapshot_file(&format!("h{hour}")), n * (10 << 30), MIB as usize).unwrap();
+        assert!(found == pattern(MIB as usize, seed), "hour {hour}, place {n}");
+    }
+}
+
+#[test]
+fn kills_amid_a_fold_lose_nothing() {
+    let mut world = World::new();
+    world.log_level = Some("terrane=info");
+    world.volume("web", "512M");
+    world.mount();
+    let content = |seed: u64| pattern(160 << 20, seed);
+    write_at(&world.file("web"), 0, &content(1)).unwrap();
+    world.snapshot("web", "s1");
+    write_at(&world.file("web"), 100 << 20, &content(2)).unwrap();
+    world.snapshot("web", "s2");
+    write_at(&world.file("web"), 200 << 20, &content(3)).unwrap();
+    std::fs::File::open(world.file("web")).unwrap().sync_all().unwrap();
+    let mut expected = content(1);
+    expected.resize(360 << 20, 0);
+    expected[100 << 20..260 << 20].copy_from_slice(&content(2));
+    let s2 = expected.clone();
+    expected[200 << 20..360 << 20].copy_from_slice(&content(3));
+    world.ok(&["snapshot", "delete", "s1"]);
+    for turn in 0..6u64 {
+        std::thread::sleep(std::time::Duration::from_millis(15 * turn));
+        world.kill_server();
+        world.mount_again();
+        assert!(read_at(&world.file("web"), 0, expected.len()).unwrap() == expected, "turn {turn}");
+        if turn == 3 {
+            world.ok(&["snapshot", "delete", "s2"]);
+        } else if turn < 3 {
+            assert!(read_at(&world.snapshot_file("s2"), 0, s2.len()).unwrap() == s2, "turn {turn}");
+        }
+    }
+    // The base, with all that was moved, and the active layer, which holds nothing yet, and the next one.
+    assert!(within(60, || world.layers() == LEAST + 1), "{} layers; {}", world.layers(), world.log());
+    let bound = bound(expected.len() as u64, LEAST + 1);
+    assert!(within(30, || stored(&world) <= bound), "{} bytes, not {bound}", stored(&world));
+    assert!(read_at(&world.file("web"), 0, expected.len()).unwrap() == expected);
+}
+
+/// A large layer under a small active one: that is sealed and joined, at the cost of the small one.
+#[test]
+fn a_large_base_takes_what_was_written_since() {
+    let mut world = World::new();
+    world.log_level = Some("terrane=info");
+    world.volume("web", "256M");
+    world.mount();
+    let mut expected = pattern(200 << 20, 1);
+    write_at(&world.file("web"), 0, &expected).unwrap();
+    world.snapshot("web", "s1");
+    expected[..20 << 20].copy_from_slice(&pattern(20 << 20, 2));
+    write_at(&world.file("web"), 0, &expected[..20 << 20]).unwrap();
+    world.ok(&["snapshot", "delete", "s1"]);
+    assert!(within(30, || folds(&world).len() == 1), "{}", world.log());
+    assert_eq!(folds(&world), [20 << 20]);
+    assert!(read_at(&world.file("web"), 0, expected.len()).unwrap() == expected);
+    let bound = bound(expected.len() as u64, LEAST + 1);
+    assert!(within(30, || stored(&world) <= bound), "{} bytes, not {bound}", stored(&world));
+}

@@ -315,6 +315,7 @@ impl Host {
         let stored = layer.stored_bytes()?;
         self.commit_finished_seal(layer, mark, stored)?;
         layer.release_lock();
+        self.wake_folding();
         Ok(())
     }
 

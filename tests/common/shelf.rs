@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use terrane::catalog::FoldWay;
 use terrane::crypto::{Cipher, LayerKeys, Secret};
 use terrane::ids::{LayerId, VolumeId};
 use terrane::layer::{FileStore, Layer, LayerError, PageCache, Parts, SealedMark, Store};
-use terrane::volume::{Chain, LiveVolume, Seal, Stack, VolumeError, seal_together};
+use terrane::volume::{Chain, LiveVolume, Move, Seal, Stack, VolumeError, seal_together};
 
 use super::sim::{Machine, SimStore};
 
@@ -45,6 +46,18 @@ pub struct Rows {
     pub sealed: Vec<(LayerId, Option<SealedMark>)>,
     pub active: Option<LayerId>,
     pub next: Option<LayerId>,
+    /// The number of the sealed layer that is being joined with the one on it, and which way.
+    pub folding: Option<(usize, FoldWay)>,
+}
+
+impl Rows {
+    fn is_written_by_fold(&self, number: usize) -> bool {
+        match self.folding {
+            Some((parent, FoldWay::Up)) => number == parent + 1,
+            Some((parent, FoldWay::Down)) => number == parent,
+            None => false,
+        }
+    }
 }
 
 /// A volume and its catalog.
@@ -114,6 +127,9 @@ impl Shelf {
         let mut layers = Vec::new();
         for (i, (id, mark)) in rows.sealed.iter().enumerate() {
             layers.push(match mark {
+                Some(mark) if rows.is_written_by_fold(i) => {
+                    Arc::new(Layer::open_folding(self.parts(*id), *mark)?)
+                }
                 Some(mark) => Arc::new(Layer::open_sealed(self.parts(*id), *mark)?),
                 None => self.recover_sealed(i, *id)?,
             });
@@ -177,6 +193,65 @@ impl Shelf {
                 self.finish(number, layer)?;
             }
         }
+        Ok(())
+    }
+
+    /// Begins to join sealed layer `number` with the one on it: nothing names it any more.
+    pub fn begin_fold(&self, number: usize, way: FoldWay) -> Result<(), LayerError> {
+        self.commit(|rows| rows.folding = Some((number, way)))
+    }
+
+    /// Carries on with the fold that was begun. `watch` is called after each chunk. Where the active layer is sealed
+    /// meanwhile the fold is called off.
+    pub fn fold(&self, volume: &LiveVolume, watch: &mut dyn FnMut()) -> Result<(), VolumeError> {
+        let rows = self.rows();
+        let Some((number, way)) = rows.folding else { return Ok(()) };
+        let stack = volume.stack();
+        let layers = stack.chain.layers();
+        let (parent, child) = (&layers[number], layers.get(number + 1));
+        let (from, kept) = match (way, child) {
+            (FoldWay::Up, child) => (parent.clone(), child.map(|c| c.id())),
+            (FoldWay::Down, child) => (child.expect("both are sealed").clone(), Some(parent.id())),
+        };
+        let into = match kept {
+            Some(id) => Arc::new(Layer::reopen(self.parts(id), self.size_bytes)?),
+            None => volume.active(),
+        };
+        let below = Chain::new(layers[..number].to_vec());
+        let moved = Move { way, from: &from, into: &into, below: &below }.run(0, &mut |_, _| {
+            watch();
+            true
+        });
+        match moved {
+            Err(VolumeError::Layer(LayerError::Ended)) => return Ok(self.commit(|rows| rows.folding = None)?),
+            other => assert!(other?, "it came to the end"),
+        }
+        let mark = match kept {
+            Some(_) => {
+                into.lock_for_seal()?.end()?;
+                into.flush()?;
+                Some(into.finish_fold()?)
+            }
+            None => into.flush().map(|()| None)?,
+        };
+        let gone = if way == FoldWay::Up { number } else { number + 1 };
+        self.commit(|rows| {
+            if let Some(kept) = kept {
+                rows.sealed.iter_mut().filter(|(id, _)| *id == kept).for_each(|row| row.1 = mark);
+            }
+            rows.sealed.remove(gone);
+            rows.folding = None;
+        })?;
+        // The live volume's chain may have grown meanwhile.
+        let now = volume.stack();
+        let left = now.chain.layers().iter().filter(|l| l.id() != from.id());
+        let left: Result<Vec<_>, LayerError> = left
+            .map(|layer| match (mark, kept == Some(layer.id())) {
+                (Some(mark), true) => Ok(Arc::new(Layer::open_sealed(self.parts(layer.id()), mark)?)),
+                _ => Ok(layer.clone()),
+            })
+            .collect();
+        volume.replace_chain(Chain::new(left?));
         Ok(())
     }
 

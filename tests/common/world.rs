@@ -22,6 +22,8 @@ pub struct World {
     uid: Option<u32>,
     /// A mount that its Drop must be able to take away in order.
     orderly: bool,
+    /// What `TERRANE_LOG` says.
+    pub log_level: Option<&'static str>,
     _temporary: tempfile::TempDir,
 }
 
@@ -43,7 +45,7 @@ impl World {
                 std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
             }
         }
-        Self { dir, uid, orderly: true, _temporary: temporary }
+        Self { dir, uid, orderly: true, log_level: None, _temporary: temporary }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -77,6 +79,9 @@ impl World {
         };
         for name in ["TERRANE_REGION", "TERRANE_ACCOUNT", "TERRANE_CLOCK", "TERRANE_LOG"] {
             command.env_remove(name);
+        }
+        if let Some(level) = self.log_level {
+            command.env("TERRANE_LOG", level);
         }
         command
             .env("TERRANE_CONFIG_DIR", self.path("config"))

@@ -64,15 +64,15 @@ struct Job {
 enum Into {
     /// The active layer of a live volume.
     Live(Arc<Layer>),
-    /// A sealed layer, opened again.
-    Sealed(LayerRow, Layer),
+    /// A sealed layer, opened again; whether by an earlier process, which knew what it had freed.
+    Sealed { row: LayerRow, layer: Layer, resumed: bool },
 }
 
 impl Into {
     fn layer(&self) -> &Layer {
         match self {
             Self::Live(layer) => layer,
-            Self::Sealed(_, layer) => layer,
+            Self::Sealed { layer, .. } => layer,
         }
     }
 }
@@ -157,7 +157,7 @@ impl Host {
                 layer.flush()?;
                 None
             }
-            Into::Sealed(row, layer) => Some((row, layer, self.seal_again(layer)?)),
+            Into::Sealed { row, layer, resumed } => Some((row, layer, seal_again(layer, *resumed)?)),
         };
         let _one = self.changing.lock();
         let changed = match sealed {
@@ -167,13 +167,8 @@ impl Host {
         drop(job);
         changed?;
         self.replace_in_stacks(fold)?;
+        tracing::info!(gone = %fold.gone(), kept = %fold.kept(), moved_bytes = fold.moved_bytes, "folded");
         finish(&self.region, fold.gone())
-    }
-
-    fn seal_again(&self, layer: &Layer) -> Result<SealedMark> {
-        layer.lock_for_seal()?.end()?;
-        layer.flush()?;
-        Ok(layer.finish_fold()?)
     }
 
     fn commit_live(&self, fold: &Fold) -> Result<()> {
@@ -237,7 +232,7 @@ impl Host {
     }
 
     /// The layers of a fold, open. The caller holds `changing`.
-    fn open_job(self: &Arc<Self>, fold: Fold, keep: bool) -> Result<Job> {
+    fn open_job(self: &Arc<Self>, fold: Fold, keep: bool, resumed: bool) -> Result<Job> {
         let (rows, child) = self
             .region
             .catalog()?
@@ -246,7 +241,8 @@ impl Host {
         let parent = &rows[0];
         let reopen = |row: &LayerRow, size_bytes: u64| -> Result<Into> {
             let opening = Opening::Reopen(size_bytes.max(row.size_bytes));
-            Ok(Into::Sealed(row.clone(), folder::open_layer(&self.region, &self.cache, row, opening)?))
+            let layer = folder::open_layer(&self.region, &self.cache, row, opening)?;
+            Ok(Into::Sealed { row: row.clone(), layer, resumed })
         };
         let (from, into) = match fold.way {
             FoldWay::Down => (self.open_sealed(&child)?, reopen(parent, child.size_bytes)?),
@@ -269,6 +265,12 @@ impl Host {
             false => Err(overtaken()),
         }
     }
+}
+
+fn seal_again(layer: &Layer, resumed: bool) -> Result<SealedMark> {
+    layer.lock_for_seal()?.end()?;
+    layer.flush()?;
+    Ok(if resumed { layer.finish_seal()? } else { layer.finish_fold()? })
 }
 
 /// Takes away the layer that a fold has emptied, once no header names it any more.

@@ -39,7 +39,7 @@ impl Host {
             let name = |e| (parent, e);
             match fold.is_moved {
                 true => finish(&self.region, fold.gone()).map_err(name)?,
-                false => return self.open_job(fold, keep).map(Some).map_err(name),
+                false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
         for (parent, child) in candidates.into_iter().filter(|(p, _)| !failed.contains(&p.id)) {
@@ -93,7 +93,7 @@ impl Host {
             }
             Ok(tx.insert_fold(&fold)?)
         })?;
-        self.open_job(fold, keep)
+        self.open_job(fold, keep, false)
     }
 
     /// Seals a volume's active layer without a snapshot.

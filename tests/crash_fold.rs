@@ -1,0 +1,216 @@
+//! Guards against a power cut amid a fold (engine rule 20) that changes what the disk or a snapshot on it reads, or after
+//! which the fold can't go on.
+//!
+//! As in `crash_volume`: a seeded script runs once on a simulated disk, then the disk is opened as a cut at each place of
+//! the trace leaves it. The fold goes on there, is cut again, and is brought to its end.
+//!
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds.
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+use common::Random;
+use common::shelf::{Place, Shelf};
+use common::sim::{CUTS, Cut, Event, Machine, State};
+use terrane::catalog::FoldWay;
+use terrane::crypto::Cipher;
+use terrane::units::SectorNo;
+use terrane::volume::{LiveVolume, Stack};
+
+const DISK: u64 = 6 << 20;
+const WINDOW_AT: u64 = (512 - 14) * 4096;
+const WINDOW: usize = 40 * 4096;
+
+fn window_of(stack: &Stack) -> Vec<u8> {
+    let mut bytes = vec![0xaa; WINDOW];
+    stack.read(WINDOW_AT, &mut bytes).expect("a disk is readable amid a fold");
+    bytes
+}
+
+fn shelf(machine: &Arc<Machine>) -> Shelf {
+    Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256)
+}
+
+/// A disk with some snapshots and a fold that was run to its end.
+struct Folded {
+    start: State,
+    trace: Vec<Event>,
+    /// The disk after each write in the fold: (began, ended, bytes).
+    states: Vec<(usize, usize, Vec<u8>)>,
+    /// Flushes in the fold: (ended, the state covered).
+    flushes: Vec<(usize, usize)>,
+    /// What the snapshots on the folded pair hold, from the newest down.
+    above: Vec<Vec<u8>>,
+}
+
+fn change(volume: &LiveVolume, model: &mut [u8], random: &mut Random) {
+    let count = 1 + random.below(12) as usize;
+    let first = random.below((WINDOW / 4096 - count) as u64 + 1) as usize;
+    let (at, len) = (first * 4096, count * 4096);
+    let place = WINDOW_AT + at as u64;
+    match random.below(4) {
+        0 => {
+            model[at..at + len].fill(0);
+            volume.discard(place, len as u64).unwrap();
+        }
+        1 => {
+            let len = (len - 2000).max(1);
+            random.fill(&mut model[at + 700..at + 700 + len - 700]);
+            volume.write(place + 700, &model[at + 700..at + len]).unwrap();
+        }
+        _ => {
+            random.fill(&mut model[at..at + len]);
+            volume.write(place, &model[at..at + len]).unwrap();
+        }
+    }
+}
+
+/// Layer `number` of `count` is folded.
+fn run(seed: u64, count: usize, number: usize, way: FoldWay) -> Folded {
+    let machine = Machine::new();
+    let shelf = shelf(&machine);
+    let volume = shelf.open().unwrap();
+    let mut random = Random::new(seed);
+    let mut model = vec![0; WINDOW];
+    let mut contents = Vec::new();
+    for _ in 0..count {
+        (0..4).for_each(|_| change(&volume, &mut model, &mut random));
+        shelf.seal(&volume).unwrap();
+        contents.push(model.clone());
+    }
+    (0..3).for_each(|_| change(&volume, &mut model, &mut random));
+    volume.flush().unwrap();
+    shelf.finish_seals(&volume).unwrap();
+    let start = machine.start_trace();
+    let mut states = vec![(0, 0, model.clone())];
+    let mut flushes = vec![(0, 0)];
+    shelf.begin_fold(number, way).unwrap();
+    let mut sealed_amid = false;
+    shelf
+        .fold(&volume, &mut || {
+            let began = machine.traced();
+            change(&volume, &mut model, &mut random);
+            states.push((began, machine.traced(), model.clone()));
+            if random.one_in(2) {
+                volume.flush().unwrap();
+                flushes.push((machine.traced(), states.len() - 1));
+            }
+            if random.one_in(5) && !sealed_amid {
+                shelf.seal(&volume).unwrap();
+                shelf.finish_seals(&volume).unwrap();
+                flushes.push((machine.traced(), states.len() - 1));
+                sealed_amid = true;
+            }
+        })
+        .unwrap();
+    let above = contents.split_off(number + 1);
+    assert!(window_of(&volume.stack()) == model, "seed {seed}: the fold itself changed the disk");
+    Folded { start, trace: machine.take_trace(), states, flushes, above }
+}
+
+impl Folded {
+    fn check(&self, machine: &Arc<Machine>, n: usize, cut: Cut, random: &mut Random) -> u64 {
+        let (shelf, volume) = self.open(machine, n, cut);
+        let held = window_of(&volume.stack());
+        // Going on, and cut again.
+        let before = machine.start_trace();
+        shelf.fold(&volume, &mut || {}).expect("a fold goes on after a cut");
+        let trace = machine.take_trace();
+        assert!(window_of(&volume.stack()) == held, "the disk changed as the fold went on");
+        self.check_above(&shelf, &volume);
+        no_slot_twice(&volume.stack());
+        let mut again = before;
+        let chosen = random.below(trace.len() as u64 + 1) as usize;
+        trace[..chosen].iter().for_each(|e| again.apply(e));
+        let second = CUTS[random.below(CUTS.len() as u64) as usize];
+        let machine = again.after(second, random);
+        let (shelf, volume) = self.open(&machine, n, cut);
+        assert!(
+            window_of(&volume.stack()) == held,
+            "a second cut, {second:?} after {chosen}, changed the disk"
+        );
+        shelf.fold(&volume, &mut || {}).expect("a fold goes on after two cuts");
+        assert!(
+            window_of(&volume.stack()) == held,
+            "the disk changed as the fold went on after a second cut"
+        );
+        self.check_above(&shelf, &volume);
+        assert!(shelf.rows().folding.is_none());
+        2
+    }
+
+    /// Opens a disk cut after `n` operations: a state that is allowed there, and the snapshots as they were.
+    fn open(&self, machine: &Arc<Machine>, n: usize, cut: Cut) -> (Shelf, LiveVolume) {
+        let answered = self.states.iter().rposition(|s| s.1 <= n).unwrap_or(0);
+        let flushed = self.flushes.iter().filter(|f| f.0 <= n).map(|f| f.1).max().unwrap_or(0);
+        let least = if cut == Cut::All { answered } else { flushed };
+        let most = self.states.iter().rposition(|s| s.0 < n).unwrap_or(0).max(least);
+        let shelf = shelf(machine);
+        let volume = shelf.open().expect("a volume opens after a cut amid a fold");
+        let bytes = window_of(&volume.stack());
+        assert!(
+            self.states[least..=most].iter().any(|s| s.2 == bytes),
+            "the disk is none of {least}..={most}"
+        );
+        self.check_above(&shelf, &volume);
+        (shelf, volume)
+    }
+
+    /// Snapshots taken before the fold, on the pair, read as they did. Counted from the newest, past one taken amid it.
+    fn check_above(&self, shelf: &Shelf, volume: &LiveVolume) {
+        let there: Vec<_> =
+            (0..volume.stack().chain.layers().len()).map(|n| window_of(&shelf.snapshot(volume, n))).collect();
+        let mut from = 0;
+        for (i, content) in self.above.iter().enumerate() {
+            let found = there[from..].iter().position(|bytes| bytes == content);
+            from += found.unwrap_or_else(|| panic!("snapshot {i} above the fold is gone or differs")) + 1;
+        }
+    }
+}
+
+fn no_slot_twice(stack: &Stack) {
+    for layer in stack.chain.layers().iter().chain(&stack.active) {
+        let mut owned = std::collections::HashSet::new();
+        for sector in WINDOW_AT / 4096..(WINDOW_AT + WINDOW as u64) / 4096 {
+            if let Some(slot) = layer.entry(SectorNo(sector)).unwrap().slot() {
+                assert!(owned.insert(slot), "slot {} has two owners", slot.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
+    let seeds = std::env::var("TERRANE_CRASH_SEEDS").map_or(2, |n| n.parse().expect("a number of seeds"));
+    let mut states = 0;
+    for seed in 1..=seeds {
+        // The lowest layer, one in the middle, the one under the active layer; both ways.
+        for (number, way) in
+            [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)]
+        {
+            let folded = run(seed, 3, number, way);
+            let mut state = folded.start.clone();
+            for n in 0..=folded.trace.len() {
+                if n > 0 {
+                    state.apply(&folded.trace[n - 1]);
+                }
+                for cut in CUTS {
+                    let mut random = Random::new(seed ^ (n as u64) << 20 ^ (cut as u64) << 56);
+                    let machine = state.after(cut, &mut random);
+                    let check = AssertUnwindSafe(|| folded.check(&machine, n, cut, &mut random));
+                    match catch_unwind(check) {
+                        Ok(opened) => states += opened,
+                        Err(e) => {
+                            let all = folded.trace.len();
+                            println!("seed {seed}, layer {number} {way:?}, cut after {n} of {all}, {cut:?}");
+                            resume_unwind(e);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    println!("{states} disks after a cut amid a fold");
+}
