@@ -85,7 +85,7 @@ fn any_order_of_deletions_leaves_what_is_left_as_it_was() {
         for turn in 0..40 {
             change(&world, &mut model, &mut rng);
             match rng.below(8) {
-                0 | 1 | 2 => {
+                0..=2 => {
                     let name = format!("s{turn}");
                     world.snapshot("web", &name);
                     model.snapshots.insert(name, model.disk.clone());

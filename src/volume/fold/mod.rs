@@ -65,7 +65,7 @@ enum Into {
     /// The active layer of a live volume.
     Live(Arc<Layer>),
     /// A sealed layer, opened again; whether by an earlier process, which knew what it had freed.
-    Sealed { row: LayerRow, layer: Layer, resumed: bool },
+    Sealed { row: Box<LayerRow>, layer: Box<Layer>, resumed: bool },
 }
 
 impl Into {
@@ -87,7 +87,7 @@ impl Host {
             let (parent, done) = match self.begin_fold(keep, &failed) {
                 Ok(None) => return first,
                 Ok(Some(job)) => (job.fold.parent, self.carry_out(job, watch)),
-                Err((parent, error)) => (parent, Err(error)),
+                Err((parent, error)) => (parent, Err(*error)),
             };
             match done {
                 Ok(true) => {}
@@ -242,7 +242,7 @@ impl Host {
         let reopen = |row: &LayerRow, size_bytes: u64| -> Result<Into> {
             let opening = Opening::Reopen(size_bytes.max(row.size_bytes));
             let layer = folder::open_layer(&self.region, &self.cache, row, opening)?;
-            Ok(Into::Sealed { row: row.clone(), layer, resumed })
+            Ok(Into::Sealed { row: Box::new(row.clone()), layer: Box::new(layer), resumed })
         };
         let (from, into) = match fold.way {
             FoldWay::Down => (self.open_sealed(&child)?, reopen(parent, child.size_bytes)?),

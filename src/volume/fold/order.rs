@@ -25,9 +25,9 @@ impl Host {
         self: &Arc<Self>,
         keep: bool,
         failed: &HashSet<LayerId>,
-    ) -> Result<Option<Job>, (LayerId, HostError)> {
+    ) -> Result<Option<Job>, (LayerId, Box<HostError>)> {
         let _one = self.changing.lock();
-        let of_catalog = |e: HostError| (LayerId::random(), e);
+        let of_catalog = |e: HostError| (LayerId::random(), Box::new(e));
         let read = || -> Result<_> {
             Ok(self.region.catalog()?.read(|tx| -> Result<_, crate::catalog::CatalogError> {
                 Ok((tx.folds()?, tx.foldable_layers()?))
@@ -36,14 +36,14 @@ impl Host {
         let (begun, candidates) = read().map_err(of_catalog)?;
         for fold in begun.into_iter().filter(|f| !failed.contains(&f.parent)) {
             let parent = fold.parent;
-            let name = |e| (parent, e);
+            let name = |e| (parent, Box::new(e));
             match fold.is_moved {
                 true => finish(&self.region, fold.gone()).map_err(name)?,
                 false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
         for (parent, child) in candidates.into_iter().filter(|(p, _)| !failed.contains(&p.id)) {
-            let name = |e| (parent.id, e);
+            let name = |e| (parent.id, Box::new(e));
             match self.choose(&parent, &child, keep).map_err(name)? {
                 Choice::Leave => {}
                 Choice::Fold(way) => return self.start(&parent, &child, way, keep).map(Some).map_err(name),
