@@ -1,5 +1,6 @@
 //! `terrane mount` and `terrane unmount`.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,9 @@ use super::exit::Exit;
 use super::owner::SOCKET;
 use super::{App, Failure, Outcome, log};
 use crate::control::{self, Server};
+use crate::crypto::Secret;
 use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
+use crate::region::Region;
 use crate::sys::mount::MountError as System;
 use crate::sys::{loopdev, process};
 use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
@@ -53,29 +56,52 @@ enum CacheChoice {
 pub fn mount(args: MountArgs, app: &App) -> Outcome {
     let args = MountArgs { mount_point: std::path::absolute(&args.mount_point)?, ..args };
     if args.foreground {
-        return serve(&args, app, |_| Ok(()));
+        return serve(&args, app, None, |_| Ok(()));
     }
+    let asks = app.region()?.asks_for_passphrase() && std::io::stdin().is_terminal();
     match process::background().context("going to the background")? {
-        process::Background::Foreground(waiting) => report(waiting),
-        process::Background::Serving(readiness) => {
-            let mut readiness = Some(readiness);
-            let served = serve(&args, app, |at| match readiness.take() {
-                Some(readiness) => Ok(readiness.ready(&at.display().to_string())?),
-                None => Ok(()),
-            });
-            match (served, readiness) {
-                (Err(e), Some(readiness)) => {
-                    let failure = Failure::of(&e);
-                    let words = serde_json::to_string(&(failure.message, failure.hint))?;
-                    Ok(readiness.failed(failure.exit.number() as u8, &words)?)
-                }
-                (Err(e), None) => {
-                    tracing::error!("the mount ended: {e:#}");
-                    Err(e)
-                }
-                (Ok(()), _) => Ok(()),
+        process::Background::Foreground(mut waiting) => {
+            if asks {
+                // An error or Ctrl-C at the question ends the serving process too, which waits for the answer.
+                let region = app.region()?;
+                refuse_place(args.read_only, &args.mount_point, &region)?;
+                waiting.hand(region.root_key()?.expose()).context("handing over the root key")?;
             }
+            report(waiting)
         }
+        process::Background::Serving(readiness) => serve_in_background(&args, app, readiness, asks),
+    }
+}
+
+/// The serving process of a mount in the background. `asks`: the root key comes from the command, which has the terminal.
+fn serve_in_background(
+    args: &MountArgs,
+    app: &App,
+    mut readiness: process::Readiness,
+    asks: bool,
+) -> Outcome {
+    let mut root_key = None;
+    if asks {
+        // Without a word: the command has said why.
+        let Some(handed) = readiness.handed()? else { return Ok(()) };
+        root_key = Some(Secret::try_from_slice(handed.as_ref())?);
+    }
+    let mut readiness = Some(readiness);
+    let served = serve(args, app, root_key, |at| match readiness.take() {
+        Some(readiness) => Ok(readiness.ready(&at.display().to_string())?),
+        None => Ok(()),
+    });
+    match (served, readiness) {
+        (Err(e), Some(readiness)) => {
+            let failure = Failure::of(&e);
+            let words = serde_json::to_string(&(failure.message, failure.hint))?;
+            Ok(readiness.failed(failure.exit.number() as u8, &words)?)
+        }
+        (Err(e), None) => {
+            tracing::error!("the mount ended: {e:#}");
+            Err(e)
+        }
+        (Ok(()), _) => Ok(()),
     }
 }
 
@@ -92,16 +118,25 @@ fn report(waiting: process::Waiting) -> Outcome {
 }
 
 /// Opens the region, mounts it, serves until the mount ends, and closes every volume.
-fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -> Outcome {
+fn serve(
+    args: &MountArgs,
+    app: &App,
+    root_key: Option<Secret<32>>,
+    ready: impl FnOnce(&Path) -> Result<()>,
+) -> Outcome {
     process::become_io_flusher();
     process::raise_open_files();
     let region = app.region()?;
+    refuse_place(args.read_only, &args.mount_point, &region)?;
+    // Wrong or missing: said now, and not at the first open. Before the layers are taken: nobody waits for a person.
+    match root_key {
+        Some(key) => region.give_root_key(key)?,
+        None => drop(region.root_key()?),
+    }
     let owner = match args.read_only {
         true => None,
         false => Some(own_layers(&region, &args.mount_point)?),
     };
-    // Wrong or missing: said now, and not at the first open.
-    region.root_key()?;
     if owner.is_some() {
         remove_litter(&region)?;
     }
@@ -133,20 +168,30 @@ fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -
     Ok(ended?)
 }
 
-fn own_layers(region: &crate::region::Region, at: &Path) -> Result<LayersLock> {
+/// What can be said before anybody is asked for a passphrase: this place can't be, or the region is mounted already.
+fn refuse_place(read_only: bool, at: &Path, region: &Region) -> Outcome {
+    if !read_only && let Err(Owner { pid, mount_point: Some(place) }) = LayersLock::take(region, None)? {
+        return Err(mounted_already(region, pid, &place));
+    }
+    Ok(fuse::check_mount_point(at)?)
+}
+
+fn mounted_already(region: &Region, pid: u32, place: &Path) -> anyhow::Error {
+    let message = format!(
+        "region {} is already mounted read-write at {} by process {pid}",
+        region.name(),
+        place.display()
+    );
+    let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
+    Failure { exit: Exit::InUse, message, hint }.into()
+}
+
+fn own_layers(region: &Region, at: &Path) -> Result<LayersLock> {
     let since = Instant::now();
     loop {
         match LayersLock::take(region, Some(at))? {
             Ok(lock) => return Ok(lock),
-            Err(Owner { pid, mount_point: Some(place) }) => {
-                let message = format!(
-                    "region {} is already mounted read-write at {} by process {pid}",
-                    region.name(),
-                    place.display()
-                );
-                let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
-                return Err(Failure { exit: Exit::InUse, message, hint }.into());
-            }
+            Err(Owner { pid, mount_point: Some(place) }) => return Err(mounted_already(region, pid, &place)),
             Err(Owner { pid, mount_point: None }) if since.elapsed() > Duration::from_secs(120) => {
                 let message = format!("region {} is in use by process {pid}", region.name());
                 return Err(

@@ -281,6 +281,11 @@ fn serve(tree: Tree, channel: std::os::fd::OwnedFd, options: &Options) -> io::Re
     Ok(state)
 }
 
+/// Whether [`mount`] would refuse this place; asked before a person is asked for anything.
+pub fn check_mount_point(at: &Path) -> Result<(), MountError> {
+    usable_mount_point(at).map(drop)
+}
+
 fn usable_mount_point(at: &Path) -> Result<PathBuf, MountError> {
     let path = resolve(at)?;
     if is_dead(&path) {
