@@ -21,6 +21,8 @@ use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_li
 
 /// How long an unmount waits for the server to have written everything.
 const CLOSE_TIME: Duration = Duration::from_secs(300);
+/// How much longer than the grace a signal may take to end the process, whatever is stuck.
+const STUCK_TIME: Duration = Duration::from_secs(30);
 /// How long an unmount waits for files that are being closed.
 const BUSY_TIME: Duration = Duration::from_millis(500);
 
@@ -44,6 +46,9 @@ pub struct MountArgs {
     /// Let root use a user's mount, as `attach` needs
     #[arg(long)]
     allow_other: bool,
+    /// How long SIGTERM or SIGINT leaves programs to close their files
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -161,10 +166,12 @@ fn serve(
         log::to_file(&run_dir.join("mount.log")).context("opening the log")?;
     }
     ready(mounted.path())?;
-    end_on_signal(signals, &host, &mounted);
+    end_on_signal(signals, &host, &mounted, Duration::from_secs(args.grace.into()));
     let ended = mounted.wait();
     drop(server);
     host.close()?;
+    // The region itself may be kept from its own end by files that are still open.
+    host.region().advance_anchor()?;
     Ok(ended?)
 }
 
@@ -228,25 +235,63 @@ fn listen(run_dir: &Path, host: &Arc<Host>, mounted: &Arc<Mounted>) -> Result<Se
     Ok(control::serve(run_dir, SOCKET, handler)?)
 }
 
-/// SIGTERM and SIGINT make everything durable and unmount; what is open then ends when it is closed.
-fn end_on_signal(mut signals: signal_hook::iterator::Signals, host: &Arc<Host>, mounted: &Arc<Mounted>) {
+/// SIGTERM and SIGINT end the mount in order, and within a bounded time; the second of them at once.
+fn end_on_signal(
+    mut signals: signal_hook::iterator::Signals,
+    host: &Arc<Host>,
+    mounted: &Arc<Mounted>,
+    grace: Duration,
+) {
     let (host, mounted) = (Arc::downgrade(host), Arc::downgrade(mounted));
     std::thread::spawn(move || {
+        let mut ending = false;
         for _ in signals.forever() {
             let (Some(host), Some(mounted)) = (host.upgrade(), mounted.upgrade()) else { return };
-            for open in host.live() {
-                if let Err(e) = open.disk.flush() {
-                    tracing::error!(volume = %open.disk.id(), error = %e, "it could not be flushed");
-                }
+            if std::mem::replace(&mut ending, true) {
+                mounted.hurry();
+                continue;
             }
-            if let Err(e) = mounted.unmount() {
-                tracing::warn!("{e}; it ends when the last file is closed");
-                if let Err(e) = crate::sys::mount::unmount(mounted.path(), true) {
-                    tracing::error!("{e}");
-                }
-            }
+            std::thread::spawn(move || end_in_order(&host, &mounted, grace));
+            std::thread::spawn(move || {
+                std::thread::sleep(grace.saturating_add(STUCK_TIME));
+                tracing::error!(
+                    "the mount does not end; it is left as after a kill, which loses no answered write"
+                );
+                std::process::exit(Exit::Other.number());
+            });
         }
     });
+}
+
+/// Makes everything durable and unmounts. What is open is served on for the grace; then the mount ends without it.
+fn end_in_order(host: &Host, mounted: &Mounted, grace: Duration) {
+    for device in loopdev::below(mounted.path()).unwrap_or_default() {
+        match loopdev::let_go(&device.device) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("{} is in use: unmount what is on it", device.device.display()),
+            Err(e) => tracing::warn!("{e}"),
+        }
+    }
+    for open in host.live() {
+        if let Err(e) = open.disk.flush() {
+            tracing::error!(volume = %open.disk.id(), error = %e, "it could not be flushed");
+        }
+    }
+    let Err(e) = mounted.unmount() else { return };
+    let users = words_of_users(mounted.device()).unwrap_or_default();
+    let seconds = grace.as_secs();
+    tracing::warn!("{e} ({users}); it ends when its files are closed, in {seconds} s at the latest");
+    if !mounted.end(grace) {
+        let users = words_of_users(mounted.device()).unwrap_or_default();
+        tracing::warn!("{} has ended though it was in use ({users})", mounted.path().display());
+    }
+}
+
+/// Who has files of a mount open, in words; none: nobody that can be seen.
+fn words_of_users(device: (u32, u32)) -> Option<String> {
+    let holders = process::holders(device, None).ok()?;
+    let words: Vec<_> = holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// Unmounts; returns once everything is written.
@@ -277,13 +322,8 @@ fn unmount_idle(mount_point: &Path, path: &Path, device: Option<(u32, u32)>) -> 
             other => return Ok(other?),
         };
         if since.elapsed() > BUSY_TIME {
-            let holders = device.and_then(|device| process::holders(device, None).ok()).unwrap_or_default();
-            let words: Vec<_> =
-                holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
-            if words.is_empty() {
-                return Err(error.into());
-            }
-            let message = format!("{} is in use by {}", path.display(), words.join(", "));
+            let Some(users) = device.and_then(words_of_users) else { return Err(error.into()) };
+            let message = format!("{} is in use by {users}", path.display());
             let hint = Some("let them close its files, or end them".into());
             return Err(Failure { exit: Exit::InUse, message, hint }.into());
         }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 mod attributes; // what stat shows
 mod errno; // one table of refusals
+mod gate; // requests let in until the end
 mod handles; // open files and folders
 mod names; // inode numbers
 mod session; // mount, serve, unmount
