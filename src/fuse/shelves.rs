@@ -128,7 +128,7 @@ impl Export for Shelves {
                     // It was rolled back or deleted between the two.
                     std::thread::yield_now();
                 };
-                Ok(Arc::new(VolumeDisk { open, told: Mutex::default() }))
+                Ok(Arc::new(VolumeDisk { open, told: Told::default() }))
             }
             Shelf::Snapshots => {
                 let id: SnapshotId = id.parse().map_err(|_| libc::ENOENT)?;
@@ -140,7 +140,7 @@ impl Export for Shelves {
                     id,
                     size_bytes: stack.size_bytes(),
                     stack,
-                    told: Mutex::default(),
+                    told: Told::default(),
                 }))
             }
         }
@@ -160,28 +160,35 @@ impl Export for Shelves {
     }
 }
 
-/// Tells of an error, of each damaged sector once.
-fn tell(what: &dyn std::fmt::Display, error: VolumeError, told: &Mutex<HashSet<u64>>) -> Errno {
-    if let VolumeError::DamagedSector { sector, .. } = &error {
-        let mut told = told.lock();
-        if told.len() >= TOLD_MAX || !told.insert(sector.0) {
-            return error.errno();
+/// Damaged sectors that were told of.
+#[derive(Default)]
+struct Told(Mutex<HashSet<u64>>);
+
+impl Told {
+    /// The errno of an error, which is told where it is not the caller's: of each damaged sector once.
+    fn errno(&self, error: &VolumeError, tell: impl FnOnce(&VolumeError)) -> Errno {
+        let anew = match error {
+            VolumeError::DamagedSector { sector, .. } => {
+                let mut told = self.0.lock();
+                told.len() < TOLD_MAX && told.insert(sector.0)
+            }
+            _ => error.errno() == libc::EIO,
+        };
+        if anew {
+            tell(error);
         }
+        error.errno()
     }
-    if error.errno() == libc::EIO {
-        tracing::error!("{what}: {error}");
-    }
-    error.errno()
 }
 
 struct VolumeDisk {
     open: Arc<OpenVolume>,
-    told: Mutex<HashSet<u64>>,
+    told: Told,
 }
 
 impl VolumeDisk {
     fn told<T>(&self, result: Result<T, VolumeError>) -> Result<T, Errno> {
-        result.map_err(|e| tell(&format_args!("volume {}", self.open.disk.id()), e, &self.told))
+        result.map_err(|e| self.told.errno(&e, |e| self.open.tell(e)))
     }
 }
 
@@ -219,7 +226,7 @@ struct SnapshotDisk {
     id: SnapshotId,
     stack: Stack,
     size_bytes: u64,
-    told: Mutex<HashSet<u64>>,
+    told: Told,
 }
 
 impl Disk for SnapshotDisk {
@@ -232,7 +239,7 @@ impl Disk for SnapshotDisk {
             .chunks_mut(1 << 20)
             .enumerate()
             .try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
-        done.map_err(|e| tell(&format_args!("snapshot {}", self.id), e, &self.told))
+        done.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
     }
 
     fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {

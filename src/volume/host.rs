@@ -116,7 +116,10 @@ impl Host {
                 if let Some(host) = host.upgrade()
                     && let Err(e) = host.tend(open)
                 {
-                    tracing::error!(volume = %open.disk.id(), error = %e, "the volume could not be tended");
+                    match e {
+                        HostError::Volume(e) => open.tell(&e),
+                        e => tracing::error!("volume {} could not be tended: {e}", open.disk.id()),
+                    }
                 }
             });
         };
