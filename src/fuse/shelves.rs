@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::{Disk, Entry, Errno, Export, Shelf};
 use crate::catalog::{Snapshot, SnapshotState, Volume};
 use crate::ids::{SnapshotId, VolumeId};
-use crate::volume::{Host, HostError, OpenVolume, Stack, VolumeError};
+use crate::volume::{Host, HostError, OpenSnapshot, OpenVolume, VolumeError};
 
 /// Damaged sectors that are told of; a disk that is damaged all over is told of this often.
 const TOLD_MAX: usize = 1024;
@@ -135,18 +135,15 @@ impl Export for Shelves {
                 if write {
                     return Err(libc::EROFS);
                 }
-                let stack = told(&what, self.host.open_snapshot(id))?;
-                Ok(Arc::new(SnapshotDisk {
-                    id,
-                    size_bytes: stack.size_bytes(),
-                    stack,
-                    told: Told::default(),
-                }))
+                let open = told(&what, self.host.open_snapshot_file(id, opener))?;
+                let size_bytes = open.stack.size_bytes();
+                Ok(Arc::new(SnapshotDisk { id, open, size_bytes, told: Told::default() }))
             }
         }
     }
 
     fn close(&self, shelf: Shelf, id: &str, opener: u32) {
+        // A snapshot's disk counts itself.
         let Shelf::Volumes = shelf else { return };
         let Some(open) = id.parse().ok().and_then(|id| self.host.find_live(id)) else { return };
         if open.leave(opener) {
@@ -224,7 +221,7 @@ impl Disk for VolumeDisk {
 
 struct SnapshotDisk {
     id: SnapshotId,
-    stack: Stack,
+    open: OpenSnapshot,
     size_bytes: u64,
     told: Told,
 }
@@ -238,7 +235,7 @@ impl Disk for SnapshotDisk {
         let done = into
             .chunks_mut(1 << 20)
             .enumerate()
-            .try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
+            .try_for_each(|(i, piece)| self.open.stack.read(offset + ((i as u64) << 20), piece));
         done.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
     }
 
@@ -255,6 +252,6 @@ impl Disk for SnapshotDisk {
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Errno> {
-        self.stack.seek(offset, hole).map_err(|e| e.errno())
+        self.open.stack.seek(offset, hole).map_err(|e| e.errno())
     }
 }
