@@ -1,5 +1,6 @@
 //! `terrane mount` and `terrane unmount`.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,13 +12,17 @@ use super::exit::Exit;
 use super::owner::SOCKET;
 use super::{App, Failure, Outcome, log};
 use crate::control::{self, Server};
+use crate::crypto::Secret;
 use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
+use crate::region::Region;
 use crate::sys::mount::MountError as System;
 use crate::sys::{loopdev, process};
 use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
 
 /// How long an unmount waits for the server to have written everything.
 const CLOSE_TIME: Duration = Duration::from_secs(300);
+/// How much longer than the grace a signal may take to end the process, whatever is stuck.
+const STUCK_TIME: Duration = Duration::from_secs(30);
 /// How long an unmount waits for files that are being closed.
 const BUSY_TIME: Duration = Duration::from_millis(500);
 
@@ -41,6 +46,9 @@ pub struct MountArgs {
     /// Let root use a user's mount, as `attach` needs
     #[arg(long)]
     allow_other: bool,
+    /// How long SIGTERM or SIGINT leaves programs to close their files
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,29 +61,52 @@ enum CacheChoice {
 pub fn mount(args: MountArgs, app: &App) -> Outcome {
     let args = MountArgs { mount_point: std::path::absolute(&args.mount_point)?, ..args };
     if args.foreground {
-        return serve(&args, app, |_| Ok(()));
+        return serve(&args, app, None, |_| Ok(()));
     }
+    let asks = app.region()?.asks_for_passphrase() && std::io::stdin().is_terminal();
     match process::background().context("going to the background")? {
-        process::Background::Foreground(waiting) => report(waiting),
-        process::Background::Serving(readiness) => {
-            let mut readiness = Some(readiness);
-            let served = serve(&args, app, |at| match readiness.take() {
-                Some(readiness) => Ok(readiness.ready(&at.display().to_string())?),
-                None => Ok(()),
-            });
-            match (served, readiness) {
-                (Err(e), Some(readiness)) => {
-                    let failure = Failure::of(&e);
-                    let words = serde_json::to_string(&(failure.message, failure.hint))?;
-                    Ok(readiness.failed(failure.exit.number() as u8, &words)?)
-                }
-                (Err(e), None) => {
-                    tracing::error!("the mount ended: {e:#}");
-                    Err(e)
-                }
-                (Ok(()), _) => Ok(()),
+        process::Background::Foreground(mut waiting) => {
+            if asks {
+                // An error or Ctrl-C at the question ends the serving process too, which waits for the answer.
+                let region = app.region()?;
+                refuse_place(args.read_only, &args.mount_point, &region)?;
+                waiting.hand(region.root_key()?.expose()).context("handing over the root key")?;
             }
+            report(waiting)
         }
+        process::Background::Serving(readiness) => serve_in_background(&args, app, readiness, asks),
+    }
+}
+
+/// The serving process of a mount in the background. `asks`: the root key comes from the command, which has the terminal.
+fn serve_in_background(
+    args: &MountArgs,
+    app: &App,
+    mut readiness: process::Readiness,
+    asks: bool,
+) -> Outcome {
+    let mut root_key = None;
+    if asks {
+        // Without a word: the command has said why.
+        let Some(handed) = readiness.handed()? else { return Ok(()) };
+        root_key = Some(Secret::try_from_slice(handed.as_ref())?);
+    }
+    let mut readiness = Some(readiness);
+    let served = serve(args, app, root_key, |at| match readiness.take() {
+        Some(readiness) => Ok(readiness.ready(&at.display().to_string())?),
+        None => Ok(()),
+    });
+    match (served, readiness) {
+        (Err(e), Some(readiness)) => {
+            let failure = Failure::of(&e);
+            let words = serde_json::to_string(&(failure.message, failure.hint))?;
+            Ok(readiness.failed(failure.exit.number() as u8, &words)?)
+        }
+        (Err(e), None) => {
+            tracing::error!("the mount ended: {e:#}");
+            Err(e)
+        }
+        (Ok(()), _) => Ok(()),
     }
 }
 
@@ -92,16 +123,25 @@ fn report(waiting: process::Waiting) -> Outcome {
 }
 
 /// Opens the region, mounts it, serves until the mount ends, and closes every volume.
-fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -> Outcome {
+fn serve(
+    args: &MountArgs,
+    app: &App,
+    root_key: Option<Secret<32>>,
+    ready: impl FnOnce(&Path) -> Result<()>,
+) -> Outcome {
     process::become_io_flusher();
     process::raise_open_files();
     let region = app.region()?;
+    refuse_place(args.read_only, &args.mount_point, &region)?;
+    // Wrong or missing: said now, and not at the first open. Before the layers are taken: nobody waits for a person.
+    match root_key {
+        Some(key) => region.give_root_key(key)?,
+        None => drop(region.root_key()?),
+    }
     let owner = match args.read_only {
         true => None,
         false => Some(own_layers(&region, &args.mount_point)?),
     };
-    // Wrong or missing: said now, and not at the first open.
-    region.root_key()?;
     if owner.is_some() {
         remove_litter(&region)?;
     }
@@ -129,27 +169,39 @@ fn serve(args: &MountArgs, app: &App, ready: impl FnOnce(&Path) -> Result<()>) -
     if !args.read_only {
         host.start_folding()?;
     }
-    end_on_signal(signals, &host, &mounted);
+    end_on_signal(signals, &host, &mounted, Duration::from_secs(args.grace.into()));
     let ended = mounted.wait();
     drop(server);
     host.close()?;
+    // The region itself may be kept from its own end by files that are still open.
+    host.region().advance_anchor()?;
     Ok(ended?)
 }
 
-fn own_layers(region: &crate::region::Region, at: &Path) -> Result<LayersLock> {
+/// What can be said before anybody is asked for a passphrase: this place can't be, or the region is mounted already.
+fn refuse_place(read_only: bool, at: &Path, region: &Region) -> Outcome {
+    if !read_only && let Err(Owner { pid, mount_point: Some(place) }) = LayersLock::take(region, None)? {
+        return Err(mounted_already(region, pid, &place));
+    }
+    Ok(fuse::check_mount_point(at)?)
+}
+
+fn mounted_already(region: &Region, pid: u32, place: &Path) -> anyhow::Error {
+    let message = format!(
+        "region {} is already mounted read-write at {} by process {pid}",
+        region.name(),
+        place.display()
+    );
+    let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
+    Failure { exit: Exit::InUse, message, hint }.into()
+}
+
+fn own_layers(region: &Region, at: &Path) -> Result<LayersLock> {
     let since = Instant::now();
     loop {
         match LayersLock::take(region, Some(at))? {
             Ok(lock) => return Ok(lock),
-            Err(Owner { pid, mount_point: Some(place) }) => {
-                let message = format!(
-                    "region {} is already mounted read-write at {} by process {pid}",
-                    region.name(),
-                    place.display()
-                );
-                let hint = Some("use that mount, unmount it first, or mount with --read-only".into());
-                return Err(Failure { exit: Exit::InUse, message, hint }.into());
-            }
+            Err(Owner { pid, mount_point: Some(place) }) => return Err(mounted_already(region, pid, &place)),
             Err(Owner { pid, mount_point: None }) if since.elapsed() > Duration::from_secs(120) => {
                 let message = format!("region {} is in use by process {pid}", region.name());
                 return Err(
@@ -186,25 +238,63 @@ fn listen(run_dir: &Path, host: &Arc<Host>, mounted: &Arc<Mounted>) -> Result<Se
     Ok(control::serve(run_dir, SOCKET, handler)?)
 }
 
-/// SIGTERM and SIGINT make everything durable and unmount; what is open then ends when it is closed.
-fn end_on_signal(mut signals: signal_hook::iterator::Signals, host: &Arc<Host>, mounted: &Arc<Mounted>) {
+/// SIGTERM and SIGINT end the mount in order, and within a bounded time; the second of them at once.
+fn end_on_signal(
+    mut signals: signal_hook::iterator::Signals,
+    host: &Arc<Host>,
+    mounted: &Arc<Mounted>,
+    grace: Duration,
+) {
     let (host, mounted) = (Arc::downgrade(host), Arc::downgrade(mounted));
     std::thread::spawn(move || {
+        let mut ending = false;
         for _ in signals.forever() {
             let (Some(host), Some(mounted)) = (host.upgrade(), mounted.upgrade()) else { return };
-            for open in host.live() {
-                if let Err(e) = open.disk.flush() {
-                    tracing::error!(volume = %open.disk.id(), error = %e, "it could not be flushed");
-                }
+            if std::mem::replace(&mut ending, true) {
+                mounted.hurry();
+                continue;
             }
-            if let Err(e) = mounted.unmount() {
-                tracing::warn!("{e}; it ends when the last file is closed");
-                if let Err(e) = crate::sys::mount::unmount(mounted.path(), true) {
-                    tracing::error!("{e}");
-                }
-            }
+            std::thread::spawn(move || end_in_order(&host, &mounted, grace));
+            std::thread::spawn(move || {
+                std::thread::sleep(grace.saturating_add(STUCK_TIME));
+                tracing::error!(
+                    "the mount does not end; it is left as after a kill, which loses no answered write"
+                );
+                std::process::exit(Exit::Other.number());
+            });
         }
     });
+}
+
+/// Makes everything durable and unmounts. What is open is served on for the grace; then the mount ends without it.
+fn end_in_order(host: &Host, mounted: &Mounted, grace: Duration) {
+    for device in loopdev::below(mounted.path()).unwrap_or_default() {
+        match loopdev::let_go(&device.device) {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!("{} is in use: unmount what is on it", device.device.display()),
+            Err(e) => tracing::warn!("{e}"),
+        }
+    }
+    for open in host.live() {
+        if let Err(e) = open.disk.flush() {
+            tracing::error!(volume = %open.disk.id(), error = %e, "it could not be flushed");
+        }
+    }
+    let Err(e) = mounted.unmount() else { return };
+    let users = words_of_users(mounted.device()).unwrap_or_default();
+    let seconds = grace.as_secs();
+    tracing::warn!("{e} ({users}); it ends when its files are closed, in {seconds} s at the latest");
+    if !mounted.end(grace) {
+        let users = words_of_users(mounted.device()).unwrap_or_default();
+        tracing::warn!("{} has ended though it was in use ({users})", mounted.path().display());
+    }
+}
+
+/// Who has files of a mount open, in words; none: nobody that can be seen.
+fn words_of_users(device: (u32, u32)) -> Option<String> {
+    let holders = process::holders(device, None).ok()?;
+    let words: Vec<_> = holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// Unmounts; returns once everything is written.
@@ -235,13 +325,8 @@ fn unmount_idle(mount_point: &Path, path: &Path, device: Option<(u32, u32)>) -> 
             other => return Ok(other?),
         };
         if since.elapsed() > BUSY_TIME {
-            let holders = device.and_then(|device| process::holders(device, None).ok()).unwrap_or_default();
-            let words: Vec<_> =
-                holders.iter().map(|h| format!("process {} ({})", h.pid, h.program)).collect();
-            if words.is_empty() {
-                return Err(error.into());
-            }
-            let message = format!("{} is in use by {}", path.display(), words.join(", "));
+            let Some(users) = device.and_then(words_of_users) else { return Err(error.into()) };
+            let message = format!("{} is in use by {users}", path.display());
             let hint = Some("let them close its files, or end them".into());
             return Err(Failure { exit: Exit::InUse, message, hint }.into());
         }

@@ -7,8 +7,10 @@ use anyhow::Result;
 use super::Failure;
 use super::exit::Exit;
 use crate::control::{self, ControlError};
+use crate::fuse;
 use crate::region::Region;
 use crate::sys::loopdev;
+use crate::sys::mount::MountedAt;
 use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
 
 /// The name of a mount's socket in `run/`.
@@ -76,4 +78,26 @@ pub fn mounted(region: &Region) -> Result<Option<HostState>> {
 pub fn loops_over(state: &HostState, shelf: &str, id: &str) -> Vec<loopdev::LoopDevice> {
     let file = std::path::Path::new(&state.mount_point).join(shelf).join(id);
     loopdev::backed_by(&file).unwrap_or_default()
+}
+
+/// Refuses what can't be done to a disk while it is attached, in any mount of the region. A loop device is named, where
+/// the kernel's own opening would show a meaningless process.
+pub fn refuse_attached(region: &Region, shelf: &str, id: &str, what: &str) -> Result<()> {
+    let ours = |at: &MountedAt| at.source == region.dir().as_os_str();
+    for (at, dead) in fuse::mounts()? {
+        let file = at.path.join(shelf).join(id);
+        if dead || !ours(&at) {
+            continue;
+        }
+        if let Some(device) = loopdev::backed_by(&file).unwrap_or_default().first() {
+            let device = device.device.display();
+            return Err(Failure {
+                exit: Exit::InUse,
+                message: format!("{what} is attached as {device}"),
+                hint: Some(format!("unmount what is on it, then: terrane detach {device}")),
+            }
+            .into());
+        }
+    }
+    Ok(())
 }

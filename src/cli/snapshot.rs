@@ -110,6 +110,12 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            owner::refuse_attached(
+                &region,
+                "snapshots",
+                &found.id.to_string(),
+                &format!("snapshot {}", found.name),
+            )?;
             owner::perform(region, &Order::DeleteSnapshot { snapshot: found.id.to_string() })
         }
     }

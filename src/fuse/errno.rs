@@ -37,6 +37,8 @@ pub(super) enum Refusal {
     NotADevice,
     /// Something the kernel is to do by itself, or not at all; it asks once and remembers.
     NotOurs,
+    /// Anything in a mount that has ended, and opening a file in one that is about to.
+    Ending,
     /// The code behind panicked.
     Panicked,
 }
@@ -64,6 +66,8 @@ impl From<Refusal> for Errno {
             Refusal::NotADevice => libc::ENOTTY,
             // For extended attributes the kernel turns it into EOPNOTSUPP, which cp and tar take as "none here".
             Refusal::NotOurs => libc::ENOSYS,
+            // What the kernel says of a mount without a server.
+            Refusal::Ending => libc::ENOTCONN,
             Refusal::Panicked => libc::EIO,
         }
     }

@@ -13,13 +13,14 @@ use std::sync::Arc;
 
 mod attributes; // what stat shows
 mod errno; // one table of refusals
+mod gate; // requests let in until the end
 mod handles; // open files and folders
 mod names; // inode numbers
 mod session; // mount, serve, unmount
 mod shelves; // a host's volumes and snapshots
 mod tree; // the requests
 
-pub use session::{Cache, MountError, Mounted, Options, mount, mounts, unmount};
+pub use session::{Cache, MountError, Mounted, Options, check_mount_point, mount, mounts, unmount};
 pub use shelves::Shelves;
 /// An errno as the kernel wants it (`libc::EIO`, …).
 pub type Errno = i32;

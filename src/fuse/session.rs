@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use thiserror::Error;
 
 use super::Export;
+use super::gate::Gate;
 use super::tree::Tree;
 use crate::sys;
 use crate::sys::mount::{MountRequest, MountedAt};
@@ -179,10 +180,48 @@ pub struct Mounted {
 }
 
 /// How the serving threads stand.
-#[derive(Default)]
 struct State {
-    ended: Mutex<Option<Result<(), String>>>,
+    progress: Mutex<Progress>,
     changed: Condvar,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// Nothing is served any more.
+    ended: Option<Result<(), String>>,
+    /// Nobody is waited for any more.
+    hurried: bool,
+}
+
+impl State {
+    fn has_ended(&self) -> bool {
+        self.progress.lock().ended.is_some()
+    }
+
+    fn end(&self, result: Result<(), String>) {
+        self.progress.lock().ended.get_or_insert(result);
+        self.changed.notify_all();
+    }
+
+    /// Waits until it has ended, for so long or until somebody is in a hurry.
+    fn ends_within(&self, time: Duration, or_hurried: bool) -> bool {
+        let until = Instant::now().checked_add(time);
+        let mut progress = self.progress.lock();
+        while progress.ended.is_none() && !(or_hurried && progress.hurried) {
+            let late = match until {
+                Some(until) => self.changed.wait_until(&mut progress, until).timed_out(),
+                None => {
+                    self.changed.wait(&mut progress);
+                    false
+                }
+            };
+            if late {
+                break;
+            }
+        }
+        progress.ended.is_some()
+    }
 }
 
 impl Mounted {
@@ -201,12 +240,8 @@ impl Mounted {
 
     /// Waits until the mount has ended, by whomever, and every disk is closed.
     pub fn wait(&self) -> Result<(), MountError> {
-        let mut ended = self.state.ended.lock();
-        while ended.is_none() {
-            self.state.changed.wait(&mut ended);
-        }
-        let result = ended.clone();
-        drop(ended);
+        self.state.ends_within(Duration::MAX, false);
+        let result = self.state.progress.lock().ended.clone();
         self.clear();
         match result {
             Some(Err(words)) => Err(MountError::Serving(io::Error::other(words))),
@@ -214,9 +249,38 @@ impl Mounted {
         }
     }
 
+    /// Ends the mount, whoever uses it: frees the place, opens no more files, and serves those that are open until they
+    /// are closed, for `grace` at most. Then nothing is done any more, and [`Mounted::wait`] returns: what was answered
+    /// is in the disks, for the caller to close. The kernel lets go of the rest when the process ends.
+    ///
+    /// Whether every file was closed in time.
+    pub fn end(&self, grace: Duration) -> bool {
+        self.state.gate.refuse_opens();
+        if let Ok(Some(mount)) = find_mount(&self.path)
+            && mount.device == self.device
+            && let Err(error) = sys::mount::unmount(&self.path, true)
+        {
+            tracing::error!("{} can't be freed: {error}", self.path.display());
+        }
+        if self.state.ends_within(grace, true) {
+            return true;
+        }
+        if !self.state.gate.shut(Self::END_TIME) {
+            tracing::error!("a request is stuck; the mount ends without it");
+        }
+        self.state.end(Ok(()));
+        false
+    }
+
+    /// Lets [`Mounted::end`] wait no longer.
+    pub fn hurry(&self) {
+        self.state.progress.lock().hurried = true;
+        self.state.changed.notify_all();
+    }
+
     /// Unmounts and waits until every disk is closed. Refused while a file of it is open, and then serves on.
     pub fn unmount(&self) -> Result<(), MountError> {
-        if self.state.ended.lock().is_some() {
+        if self.state.has_ended() {
             return self.wait();
         }
         match find_mount(&self.path)? {
@@ -224,27 +288,16 @@ impl Mounted {
             Some(mount) => return Err(MountError::Covered { path: self.path.clone(), kind: mount.kind }),
             None => {} // unmounted from outside just now
         }
-        if !self.ends_within(Self::END_TIME) {
+        if !self.state.ends_within(Self::END_TIME, false) {
             return Err(MountError::HeldElsewhere(self.path.clone()));
         }
         self.wait()
     }
 
-    fn ends_within(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        let mut ended = self.state.ended.lock();
-        while ended.is_none() {
-            if self.state.changed.wait_until(&mut ended, until).timed_out() {
-                return ended.is_some();
-            }
-        }
-        true
-    }
-
     /// Frees the mount point where the server is gone or leaves it busy. Device numbers are given again once a mount has
     /// ended, so what is found then is ours only if it is dead.
     fn clear(&self) {
-        let ended = self.state.ended.lock().is_some();
+        let ended = self.state.has_ended();
         if let Ok(Some(mount)) = find_mount(&self.path)
             && mount.device == self.device
             && (!ended || is_dead(&self.path))
@@ -256,10 +309,10 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let ended = self.state.ended.lock().is_some();
+        let ended = self.state.has_ended();
         if ended || self.unmount().is_err() {
             self.clear();
-            self.ends_within(Duration::from_secs(1));
+            self.state.ends_within(Duration::from_secs(1), false);
         }
     }
 }
@@ -270,15 +323,19 @@ fn serve(tree: Tree, channel: std::os::fd::OwnedFd, options: &Options) -> io::Re
     config.clone_fd = options.clone_descriptor;
     // The library's own check refuses a loop device's requests, which come as root. The kernel lets nobody else in
     // without allow_other, and with it we check at open.
+    let gate = Arc::clone(tree.gate());
     let session = Session::from_fd(tree, channel, SessionACL::All, config)?;
-    let state = Arc::new(State::default());
+    let state = Arc::new(State { progress: Mutex::default(), changed: Condvar::new(), gate });
     let ours = Arc::clone(&state);
     thread::Builder::new().name("terrane-mount".to_owned()).spawn(move || {
-        let result = session.run().map_err(|error| error.to_string());
-        *ours.ended.lock() = Some(result);
-        ours.changed.notify_all();
+        ours.end(session.run().map_err(|error| error.to_string()));
     })?;
     Ok(state)
+}
+
+/// Whether [`mount`] would refuse this place; asked before a person is asked for anything.
+pub fn check_mount_point(at: &Path) -> Result<(), MountError> {
+    usable_mount_point(at).map(drop)
 }
 
 fn usable_mount_point(at: &Path) -> Result<PathBuf, MountError> {

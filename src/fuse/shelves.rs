@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::{Disk, Entry, Errno, Export, Shelf};
 use crate::catalog::{Snapshot, SnapshotState, Volume};
 use crate::ids::{SnapshotId, VolumeId};
-use crate::volume::{Host, HostError, OpenVolume, Stack, VolumeError};
+use crate::volume::{Host, HostError, OpenSnapshot, OpenVolume, VolumeError};
 
 /// Damaged sectors that are told of; a disk that is damaged all over is told of this often.
 const TOLD_MAX: usize = 1024;
@@ -128,25 +128,22 @@ impl Export for Shelves {
                     // It was rolled back or deleted between the two.
                     std::thread::yield_now();
                 };
-                Ok(Arc::new(VolumeDisk { open, told: Mutex::default() }))
+                Ok(Arc::new(VolumeDisk { open, told: Told::default() }))
             }
             Shelf::Snapshots => {
                 let id: SnapshotId = id.parse().map_err(|_| libc::ENOENT)?;
                 if write {
                     return Err(libc::EROFS);
                 }
-                let stack = told(&what, self.host.open_snapshot(id))?;
-                Ok(Arc::new(SnapshotDisk {
-                    id,
-                    size_bytes: stack.size_bytes(),
-                    stack,
-                    told: Mutex::default(),
-                }))
+                let open = told(&what, self.host.open_snapshot_file(id, opener))?;
+                let size_bytes = open.stack.size_bytes();
+                Ok(Arc::new(SnapshotDisk { id, open, size_bytes, told: Told::default() }))
             }
         }
     }
 
     fn close(&self, shelf: Shelf, id: &str, opener: u32) {
+        // A snapshot's disk counts itself.
         let Shelf::Volumes = shelf else { return };
         let Some(open) = id.parse().ok().and_then(|id| self.host.find_live(id)) else { return };
         if open.leave(opener) {
@@ -160,28 +157,35 @@ impl Export for Shelves {
     }
 }
 
-/// Tells of an error, of each damaged sector once.
-fn tell(what: &dyn std::fmt::Display, error: VolumeError, told: &Mutex<HashSet<u64>>) -> Errno {
-    if let VolumeError::DamagedSector { sector, .. } = &error {
-        let mut told = told.lock();
-        if told.len() >= TOLD_MAX || !told.insert(sector.0) {
-            return error.errno();
+/// Damaged sectors that were told of.
+#[derive(Default)]
+struct Told(Mutex<HashSet<u64>>);
+
+impl Told {
+    /// The errno of an error, which is told where it is not the caller's: of each damaged sector once.
+    fn errno(&self, error: &VolumeError, tell: impl FnOnce(&VolumeError)) -> Errno {
+        let anew = match error {
+            VolumeError::DamagedSector { sector, .. } => {
+                let mut told = self.0.lock();
+                told.len() < TOLD_MAX && told.insert(sector.0)
+            }
+            _ => error.errno() == libc::EIO,
+        };
+        if anew {
+            tell(error);
         }
+        error.errno()
     }
-    if error.errno() == libc::EIO {
-        tracing::error!("{what}: {error}");
-    }
-    error.errno()
 }
 
 struct VolumeDisk {
     open: Arc<OpenVolume>,
-    told: Mutex<HashSet<u64>>,
+    told: Told,
 }
 
 impl VolumeDisk {
     fn told<T>(&self, result: Result<T, VolumeError>) -> Result<T, Errno> {
-        result.map_err(|e| tell(&format_args!("volume {}", self.open.disk.id()), e, &self.told))
+        result.map_err(|e| self.told.errno(&e, |e| self.open.tell(e)))
     }
 }
 
@@ -217,9 +221,9 @@ impl Disk for VolumeDisk {
 
 struct SnapshotDisk {
     id: SnapshotId,
-    stack: Stack,
+    open: OpenSnapshot,
     size_bytes: u64,
-    told: Mutex<HashSet<u64>>,
+    told: Told,
 }
 
 impl Disk for SnapshotDisk {
@@ -231,8 +235,8 @@ impl Disk for SnapshotDisk {
         let done = into
             .chunks_mut(1 << 20)
             .enumerate()
-            .try_for_each(|(i, piece)| self.stack.read(offset + ((i as u64) << 20), piece));
-        done.map_err(|e| tell(&format_args!("snapshot {}", self.id), e, &self.told))
+            .try_for_each(|(i, piece)| self.open.stack.read(offset + ((i as u64) << 20), piece));
+        done.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
     }
 
     fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
@@ -248,6 +252,6 @@ impl Disk for SnapshotDisk {
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Errno> {
-        self.stack.seek(offset, hole).map_err(|e| e.errno())
+        self.open.stack.seek(offset, hole).map_err(|e| e.errno())
     }
 }

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::attributes::{self, Owner};
 use super::errno::Refusal;
+use super::gate::Gate;
 use super::handles::{Handles, Line, OpenFile};
 use super::names::{Folder, Names, Node, shelf_name};
 use super::session::{Cache, Options};
@@ -49,6 +50,7 @@ pub(super) struct Tree {
     read_only: bool,
     allow_other: bool,
     max_background: u16,
+    gate: Arc<Gate>,
 }
 
 /// What the attributes of a disk are made of.
@@ -73,6 +75,24 @@ impl Tree {
             read_only: options.read_only,
             allow_other: options.allow_other,
             max_background: options.max_background,
+            gate: Arc::new(Gate::new()),
+        }
+    }
+
+    /// What every request goes through; who ends the mount shuts it.
+    pub(super) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Answers, or refuses, unless the mount is ending.
+    fn answer<T>(
+        &self,
+        what: &'static str,
+        deed: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, fuser::Errno> {
+        match self.gate.enter() {
+            Some(_pass) => caught(what, deed),
+            None => Err(refused(Refusal::Ending)),
         }
     }
 
@@ -199,6 +219,9 @@ impl Tree {
             Node::Folder(_) => return Err(Refusal::IsAFolder.into()),
             Node::Link(..) => return Err(Refusal::Senseless.into()),
         };
+        if !self.gate.admits_opens() {
+            return Err(Refusal::Ending.into());
+        }
         // The file's mode says the same to the kernel; a mount with allow_other is checked twice.
         if self.allow_other && request.uid() != self.owner.uid && request.uid() != 0 {
             return Err(Refusal::OtherUser.into());
@@ -453,7 +476,7 @@ impl Filesystem for Tree {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = caught("lookup", || {
+        let found = self.answer("lookup", || {
             let (node, mut attr) = self.find(parent, name)?;
             let time = if matches!(node, Node::Folder(_)) { LONG_TIME } else { NO_TIME };
             attr.ino = INodeNo(self.names.remember(node));
@@ -470,7 +493,7 @@ impl Filesystem for Tree {
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match caught("getattr", || self.attributes(inode)) {
+        match self.answer("getattr", || self.attributes(inode)) {
             Ok(attr) => reply.attr(&NO_TIME, &attr),
             Err(errno) => reply.error(errno),
         }
@@ -494,14 +517,14 @@ impl Filesystem for Tree {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match caught("setattr", || self.set_attributes(inode, mode, uid, gid, size)) {
+        match self.answer("setattr", || self.set_attributes(inode, mode, uid, gid, size)) {
             Ok(attr) => reply.attr(&NO_TIME, &attr),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        let target = caught("readlink", || match self.node(inode)? {
+        let target = self.answer("readlink", || match self.node(inode)? {
             Node::Link(shelf, name) => {
                 let entry = self.export.find_by_name(shelf, &name)?.ok_or(Refusal::NoSuchName)?;
                 Ok(link_target(shelf, &entry.id))
@@ -515,7 +538,7 @@ impl Filesystem for Tree {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match caught("open", || self.open_disk(request, inode, flags)) {
+        match self.answer("open", || self.open_disk(request, inode, flags)) {
             Ok((handle, how)) => reply.opened(FileHandle(handle), how),
             Err(errno) => reply.error(errno),
         }
@@ -533,7 +556,7 @@ impl Filesystem for Tree {
         reply: ReplyData,
     ) {
         BUFFER.with_borrow_mut(|buffer| {
-            match caught("read", || self.read_disk(handle, offset, size, buffer)) {
+            match self.answer("read", || self.read_disk(handle, offset, size, buffer)) {
                 Ok(bytes) => reply.data(bytes),
                 Err(errno) => reply.error(errno),
             }
@@ -552,7 +575,7 @@ impl Filesystem for Tree {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match caught("write", || self.write_disk(handle, offset, data, flags)) {
+        match self.answer("write", || self.write_disk(handle, offset, data, flags)) {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),
         }
@@ -580,7 +603,7 @@ impl Filesystem for Tree {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let closed = caught("close", || {
+        let closed = self.answer("close", || {
             if let Some(file) = self.handles.close_file(handle.0) {
                 self.close_disk(&file);
             }
@@ -597,7 +620,7 @@ impl Filesystem for Tree {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        answer_empty(caught("fsync", || self.flush_disk(handle)), reply);
+        answer_empty(self.answer("fsync", || self.flush_disk(handle)), reply);
     }
 
     fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -614,7 +637,7 @@ impl Filesystem for Tree {
     ) {
         // From the start, the folder is listed anew; from elsewhere, as it was then, so that entries which come and go
         // neither repeat nor hide others.
-        let lines = caught("readdir", || {
+        let lines = self.answer("readdir", || {
             let kept = if offset == 0 { None } else { self.handles.lines(handle.0) };
             if let Some(kept) = kept {
                 return Ok(kept);
@@ -664,7 +687,7 @@ impl Filesystem for Tree {
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
         const BLOCK: u64 = 4096;
-        match caught("statfs", || self.export.space()) {
+        match self.answer("statfs", || self.export.space()) {
             Ok((total, available)) => {
                 let free = available / BLOCK;
                 reply.statfs(
@@ -683,7 +706,7 @@ impl Filesystem for Tree {
     }
 
     fn access(&self, _request: &Request, inode: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        answer_empty(caught("access", || self.may_access(inode, mask)), reply);
+        answer_empty(self.answer("access", || self.may_access(inode, mask)), reply);
     }
 
     fn fallocate(
@@ -696,7 +719,7 @@ impl Filesystem for Tree {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        answer_empty(caught("fallocate", || self.allocate(handle, offset, length, mode)), reply);
+        answer_empty(self.answer("fallocate", || self.allocate(handle, offset, length, mode)), reply);
     }
 
     fn lseek(
@@ -708,7 +731,7 @@ impl Filesystem for Tree {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match caught("lseek", || self.seek_disk(handle, offset, whence)) {
+        match self.answer("lseek", || self.seek_disk(handle, offset, whence)) {
             Ok(offset) => reply.offset(offset),
             Err(errno) => reply.error(errno),
         }

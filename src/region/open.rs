@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::anchor::Anchors;
 use super::clock::Clock;
 use super::lock::OpenLock;
-use super::{Config, Header, RegionError, RootKeyPlace, VolumeAnchor, files};
+use super::{Config, Header, RegionError, RootKeyPlace, VolumeAnchor, files, root_key};
 use crate::catalog::{Catalog, LastTime, Pool, SCHEMA_VERSION};
 use crate::crypto::Secret;
 use crate::ids::{LayerId, RegionId, VolumeId};
@@ -207,6 +207,17 @@ impl Region {
     /// Gives it the root key that its maker already holds.
     pub(super) fn set_root_key(&self, key: Secret<32>) {
         let _ = self.root_key.set(key);
+    }
+
+    /// Gives it a root key that another process of ours was told; checked to be the right one.
+    pub fn give_root_key(&self, key: Secret<32>) -> Result<(), RegionError> {
+        self.set_root_key(root_key::check(&self.header, key, "what was handed over")?);
+        Ok(())
+    }
+
+    /// Whether its root key takes a passphrase that nothing but a person can give.
+    pub fn asks_for_passphrase(&self) -> bool {
+        self.place == RootKeyPlace::Terminal && self.root_key.get().is_none()
     }
 }
 

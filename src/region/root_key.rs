@@ -114,9 +114,12 @@ pub(super) fn ask(prompt: &str) -> Result<Option<Zeroizing<String>>, RegionError
     if !io::stdin().is_terminal() {
         return Ok(None);
     }
-    rpassword::prompt_password(prompt)
-        .map(|text| Some(Zeroizing::new(text)))
-        .map_err(RegionError::io("asking for the passphrase", "/dev/tty"))
+    match rpassword::prompt_password(prompt) {
+        Ok(text) => Ok(Some(Zeroizing::new(text))),
+        // A terminal, but of another session: nothing can be asked on it.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(RegionError::io("asking for the passphrase", "/dev/tty")(error)),
+    }
 }
 
 /// Reads 32 bytes from a file that is this user's, a regular one, and closed to others.

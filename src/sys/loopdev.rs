@@ -205,6 +205,21 @@ pub fn detach(device: &Path) -> Result<(), LoopError> {
     flushed.map_err(|source| LoopError::LastWrites { device: device.into(), source })
 }
 
+/// Writes out what the device holds, and takes it away as soon as nobody uses it: now, or when what is mounted on it is
+/// unmounted. Whether it is gone.
+pub fn let_go(device: &Path) -> Result<bool, LoopError> {
+    let file = File::open(device).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => LoopError::NeedsRoot(source),
+        _ => LoopError::Io { path: device.into(), source },
+    })?;
+    let flushed = file.sync_all();
+    // SAFETY: LOOP_CLR_FD takes no argument. Of a device in use the kernel only notes it.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), LOOP_CLR_FD) }).map_err(LoopError::io(device))?;
+    drop(file);
+    flushed.map_err(|source| LoopError::LastWrites { device: device.into(), source })?;
+    Ok(find(device)?.is_none())
+}
+
 /// Makes durable in its file what was written to the device. Needs the right to open it.
 pub fn flush(device: &Path) -> io::Result<()> {
     File::open(device)?.sync_all()

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, WaitOptions};
+use zeroize::Zeroizing;
 
 /// Keeps this process's memory out of core dumps and away from other processes of the same user.
 pub fn keep_memory_private() -> io::Result<()> {
@@ -45,19 +46,20 @@ pub fn background() -> io::Result<Background> {
         return Err(io::Error::other("a process with several threads cannot go to the background"));
     }
     let (reader, writer) = io::pipe()?;
+    let (handed, hand) = io::pipe()?;
     io::stdout().flush()?;
     // SAFETY: this is the only thread, so no lock is held and no invariant half done in the child.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            drop(reader);
+            drop((reader, hand));
             rustix::process::setsid()?;
-            Ok(Background::Serving(Readiness { writer }))
+            Ok(Background::Serving(Readiness { writer, handed }))
         }
         pid => {
-            drop(writer);
+            drop((writer, handed));
             let pid = Pid::from_raw(pid).expect("fork gives a pid above nought");
-            Ok(Background::Foreground(Waiting { reader, pid }))
+            Ok(Background::Foreground(Waiting { reader, hand, pid }))
         }
     }
 }
@@ -81,6 +83,7 @@ pub enum Outcome {
 /// The command's end.
 pub struct Waiting {
     reader: io::PipeReader,
+    hand: io::PipeWriter,
     pid: Pid,
 }
 
@@ -88,6 +91,12 @@ impl Waiting {
     /// The serving process.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Hands over a secret that only this side can ask for, through a pipe that nobody else has. The serving process
+    /// was split off before it was asked, so that nothing of the asking lies in its memory.
+    pub fn hand(&mut self, secret: &[u8; 32]) -> io::Result<()> {
+        self.hand.write_all(secret)
     }
 
     /// Waits for the serving process to say how it went.
@@ -111,9 +120,20 @@ impl Waiting {
 /// The serving process's end; dropped without a word, the command reports a death.
 pub struct Readiness {
     writer: io::PipeWriter,
+    handed: io::PipeReader,
 }
 
 impl Readiness {
+    /// Waits for the secret that the command hands over; `None`: it ended without.
+    pub fn handed(&mut self) -> io::Result<Option<Zeroizing<[u8; 32]>>> {
+        let mut secret = Zeroizing::new([0; 32]);
+        match self.handed.read_exact(secret.as_mut()) {
+            Ok(()) => Ok(Some(secret)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Lets the command return. From here on there is no terminal and no current folder; relative paths end here.
     pub fn ready(mut self, words: &str) -> io::Result<()> {
         let null = File::options().read(true).write(true).open("/dev/null")?;

@@ -280,14 +280,39 @@ impl Host {
     fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
         let _one = self.changing.lock();
         let snapshot = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
-        if folder::is_being_read(&self.region, snapshot.layer) {
-            return Err(HostError::InUse {
-                what: format!("snapshot {}", snapshot.name),
-                by: "a copy that reads it".into(),
-            });
+        // The kernel tells of a close a moment after it returned.
+        let since = std::time::Instant::now();
+        loop {
+            match self.delete_snapshot_unless_open(&snapshot) {
+                Err(HostError::InUse { .. }) if since.elapsed() < CLOSE_LAG => {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                Err(e) => return Err(e),
+                Ok(()) => return folder::remove_unneeded(&self.region, snapshot.layer),
+            }
         }
-        self.region.catalog()?.write(|tx| tx.delete_snapshot(id))?;
-        folder::remove_unneeded(&self.region, snapshot.layer)
+    }
+
+    /// Where nobody has the snapshot's file open, here or in another process, nobody can until it is gone.
+    fn delete_snapshot_unless_open(&self, snapshot: &Snapshot) -> Result<()> {
+        let in_use = |by| HostError::InUse { what: format!("snapshot {}", snapshot.name), by };
+        let _nobody_here = self
+            .snapshot_openers
+            .keep_out(snapshot.id)
+            .map_err(|pids| in_use(super::owner::words_of_openers(&pids)))?;
+        let _nobody_elsewhere =
+            folder::lock_for_removal(&self.region, snapshot.layer).map_err(|holders| {
+                let words: Vec<_> = holders
+                    .iter()
+                    .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
+                    .collect();
+                in_use(if words.is_empty() {
+                    "another process, which reads it".into()
+                } else {
+                    words.join(", ")
+                })
+            })?;
+        self.region.catalog()?.write(|tx| Ok(tx.delete_snapshot(snapshot.id)?))
     }
 }
 

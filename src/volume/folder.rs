@@ -20,6 +20,7 @@ use crate::layer::header::{self, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
 use crate::region::Region;
 use crate::sys::crashsafe;
+use crate::sys::process::{self, Holder};
 
 const DATA: &str = "data";
 const MAP: &str = "map";
@@ -298,7 +299,7 @@ pub fn sealed_mark(row: &LayerRow) -> Option<SealedMark> {
     }
 }
 
-/// A shared lock on a layer's header: while it is held, the snapshot it is named by can't be deleted.
+/// A lock on a layer's header. Shared: while it is held, the snapshot it is named by can't be deleted.
 pub struct ReadLock(#[allow(dead_code)] File);
 
 /// Locks a layer against removal while it is read by another process than its owner.
@@ -310,10 +311,18 @@ pub fn lock_for_reading(region: &Region, layer: LayerId) -> Result<ReadLock> {
     Ok(ReadLock(file))
 }
 
-/// Whether some process reads the layer, so that it must stay.
-pub fn is_being_read(region: &Region, layer: LayerId) -> bool {
-    let Ok(file) = crashsafe::open_regular(&header_path(region, layer)) else { return false };
-    flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+/// Locks a layer's header against readers of other processes while its snapshot is deleted; or says who reads it. A layer
+/// whose header is gone nobody can read.
+pub fn lock_for_removal(region: &Region, layer: LayerId) -> Result<Option<ReadLock>, Vec<Holder>> {
+    let Ok(file) = crashsafe::open_regular(&header_path(region, layer)) else { return Ok(None) };
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(Some(ReadLock(file)));
+    }
+    let holders = file.metadata().and_then(|header| {
+        let device = (rustix::fs::major(header.dev()), rustix::fs::minor(header.dev()));
+        process::holders(device, Some(header.ino()))
+    });
+    Err(holders.unwrap_or_default())
 }
 
 fn header_path(region: &Region, layer: LayerId) -> PathBuf {

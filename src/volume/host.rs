@@ -14,6 +14,7 @@ use super::fold::FoldWorker;
 use super::folder::{self, LayerSpec, Opening};
 use super::host_error::{HostError, Result};
 use super::live::LiveVolume;
+use super::open_snapshot::{OpenSnapshot, SnapshotOpeners};
 use super::open_volume::OpenVolume;
 use super::owner::LayersLock;
 use super::read::Stack;
@@ -36,6 +37,7 @@ pub struct Host {
     pub(super) cache: Arc<PageCache>,
     owner: Option<LayersLock>,
     volumes: Mutex<HashMap<VolumeId, Kept>>,
+    pub(super) snapshot_openers: Arc<SnapshotOpeners>,
     /// Layers that are open, so that disks share them.
     layers: Mutex<HashMap<LayerId, Weak<Layer>>>,
     /// One opening, sealing or removal at a time.
@@ -58,6 +60,7 @@ impl Host {
             cache: Arc::new(PageCache::new(PAGES_MAX)),
             owner,
             volumes: Mutex::default(),
+            snapshot_openers: Arc::default(),
             layers: Mutex::default(),
             changing: Mutex::default(),
             anchored: Mutex::default(),
@@ -119,7 +122,10 @@ impl Host {
                 if let Some(host) = host.upgrade()
                     && let Err(e) = host.tend(open)
                 {
-                    tracing::error!(volume = %open.disk.id(), error = %e, "the volume could not be tended");
+                    match e {
+                        HostError::Volume(e) => open.tell(&e),
+                        e => tracing::error!("volume {} could not be tended: {e}", open.disk.id()),
+                    }
                 }
             });
         };
@@ -246,6 +252,21 @@ impl Host {
     pub fn open_snapshot(&self, id: SnapshotId) -> Result<Stack> {
         let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
         self.open_chain(layer)
+    }
+
+    /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.
+    pub fn open_snapshot_file(&self, id: SnapshotId, opener: u32) -> Result<OpenSnapshot> {
+        let opening = self.snapshot_openers.enter(id, opener);
+        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
+        let stack = self.open_chain(layer)?;
+        let lock = match self.owner {
+            Some(_) => None,
+            None => Some(folder::lock_for_reading(&self.region, layer)?),
+        };
+        // It may have been deleted before we were counted or had the lock.
+        self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        Ok(OpenSnapshot { stack, _opening: opening, _lock: lock })
     }
 
     /// A sealed layer and all below it, as a disk.

@@ -97,7 +97,8 @@ impl HostError {
             Self::Volume(e) if e.is_corruption() => {
                 Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
             }
-            Self::Volume(_) | Self::Crypto(_) | Self::Io { .. } | Self::InUse { .. } => None,
+            Self::InUse { .. } => Some("let it finish or end it, then run the command again".into()),
+            Self::Volume(_) | Self::Crypto(_) | Self::Io { .. } => None,
         }
     }
 

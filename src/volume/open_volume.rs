@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 
-use super::error::Result;
+use super::error::{Result, VolumeError};
 use super::live::LiveVolume;
 use crate::catalog::Layer as LayerRow;
 use crate::ids::LayerId;
-use crate::layer::{Layer, UNFLUSHED_MAX};
+use crate::layer::{Layer, LayerError, UNFLUSHED_MAX};
 use crate::sys::process;
 
 /// What is answered is durable after this long, flushed or not (rule 6): `sync(2)` never reaches the mount.
@@ -38,6 +38,7 @@ pub struct OpenVolume {
     poke: Sender<()>,
     poked: Receiver<()>,
     stopping: AtomicBool,
+    told_of_latch: AtomicBool,
 }
 
 /// Who has a volume's file open.
@@ -65,6 +66,7 @@ impl OpenVolume {
             poke,
             poked,
             stopping: AtomicBool::new(false),
+            told_of_latch: AtomicBool::new(false),
         }
     }
 
@@ -116,6 +118,20 @@ impl OpenVolume {
         let _ = self.poke.try_send(());
     }
 
+    /// Logs an error of the disk. That it is latched is told once: opened anew, it is another of these.
+    pub fn tell(&self, error: &VolumeError) {
+        let id = self.disk.id();
+        if !matches!(error, VolumeError::Layer(LayerError::Latched)) {
+            tracing::error!("volume {id}: {error}");
+        } else if !self.told_of_latch.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "volume {id} is latched after a failed write or sync: what was not flushed may be lost, and requests are \
+                 refused, without a further word here, until it is opened anew. See to the disk below the region, close \
+                 the volume's file (`terrane status --output json` names its openers) and open it again"
+            );
+        }
+    }
+
     /// Ends the keeper at its next look.
     pub fn stop_keeper(&self) {
         self.stopping.store(true, Ordering::Release);
@@ -150,10 +166,7 @@ impl OpenVolume {
             if let Err(e) = done {
                 self.dirty.store(false, Ordering::Release);
                 settled = true;
-                tracing::error!(
-                    volume = %self.disk.id(), error = %e,
-                    "the volume is latched: what was not flushed may be lost; close it and open it again"
-                );
+                self.tell(&e);
             }
             let wait = match (self.dirty.load(Ordering::Acquire), settled) {
                 (true, _) => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
