@@ -101,18 +101,16 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     committed.map(|()| id)
 }
 
-/// Takes away layers whose making or removal was cut short. Called by the owner of the layers.
+/// Takes away layers that nobody needs: whose making or removal was cut short, or whom a kill parted from what named
+/// them. Called by the owner of the layers.
 pub fn remove_litter(region: &Region) -> Result<()> {
-    let rows = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        let mut rows = tx.layers_in_state(LayerState::Deleting)?;
-        rows.extend(tx.layers_in_state(LayerState::Preparing)?);
-        Ok(rows)
+    let (unneeded, preparing) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+        Ok((tx.unneeded_layers()?, tx.layers_in_state(LayerState::Preparing)?))
     })?;
-    for row in rows {
-        if row.state == LayerState::Deleting || folder::is_abandoned(region, &row) {
-            tracing::warn!(layer = %row.id, "a layer left half-made is removed");
-            folder::remove_unneeded(region, row.id)?;
-        }
+    let abandoned = preparing.into_iter().filter(|row| folder::is_abandoned(region, row));
+    for row in unneeded.into_iter().chain(abandoned) {
+        tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
+        folder::remove_unneeded(region, row.id)?;
     }
     Ok(())
 }

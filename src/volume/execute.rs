@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::folder::{self, LayerSpec};
 use super::host::Host;
 use super::host_error::{HostError, Result};
-use super::live::{Seal, seal_together};
+use super::live::seal_together;
+use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
 use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
@@ -101,14 +102,10 @@ impl Host {
                 changed.push(w);
             }
         }
-        let mut seals = Vec::new();
-        let mut committed = Vec::new();
-        for w in &changed {
-            let (row, next) = self.take_next(&w.open, w.volume.size_bytes)?;
-            committed.push((w.volume.id, w.open.disk.active().id(), row.id));
-            seals.push(Seal { volume: &w.open.disk, next });
-        }
-        let ended = self.seal(seals, &committed)?;
+        let nexts = changed.iter().map(|w| self.take_next(&w.open, w.volume.size_bytes));
+        let nexts = nexts.collect::<Result<Vec<_>>>()?;
+        let committed: Vec<_> = nexts.iter().map(TakenNext::ids).collect();
+        let ended = self.seal(nexts, &committed)?;
         let commit = self.commit_seals(&committed, |tx| {
             for w in &wanted {
                 let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
@@ -122,18 +119,22 @@ impl Host {
             }
             Ok(())
         });
-        self.after_seal(changed.iter().map(|w| &w.open), ended, &committed, commit)
+        self.after_seal(changed.iter().map(|w| &*w.open), ended, &committed, commit)
     }
 
     /// Ends the layers, and makes them durable.
-    fn seal(&self, seals: Vec<Seal<'_>>, ids: &[(VolumeId, LayerId, LayerId)]) -> Result<Vec<Arc<Layer>>> {
-        let opens: Vec<_> = ids.iter().filter_map(|(volume, ..)| self.find_live(*volume)).collect();
-        let ended = seal_together(seals)?;
+    fn seal(
+        &self,
+        nexts: Vec<TakenNext<'_>>,
+        ids: &[(VolumeId, LayerId, LayerId)],
+    ) -> Result<Vec<Arc<Layer>>> {
+        let ended = seal_together(nexts.iter().map(TakenNext::seal).collect())?;
+        let opens: Vec<_> = nexts.into_iter().map(TakenNext::used).collect();
         let flushed = ended.iter().try_for_each(|layer| layer.flush());
         match flushed {
             Ok(()) => Ok(ended),
             Err(e) => {
-                self.after_seal(opens.iter(), ended, ids, Err(e.into()))?;
+                self.after_seal(opens.into_iter(), ended, ids, Err(e.into()))?;
                 unreachable!("the error was handed on")
             }
         }
@@ -142,7 +143,7 @@ impl Host {
     /// Hands ended layers to the keepers. Where the catalog could not be told that they have ended, it is told later.
     fn after_seal<'a>(
         &self,
-        opens: impl Iterator<Item = &'a Arc<OpenVolume>>,
+        opens: impl Iterator<Item = &'a OpenVolume>,
         ended: Vec<Arc<Layer>>,
         ids: &[(VolumeId, LayerId, LayerId)],
         committed: Result<()>,
@@ -193,9 +194,12 @@ impl Host {
             kind: volume.kind,
             points,
         };
+        // Before anything is thrown away: the snapshot can be read.
+        self.open_chain(snapshot.layer)?;
         self.refuse_open(&volume)?;
-        if self.find_live(id).is_some() {
-            self.close_volume(id)?;
+        // What is closed here is thrown away: that it is latched, or can't be written any more, is no reason to keep it.
+        if let Err(e) = self.close_volume(id) {
+            tracing::warn!(volume = %id, error = %e, "rolled back without having been closed in order");
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
@@ -227,11 +231,11 @@ impl Host {
         if size_bytes == volume.size_bytes {
             return Ok(());
         }
-        let (row, next) = self.take_next(&open, size_bytes)?;
-        let ids = [(id, open.disk.active().id(), row.id)];
-        let ended = self.seal(vec![Seal { volume: &open.disk, next }], &ids)?;
+        let next = self.take_next(&open, size_bytes)?;
+        let ids = [next.ids()];
+        let ended = self.seal(vec![next], &ids)?;
         let committed = self.commit_seals(&ids, |_| Ok(()));
-        self.after_seal(std::iter::once(&open), ended, &ids, committed)
+        self.after_seal(std::iter::once(&*open), ended, &ids, committed)
     }
 
     fn delete_volume(self: &Arc<Self>, id: VolumeId) -> Result<()> {
@@ -239,10 +243,11 @@ impl Host {
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         self.refuse_open(&volume)?;
         if let Some(open) = self.find_live(id) {
-            // Snapshots still need its sealed layers.
-            let finished = self.settle(&open).and_then(|()| self.finish_seals(&open));
+            // Snapshots still need its sealed layers; one that can't be finished now is when it is opened anew.
+            if let Err(e) = self.finish_seals(&open) {
+                tracing::warn!(volume = %id, error = %e, "deleted before its seals were finished");
+            }
             self.drop_volume(id);
-            finished?;
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         self.region.catalog()?.write(|tx| tx.delete_volume(id))?;

@@ -16,6 +16,7 @@ pub mod folder;
 mod host;
 mod host_error;
 mod live;
+mod next;
 mod open_volume;
 mod order;
 mod owner;
