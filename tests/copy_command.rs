@@ -210,9 +210,7 @@ fn start(world: &World) -> std::process::Child {
 fn a_killed_copy_is_taken_away_by_the_next() {
     let world = large();
     let before = world.holdings("south");
-    let mut child = start(&world);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(start(&world));
     let region = world.region("south");
     let left = region.catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
     assert_eq!(left.state, SnapshotState::Processing);
@@ -232,11 +230,57 @@ fn a_killed_copy_is_taken_away_by_the_next() {
     assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed, TaskState::Succeeded]);
     // Deleting what a killed copy left works as well.
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
-    let mut child = start(&world);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(start(&world));
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
     assert_eq!(world.holdings("south"), before);
+    let tasks = region.catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert!(tasks.iter().all(|t| t.state != TaskState::Running), "{tasks:?}");
+}
+
+fn kill(mut child: std::process::Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A region, mounted read-write; unmounted when dropped.
+struct Mounted<'a>(&'a World, String);
+
+impl<'a> Mounted<'a> {
+    fn new(world: &'a World, region: &str) -> Self {
+        let at = world.path("mnt").to_str().unwrap().to_owned();
+        std::fs::create_dir_all(&at).unwrap();
+        world.ok(&["mount", &at, "--region", region]);
+        Self(world, at)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let ended = self.0.run(&["unmount", &self.1]).status.success();
+        if !ended {
+            let _ = std::process::Command::new("umount").args(["-l", &self.1]).status();
+        }
+        assert!(ended || std::thread::panicking(), "{} can't be unmounted", self.1);
+    }
+}
+
+#[test]
+fn a_killed_copy_is_taken_away_by_a_mount_and_by_commands() {
+    let world = large();
+    world.ok(&["volume", "create", "--size", "4M", "--name", "other", "--region", "south"]);
+    let before = world.holdings("south");
+    kill(start(&world));
+    assert_ne!(world.holdings("south"), before);
+    let mounted = Mounted::new(&world, "south");
+    assert_eq!(world.holdings("south"), before);
+    drop(mounted);
+    kill(start(&world));
+    world.ok(&["volume", "resize", "other", "--size", "8M", "--region", "south"]);
+    let after = world.holdings("south");
+    assert_eq!((after.0, after.2), (before.0 + 1, before.2), "but for the layer of the resize");
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed; 2]);
+    assert!(tasks[0].error.as_ref().unwrap().contains("ended before the copy did"));
 }
 
 #[test]

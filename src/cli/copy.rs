@@ -16,7 +16,7 @@ use crate::catalog::{SnapshotState, Tag};
 use crate::copy::{self, Copy, Details, KeyChoice, Plan, Watch};
 use crate::ids::{LayerId, Name};
 use crate::region::Region;
-use crate::volume::{Host, LayersLock, folder};
+use crate::volume::{Host, LayersLock, folder, remove_abandoned_copies};
 
 /// Programs are told of progress so often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -87,7 +87,7 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let source = Host::new(source, None);
     let target = if same { source.clone() } else { Host::new(target, None) };
     if !args.dry_run {
-        copy::remove_abandoned(target.region())?;
+        remove_abandoned_copies(target.region())?;
     }
     let plan = copy::plan(&source, snapshot.id, &target, &args.name, &key)?;
     if args.dry_run {

@@ -10,7 +10,7 @@ use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
-use crate::volume::{HostState, Order, SnapshotItem};
+use crate::volume::{HostState, Order, SnapshotItem, remove_abandoned_copies};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -110,6 +110,11 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            // What a killed copy left goes in any case, before the order is carried out.
+            let unfinished = found.state == SnapshotState::Processing;
+            if unfinished && remove_abandoned_copies(&region)?.contains(&found.id) {
+                return Ok(());
+            }
             owner::perform(region, &Order::DeleteSnapshot { snapshot: found.id.to_string() })
         }
     }

@@ -1,4 +1,4 @@
-//! Making a volume, and taking away what a killed process left half-made. Neither changes an existing layer.
+//! Making a volume. It changes no existing layer.
 
 use std::sync::Arc;
 
@@ -99,18 +99,4 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
         folder::remove_unneeded(region, row.id)?;
     }
     committed.map(|()| id)
-}
-
-/// Takes away layers that nobody needs: whose making or removal was cut short, or whom a kill parted from what named
-/// them. Called by the owner of the layers.
-pub fn remove_litter(region: &Region) -> Result<()> {
-    let (unneeded, preparing) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        Ok((tx.unneeded_layers()?, tx.layers_in_state(LayerState::Preparing)?))
-    })?;
-    let abandoned = preparing.into_iter().filter(|row| folder::is_abandoned(region, row));
-    for row in unneeded.into_iter().chain(abandoned) {
-        tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
-        folder::remove_unneeded(region, row.id)?;
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use super::live::seal_together;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
-use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
+use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::layer::Layer;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
@@ -279,7 +279,12 @@ impl Host {
                 by: "a copy that reads it".into(),
             });
         }
-        self.region.catalog()?.write(|tx| tx.delete_snapshot(id))?;
+        let now = self.region.now();
+        self.region.catalog()?.write(|tx| {
+            // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
+            tx.end_tasks_of(&id.to_string(), TaskState::Cancelled, None, now)?;
+            tx.delete_snapshot(id)
+        })?;
         folder::remove_unneeded(&self.region, snapshot.layer)
     }
 }

@@ -22,6 +22,8 @@ use crate::region::Region;
 use crate::sys::crashsafe;
 
 const DATA: &str = "data";
+/// The same until it is locked.
+const UNNAMED: &str = "data.new";
 const MAP: &str = "map";
 const HEADER: &str = "header.toml";
 
@@ -91,8 +93,11 @@ fn make_folder(
     fs::DirBuilder::new().create(&dir).map_err(io("making a layer's folder"))?;
     fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .map_err(io("closing a layer's folder"))?;
-    let data = create_file(&dir.join(DATA)).map_err(io("making a layer's data"))?;
+    // Locked before it has its name, so that nobody takes it for one whose maker has died ([`is_abandoned`]).
+    let unnamed = dir.join(UNNAMED);
+    let data = create_file(&unnamed).map_err(io("making a layer's data"))?;
     flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
+    fs::rename(&unnamed, dir.join(DATA)).map_err(io("naming a layer's data"))?;
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
     let parts = Parts {
         id: row.id,
@@ -289,7 +294,11 @@ pub fn remove_unneeded(region: &Region, layer: LayerId) -> Result<()> {
         })?;
         let Some(parent) = parent else { return Ok(()) };
         remove_folder(region, id)?;
-        region.catalog()?.write(|tx| tx.delete_layer(id))?;
+        region.catalog()?.write(|tx| match tx.find_layer(id)? {
+            Some(_) => tx.delete_layer(id),
+            // Another process removed it at the same time.
+            None => Ok(()),
+        })?;
         at = parent;
     }
     Ok(())
