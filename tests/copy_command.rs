@@ -283,6 +283,35 @@ fn a_killed_copy_is_taken_away_by_a_mount_and_by_commands() {
     assert!(tasks[0].error.as_ref().unwrap().contains("ended before the copy did"));
 }
 
+// S33 S34, where the target's layers are a mount's
+#[test]
+fn a_copy_into_a_mounted_region_is_cancelled_by_deleting_it() {
+    let world = large();
+    let before = world.holdings("south");
+    let mounted = Mounted::new(&world, "south");
+    for _ in 0..2 {
+        let child = start(&world);
+        let listed = world.json(&["snapshot", "list", "--region", "south"]);
+        assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"copied".into(), &"processing".into()));
+        let files = std::path::Path::new(&mounted.1).join("by-name/snapshots");
+        assert_eq!(std::fs::read_dir(&files).unwrap().count(), 0, "no file before it is whole");
+        world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{stderr}");
+        assert!(output.stdout.is_empty() && stderr.contains("cancelled"), "{stderr}");
+        assert_eq!(world.holdings("south"), before);
+    }
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Cancelled; 2]);
+    // Not cancelled, it is there at once.
+    let id = world.ok(COPY_LARGE);
+    let file = std::path::Path::new(&mounted.1).join("snapshots").join(id);
+    assert_eq!(std::fs::metadata(file).unwrap().len(), 512 << 20);
+    drop(mounted);
+    assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
+}
+
 #[test]
 fn an_interrupted_copy_leaves_nothing() {
     let world = large();
