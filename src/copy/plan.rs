@@ -10,15 +10,15 @@ use crate::units::SECTOR_BYTES;
 use crate::volume::Host;
 use crate::volume::folder::{self, ReadLock};
 
-/// Under what a copy is to be.
+/// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KeyChoice {
-    /// As its source: plain, or encrypted under the target's default key.
+    /// Nothing was said. A copy: as its source, plain or encrypted under the target's default key.
     #[default]
     AsSource,
-    /// Encrypted under the target's default key.
+    /// Encrypted under the default key of the region where it lies.
     Default,
-    /// Encrypted under this key of the target: an id, an alias, or the beginning of an id.
+    /// Encrypted under this key of that region: an id, an alias, or the beginning of an id.
     Named(String),
     /// Plain.
     Plain,
