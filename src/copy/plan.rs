@@ -2,7 +2,7 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{CatalogError, KeyState, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, LayerState, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
@@ -77,7 +77,7 @@ pub fn plan(
     }
     let same_region = source.region().id() == target.region().id();
     let key = target.region().catalog()?.read(|tx| {
-        refuse_taken_name(tx, name)?;
+        tx.refuse_taken_name(Kind::Snapshot, name)?;
         key_of_copy(tx, &row, key, same_region)
     })?;
     let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
@@ -122,16 +122,6 @@ pub fn plan(
         source: row,
         _lock: lock,
     })
-}
-
-fn refuse_taken_name(tx: &ReadTx, name: &Name) -> Result<()> {
-    match tx.find_snapshot_by_name(name.as_str())? {
-        None => Ok(()),
-        Some(_) => {
-            let region = tx.region().to_owned();
-            Err(CatalogError::Exists { kind: Kind::Snapshot, name: name.to_string(), region }.into())
-        }
-    }
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
-use crate::catalog::{CatalogError, DiskKind, Kind, LayerState, SnapshotState, Volume};
+use crate::catalog::{DiskKind, Kind, LayerState, SnapshotState, Volume};
 use crate::crypto::Cipher;
 use crate::ids::{AccountId, KeyId, Name, SnapshotId, VolumeId};
 use crate::layer::PageCache;
@@ -30,11 +30,8 @@ pub struct VolumeSpec {
 /// Makes a volume; usable at once, whatever its size (X13).
 pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     let id = VolumeId::random();
-    if let Some(name) = &spec.name
-        && region.catalog()?.read(|tx| tx.find_volume_by_name(name.as_str()))?.is_some()
-    {
-        let region = region.name().to_owned();
-        return Err(CatalogError::Exists { kind: Kind::Volume, name: name.to_string(), region }.into());
+    if let Some(name) = &spec.name {
+        region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Volume, name))?;
     }
     let (parent, points) = match spec.snapshot {
         None => (None, Vec::new()),

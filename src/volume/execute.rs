@@ -9,7 +9,7 @@ use super::live::seal_together;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
-use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
+use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::layer::Layer;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
@@ -80,7 +80,7 @@ impl Host {
         let mut wanted = Vec::with_capacity(items.len());
         for item in items {
             let (id, name) = (parse(&item.snapshot)?, parse(&item.name)?);
-            self.refuse_taken_name(&name)?;
+            self.region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Snapshot, &name))?;
             let open = self.open_volume_locked(parse(&item.volume)?, keep)?;
             // A request from the socket: to seal one volume twice would wait for its own lock for ever.
             if wanted.iter().any(|w: &Wanted| Arc::ptr_eq(&w.open, &open)) {
@@ -156,18 +156,6 @@ impl Host {
             open.wake();
         }
         committed
-    }
-
-    fn refuse_taken_name(&self, name: &Name) -> Result<()> {
-        match self.region.catalog()?.read(|tx| tx.find_snapshot_by_name(name.as_str()))? {
-            None => Ok(()),
-            Some(_) => Err(CatalogError::Exists {
-                kind: Kind::Snapshot,
-                name: name.to_string(),
-                region: self.region.name().to_owned(),
-            }
-            .into()),
-        }
     }
 
     /// Puts a volume back: a new active layer on the snapshot's; what came after goes, as far as nothing else needs it.

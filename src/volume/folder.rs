@@ -99,13 +99,7 @@ fn make_folder(
     flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
     fs::rename(&unnamed, dir.join(DATA)).map_err(io("naming a layer's data"))?;
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
-    let parts = Parts {
-        id: row.id,
-        data: Arc::new(FileStore::new(data)),
-        map: Arc::new(FileStore::new(map)),
-        keys,
-        cache: cache.clone(),
-    };
+    let parts = parts(row.id, data, map, keys, cache);
     let layer = Layer::create(parts, spec.size_bytes)?;
     write_header(region, row, spec.volume, spec.kind, spec.points.clone(), None, layer.keys())?;
     crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
@@ -145,6 +139,11 @@ pub fn write_header(
 
 fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn parts(id: LayerId, data: File, map: File, keys: Arc<LayerKeys>, cache: &Arc<PageCache>) -> Parts {
+    let [data, map] = [data, map].map(|file| Arc::new(FileStore::new(file)));
+    Parts { id, data, map, keys, cache: cache.clone() }
 }
 
 /// Opens one of a layer's files: a regular file of ours with one name, no link.
@@ -192,13 +191,7 @@ pub fn open_layer(
     if write {
         lock_data(&data, row.id)?;
     }
-    let parts = Parts {
-        id: row.id,
-        data: Arc::new(FileStore::new(data)),
-        map: Arc::new(FileStore::new(map)),
-        keys,
-        cache: cache.clone(),
-    };
+    let parts = parts(row.id, data, map, keys, cache);
     let layer = match opening {
         Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
         Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,

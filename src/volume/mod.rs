@@ -23,7 +23,7 @@ mod order;
 mod owner;
 mod read;
 
-pub use chain::{Chain, Source};
+pub use chain::{Chain, Source, recorded};
 pub use create::{VolumeSpec, create_volume};
 pub use error::{Result, VolumeError};
 pub use host::Host;
