@@ -85,14 +85,16 @@ fn a_refusal_has_its_number_and_names_the_thing() {
     terrane::kms::set_key_enabled(&world.region("south"), key, false).unwrap();
     try_all(&[("secret", &with(&south, &["--key", "mine"]), 4, &["is disabled", "terrane key enable"])]);
     terrane::kms::set_key_enabled(&world.region("south"), key, true).unwrap();
-    // What only the catalog knows to refuse leaves nothing either.
     world.fails(
         &["snapshot", "copy", "north/secret", "--to", "south", "--name", "copied", "--description", "x"],
-        4,
+        2,
         &["2 to 256"],
     );
     let tag = ["--tag", "a=1", "--tag", "a=2"];
-    world.fails(&[&["snapshot", "copy", "north/secret"], &south[..], &tag].concat(), 4, &["given twice"]);
+    world.fails(&[&["snapshot", "copy", "north/secret"], &south[..], &tag].concat(), 2, &["given twice"]);
+    let many: Vec<String> = (0..21).flat_map(|n| ["--tag".into(), format!("k{n}=v")]).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    world.fails(&[&["snapshot", "copy", "north/secret"], &south[..], &many].concat(), 2, &["at most 20"]);
     assert_eq!((world.holdings("north"), world.holdings("south")), before);
     // A plain copy needs no key and no KMS (S10).
     set(&world, "south", Setting::KmsEnabled, false);
@@ -210,9 +212,7 @@ fn start(world: &World) -> std::process::Child {
 fn a_killed_copy_is_taken_away_by_the_next() {
     let world = large();
     let before = world.holdings("south");
-    let mut child = start(&world);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(start(&world));
     let region = world.region("south");
     let left = region.catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
     assert_eq!(left.state, SnapshotState::Processing);
@@ -232,11 +232,86 @@ fn a_killed_copy_is_taken_away_by_the_next() {
     assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed, TaskState::Succeeded]);
     // Deleting what a killed copy left works as well.
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
-    let mut child = start(&world);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill(start(&world));
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
     assert_eq!(world.holdings("south"), before);
+    let tasks = region.catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert!(tasks.iter().all(|t| t.state != TaskState::Running), "{tasks:?}");
+}
+
+fn kill(mut child: std::process::Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// A region, mounted read-write; unmounted when dropped.
+struct Mounted<'a>(&'a World, String);
+
+impl<'a> Mounted<'a> {
+    fn new(world: &'a World, region: &str) -> Self {
+        let at = world.path("mnt").to_str().unwrap().to_owned();
+        std::fs::create_dir_all(&at).unwrap();
+        world.ok(&["mount", &at, "--region", region]);
+        Self(world, at)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let ended = self.0.run(&["unmount", &self.1]).status.success();
+        if !ended {
+            let _ = std::process::Command::new("umount").args(["-l", &self.1]).status();
+        }
+        assert!(ended || std::thread::panicking(), "{} can't be unmounted", self.1);
+    }
+}
+
+#[test]
+fn a_killed_copy_is_taken_away_by_a_mount_and_by_commands() {
+    let world = large();
+    world.ok(&["volume", "create", "--size", "4M", "--name", "other", "--region", "south"]);
+    let before = world.holdings("south");
+    kill(start(&world));
+    assert_ne!(world.holdings("south"), before);
+    let mounted = Mounted::new(&world, "south");
+    assert_eq!(world.holdings("south"), before);
+    drop(mounted);
+    kill(start(&world));
+    world.ok(&["volume", "resize", "other", "--size", "8M", "--region", "south"]);
+    let after = world.holdings("south");
+    assert_eq!((after.0, after.2), (before.0 + 1, before.2), "but for the layer of the resize");
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed; 2]);
+    assert!(tasks[0].error.as_ref().unwrap().contains("ended before the copy did"));
+}
+
+// S33 S34, where the target's layers are a mount's
+#[test]
+fn a_copy_into_a_mounted_region_is_cancelled_by_deleting_it() {
+    let world = large();
+    let before = world.holdings("south");
+    let mounted = Mounted::new(&world, "south");
+    for _ in 0..2 {
+        let child = start(&world);
+        let listed = world.json(&["snapshot", "list", "--region", "south"]);
+        assert_eq!((&listed[0]["name"], &listed[0]["state"]), (&"copied".into(), &"processing".into()));
+        let files = std::path::Path::new(&mounted.1).join("by-name/snapshots");
+        assert_eq!(std::fs::read_dir(&files).unwrap().count(), 0, "no file before it is whole");
+        world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{stderr}");
+        assert!(output.stdout.is_empty() && stderr.contains("cancelled"), "{stderr}");
+        assert_eq!(world.holdings("south"), before);
+    }
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Cancelled; 2]);
+    // Not cancelled, it is there at once.
+    let id = world.ok(COPY_LARGE);
+    let file = std::path::Path::new(&mounted.1).join("snapshots").join(id);
+    assert_eq!(std::fs::metadata(file).unwrap().len(), 512 << 20);
+    drop(mounted);
+    assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod common;
 use common::Random;
 use common::shelf::{Place, Shelf};
 use terrane::crypto::Cipher;
-use terrane::volume::{LiveVolume, Stack};
+use terrane::volume::{LiveVolume, OpenVolume, Stack};
 
 const DISK: usize = 6 << 20;
 
@@ -180,6 +180,38 @@ fn space_stays_within_the_bound() {
 }
 
 /// Writers of neighbouring bytes, flushes and seals at once: each writer's bytes are its last.
+/// What is freed last is given back though nothing more is written, also where the flush after it closes a half of the log.
+#[test]
+fn an_idle_volume_gives_its_space_back() {
+    let machine = common::sim::Machine::new();
+    let shelf = Shelf::new(Place::Machine(machine), 8 << 20, Cipher::XtsAes256);
+    let open = OpenVolume::new(shelf.open().unwrap());
+    open.disk.write(0, &[1; 4 << 20]).unwrap();
+    // A half has 4092 blocks and the room that is kept; each flush takes one, the first, behind 4 MiB, three. In the last,
+    // records of 72, 2144, 1744 and 120 bytes leave no room for a mark.
+    for round in 0..4089u64 {
+        open.disk.write(4 << 20, &[round as u8 | 1; 4096]).unwrap();
+        open.disk.flush().unwrap();
+    }
+    open.disk.write(5 << 20, &[1; 256 * 4096]).unwrap();
+    open.disk.write(6 << 20, &[1; 206 * 4096]).unwrap();
+    open.disk.discard(0, 4 << 20).unwrap();
+    open.wrote(0);
+    let active = open.disk.active();
+    assert!(!active.needs_checkpoint(), "the flush that follows is to close the half");
+    let holes = || active.slot_counts().1;
+    let given = std::thread::scope(|scope| {
+        scope.spawn(|| open.keep(|_| ()));
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while holes() < 1024 && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        open.stop_keeper();
+        holes()
+    });
+    assert!(given >= 1024, "{given} of 1024 slots are holes");
+}
+
 #[test]
 fn concurrent_writers_do_not_lose_neighbours() {
     let folder = tempfile::tempdir().unwrap();

@@ -136,6 +136,18 @@ impl ReadTx<'_> {
         self.list(&format!("{LAYER} WHERE state = ?1 ORDER BY created_at, id"), [state.as_str()], layer)
     }
 
+    /// Layers that no volume, snapshot or layer refers to, but for those that are being made; oldest first.
+    pub fn unneeded_layers(&self) -> Result<Vec<Layer>, CatalogError> {
+        let sql = format!(
+            "{LAYER} WHERE state <> 'preparing'
+             AND NOT EXISTS (SELECT 1 FROM volumes WHERE active = layers.id OR next = layers.id)
+             AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.id)
+             AND NOT EXISTS (SELECT 1 FROM layers AS above WHERE above.parent = layers.id)
+             ORDER BY created_at, id"
+        );
+        self.list(&sql, [], layer)
+    }
+
     /// The layer of this id.
     pub fn find_layer(&self, id: LayerId) -> Result<Option<Layer>, CatalogError> {
         self.first(&format!("{LAYER} WHERE id = ?1"), [id.to_string()], layer)

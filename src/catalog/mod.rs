@@ -35,8 +35,8 @@ pub use folds::{Fold, FoldWay};
 pub use keys::{Key, KeyState, KeyVersion};
 pub use layers::{Layer, LayerNeeds, LayerState};
 pub use settings::Setting;
-pub use snapshots::{Snapshot, SnapshotState};
-pub use tags::{TAGS_MAX, Tag};
+pub use snapshots::{Snapshot, SnapshotState, check_description};
+pub use tags::{TAGS_MAX, Tag, check_tags};
 pub use tasks::{Task, TaskState};
 pub use volumes::{DiskKind, Volume};
 

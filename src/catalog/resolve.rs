@@ -36,6 +36,20 @@ impl ReadTx<'_> {
         self.find_task(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Task, text))
     }
 
+    /// Refuses a name that a volume or a snapshot, by `kind`, has already.
+    pub fn refuse_taken_name(&self, kind: Kind, name: &Name) -> Result<(), CatalogError> {
+        let taken = match kind {
+            Kind::Volume => self.find_volume_by_name(name.as_str())?.is_some(),
+            _ => self.find_snapshot_by_name(name.as_str())?.is_some(),
+        };
+        match taken {
+            false => Ok(()),
+            true => {
+                Err(CatalogError::Exists { kind, name: name.to_string(), region: self.region().to_owned() })
+            }
+        }
+    }
+
     fn resolve(
         &self,
         kind: Kind,

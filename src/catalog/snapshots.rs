@@ -278,7 +278,8 @@ impl WriteTx<'_> {
     }
 }
 
-fn check_description(text: &str) -> Result<(), CatalogError> {
+/// Refuses free words that are too short or too long.
+pub fn check_description(text: &str) -> Result<(), CatalogError> {
     if (2..=256).contains(&text.chars().count()) {
         return Ok(());
     }

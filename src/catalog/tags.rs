@@ -46,6 +46,20 @@ impl Tag {
     }
 }
 
+/// Refuses tags that no resource may have together.
+pub fn check_tags(tags: &[Tag]) -> Result<(), CatalogError> {
+    if tags.len() > TAGS_MAX {
+        return Err(CatalogError::Refused { what: format!("a resource has at most {TAGS_MAX} tags") });
+    }
+    for (n, tag) in tags.iter().enumerate() {
+        tag.check()?;
+        if tags[..n].iter().any(|other| other.key == tag.key) {
+            return Err(CatalogError::Refused { what: format!("the tag {:?} is given twice", tag.key) });
+        }
+    }
+    Ok(())
+}
+
 impl ReadTx<'_> {
     /// A resource's tags in order of their keys.
     pub fn tags(&self, resource: &str) -> Result<Vec<Tag>, CatalogError> {
@@ -58,15 +72,9 @@ impl ReadTx<'_> {
 impl WriteTx<'_> {
     /// Replaces a resource's tags.
     pub fn set_tags(&self, resource: &str, tags: &[Tag]) -> Result<(), CatalogError> {
-        if tags.len() > TAGS_MAX {
-            return Err(CatalogError::Refused { what: format!("a resource has at most {TAGS_MAX} tags") });
-        }
+        check_tags(tags)?;
         self.delete_tags(resource)?;
-        for (n, tag) in tags.iter().enumerate() {
-            tag.check()?;
-            if tags[..n].iter().any(|other| other.key == tag.key) {
-                return Err(CatalogError::Refused { what: format!("the tag {:?} is given twice", tag.key) });
-            }
+        for tag in tags {
             self.execute(
                 "INSERT INTO tags (resource, k, v) VALUES (?1, ?2, ?3)",
                 params![resource, tag.key, tag.value],

@@ -122,6 +122,21 @@ impl WriteTx<'_> {
         Ok(changed == 1)
     }
 
+    /// Ends the tasks that run on a resource, with a reason.
+    pub fn end_tasks_of(
+        &self,
+        resource: &str,
+        end: TaskState,
+        error: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), CatalogError> {
+        self.execute(
+            "UPDATE tasks SET state = ?2, error = ?3, updated_at = ?4 WHERE resource = ?1 AND state = 'running'",
+            params![resource, end.as_str(), error, now.as_microsecond()],
+        )
+        .map(drop)
+    }
+
     /// Records a running task's progress; whether it still runs (else it was cancelled, and nothing is changed).
     pub fn set_task_progress(
         &self,

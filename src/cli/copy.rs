@@ -11,12 +11,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
+use super::options::{DetailArgs, KeyArgs};
 use super::{App, Outcome, size_text};
-use crate::catalog::{SnapshotState, Tag};
-use crate::copy::{self, Copy, Details, KeyChoice, Plan, Watch};
+use crate::catalog::SnapshotState;
+use crate::copy::{self, Copy, Details, Plan, Watch};
 use crate::ids::{LayerId, Name};
 use crate::region::Region;
-use crate::volume::{Host, LayersLock, folder};
+use crate::volume::{Host, LayersLock, folder, remove_abandoned_copies};
 
 /// Programs are told of progress so often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,24 +33,10 @@ pub struct CopyArgs {
     /// Its name
     #[arg(long)]
     name: Name,
-    /// The key of that region that encrypts it [default: that region's default key; a plain snapshot stays plain]
-    #[arg(long, conflicts_with_all = ["encrypt", "unencrypted"])]
-    key: Option<String>,
-    /// Encrypt it under that region's default key
-    #[arg(long, conflicts_with = "unencrypted")]
-    encrypt: bool,
-    /// Leave it plain; refused where the snapshot is encrypted
-    #[arg(long)]
-    unencrypted: bool,
-    /// Free words, 2 to 256 characters
-    #[arg(long)]
-    description: Option<String>,
-    /// A tag, K=V; up to 20. Those of the snapshot are not copied
-    #[arg(long = "tag", value_name = "K=V")]
-    tags: Vec<Tag>,
-    /// Days after which it may go
-    #[arg(long)]
-    retention_days: Option<u32>,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    details: DetailArgs,
     /// Return once the copy is whole (every copy does so now)
     #[arg(long)]
     wait: bool,
@@ -69,6 +56,7 @@ struct ShownPlan {
 
 /// Copies a snapshot, or shows the plan.
 pub fn run(args: &CopyArgs, app: &App) -> Outcome {
+    let tags = args.details.tags()?.to_vec();
     let (source, text) = app.region_of_thing(&args.snapshot)?;
     let target = app.region_named(&args.to)?;
     let account = app.account(&mut target.catalog()?)?.id;
@@ -76,29 +64,23 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     if snapshot.state == SnapshotState::Success {
         finish_seals(app, &source, &args.snapshot, snapshot.layer)?;
     }
-    let key = match (&args.key, args.encrypt, args.unencrypted) {
-        (Some(text), _, _) => KeyChoice::Named(text.clone()),
-        (None, true, _) => KeyChoice::Default,
-        (None, _, true) => KeyChoice::Plain,
-        (None, false, false) => KeyChoice::AsSource,
-    };
     // Within a region one opening serves both sides: a passphrase is asked for once.
     let same = source.id() == target.id();
     let source = Host::new(source, None);
     let target = if same { source.clone() } else { Host::new(target, None) };
     if !args.dry_run {
-        copy::remove_abandoned(target.region())?;
+        remove_abandoned_copies(target.region())?;
     }
-    let plan = copy::plan(&source, snapshot.id, &target, &args.name, &key)?;
+    let plan = copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?;
     if args.dry_run {
         return show(app, &plan);
     }
     let details = Details {
         account,
         name: args.name.clone(),
-        description: args.description.clone(),
-        tags: args.tags.clone(),
-        retention_days: args.retention_days,
+        description: args.details.description.clone(),
+        tags,
+        retention_days: args.details.retention_days,
     };
     let cancel = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {

@@ -185,7 +185,7 @@ fn of_copy(error: &CopyError) -> Exit {
         CopyError::Host(error) => of_host(error),
         CopyError::Refused { .. } => Exit::Refused,
         CopyError::Damaged { .. } => Exit::Corrupted,
-        CopyError::NoSpace { .. } | CopyError::Abandoned => Exit::Other,
+        CopyError::NoSpace { .. } => Exit::Other,
         CopyError::Overtaken { .. } => Exit::InUse,
         CopyError::Cancelled => Exit::Cancelled,
     }

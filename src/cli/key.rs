@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde::Serialize;
 
+use super::options::parse_description;
 use super::{App, Outcome};
 use crate::catalog::{Key, KeyVersion};
 use crate::ids::{KeyId, Name};
@@ -177,13 +178,5 @@ fn describe(key: Key, versions: Option<Vec<KeyVersion>>) -> Shown {
                 .map(|row| ShownVersion { version: row.version, created_at: row.created_at.to_string() })
                 .collect()
         }),
-    }
-}
-
-/// Free words: 2 to 256 characters.
-fn parse_description(text: &str) -> Result<String, String> {
-    match text.chars().count() {
-        2..=256 => Ok(text.to_owned()),
-        _ => Err("a description has 2 to 256 characters".into()),
     }
 }

@@ -16,6 +16,7 @@ mod exit;
 mod key;
 mod log;
 mod mount;
+mod options;
 mod output;
 mod owner;
 mod parse;

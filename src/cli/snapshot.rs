@@ -5,12 +5,13 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::copy::CopyArgs;
+use super::options::DetailArgs;
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
-use crate::volume::{HostState, Order, SnapshotItem};
+use crate::volume::{HostState, Order, SnapshotItem, remove_abandoned_copies};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -42,15 +43,8 @@ pub struct Create {
     /// Its name; of several volumes: the beginning of their names, NAME-VOLUME
     #[arg(long)]
     name: Name,
-    /// Free words, 2 to 256 characters
-    #[arg(long)]
-    description: Option<String>,
-    /// A tag, K=V; up to 20
-    #[arg(long = "tag", value_name = "K=V")]
-    tags: Vec<Tag>,
-    /// Days after which it may go
-    #[arg(long)]
-    retention_days: Option<u32>,
+    #[command(flatten)]
+    details: DetailArgs,
 }
 
 #[derive(Serialize)]
@@ -110,6 +104,11 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
+            // What a killed copy left goes in any case, before the order is carried out.
+            let unfinished = found.state == SnapshotState::Processing;
+            if unfinished && remove_abandoned_copies(&region)?.contains(&found.id) {
+                return Ok(());
+            }
             owner::refuse_attached(
                 &region,
                 "snapshots",
@@ -185,6 +184,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
 }
 
 fn create(args: &Create, app: &App, region: Region) -> Outcome {
+    let tags = args.details.tags()?.iter().map(Into::into).collect();
     let account = app.account(&mut region.catalog()?)?.id;
     let mut volumes: Vec<Volume> = Vec::new();
     for text in &args.volumes {
@@ -216,9 +216,9 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
         group: (items.len() > 1).then(|| GroupId::random().to_string()),
         items,
         account: account.to_string(),
-        description: args.description.clone(),
-        tags: args.tags.iter().map(Into::into).collect(),
-        retention_days: args.retention_days,
+        description: args.details.description.clone(),
+        tags,
+        retention_days: args.details.retention_days,
     };
     owner::perform(region, &order)?;
     ids.iter().try_for_each(|id| app.output().id(id))

@@ -4,8 +4,10 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::options::KeyArgs;
 use super::{App, Outcome, owner, parse_volume_size, size_text};
-use crate::catalog::{CatalogError, DiskKind, Setting, Volume};
+use crate::catalog::{CatalogError, DiskKind, ReadTx, Setting, Snapshot, Volume};
+use crate::copy::KeyChoice;
 use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
 use crate::volume::folder;
@@ -66,15 +68,8 @@ pub struct Create {
     /// A name, unique in the region
     #[arg(long)]
     name: Option<Name>,
-    /// The key that encrypts it
-    #[arg(long, conflicts_with_all = ["encrypt", "unencrypted"])]
-    key: Option<String>,
-    /// Encrypt it under the region's default key
-    #[arg(long, conflicts_with = "unencrypted")]
-    encrypt: bool,
-    /// Do not encrypt it
-    #[arg(long)]
-    unencrypted: bool,
+    #[command(flatten)]
+    key: KeyArgs,
     /// What it is for: system or data [default: data, or the snapshot's]
     #[arg(long)]
     kind: Option<DiskKind>,
@@ -194,46 +189,35 @@ fn refuse_attached(region: &Region, volume: &Volume) -> Result<()> {
 
 fn create(args: Create, app: &App, region: &Region) -> Outcome {
     let account = app.account(&mut region.catalog()?)?.id;
-    let spec = match &args.snapshot {
-        None => VolumeSpec {
-            account,
-            name: args.name,
-            size_bytes: args.size.unwrap_or_default(),
-            kind: args.kind.unwrap_or(DiskKind::Data),
-            snapshot: None,
-            key: key_of_new(region, args.key.as_deref(), args.encrypt, args.unencrypted)?,
-        },
-        Some(text) => {
-            let snapshot = region.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
-            let given = args.key.is_some() || args.encrypt || args.unencrypted;
-            let key = match given {
-                true => key_of_new(region, args.key.as_deref(), args.encrypt, args.unencrypted)?,
-                false => snapshot.key,
-            };
-            VolumeSpec {
-                account,
-                name: args.name,
-                size_bytes: args.size.unwrap_or(snapshot.size_bytes),
-                kind: args.kind.unwrap_or(snapshot.kind),
-                snapshot: Some(snapshot.id),
-                key,
-            }
-        }
+    let snapshot = match &args.snapshot {
+        Some(text) => Some(region.catalog()?.read(|tx| tx.resolve_snapshot(text))?),
+        None => None,
+    };
+    let source = snapshot.as_ref();
+    let spec = VolumeSpec {
+        account,
+        name: args.name,
+        size_bytes: args.size.or(source.map(|s| s.size_bytes)).unwrap_or_default(),
+        kind: args.kind.or(source.map(|s| s.kind)).unwrap_or(DiskKind::Data),
+        snapshot: source.map(|s| s.id),
+        key: region.catalog()?.read(|tx| key_of_new(tx, &args.key.choice(), source))?,
     };
     app.output().id(create_volume(region, &spec)?)
 }
 
-/// The key of something new, by the three flags; none: plain.
-fn key_of_new(region: &Region, key: Option<&str>, encrypt: bool, unencrypted: bool) -> Result<Option<KeyId>> {
-    Ok(region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        Ok(match key {
-            Some(text) => Some(tx.resolve_key(text)?.id),
-            None if encrypt || !unencrypted && tx.flag(Setting::EncryptByDefault)? => {
-                Some(tx.default_key()?.id)
-            }
-            None => None,
-        })
-    })?)
+/// The key of a new volume; none: plain.
+fn key_of_new(
+    tx: &ReadTx,
+    choice: &KeyChoice,
+    source: Option<&Snapshot>,
+) -> Result<Option<KeyId>, CatalogError> {
+    Ok(match (choice, source) {
+        (KeyChoice::Named(text), _) => Some(tx.resolve_key(text)?.id),
+        (KeyChoice::Plain, _) => None,
+        (KeyChoice::AsSource, Some(snapshot)) => snapshot.key,
+        (KeyChoice::AsSource, None) if !tx.flag(Setting::EncryptByDefault)? => None,
+        (KeyChoice::AsSource | KeyChoice::Default, _) => Some(tx.default_key()?.id),
+    })
 }
 
 fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Shown> {

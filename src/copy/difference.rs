@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::layer::{Entry, Layer, State};
+use crate::layer::{Layer, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
-use crate::volume::{Chain, Source};
+use crate::volume::{Chain, Source, recorded};
 
 /// What a copy says of a sector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,14 +77,8 @@ impl Difference {
     /// What a chunk carries; whether anything.
     pub fn chunk(&self, chunk: ChunkNo, out: &mut Chunk) -> Result<bool> {
         out.fill(Carried::Nothing);
-        let first = chunk.first_sector().0;
         for (number, layer) in self.layers.iter().enumerate() {
-            if first >= layer.sectors() || !layer.records(chunk)? {
-                continue;
-            }
-            let within = (layer.sectors() - first).min(CHUNK_SECTORS) as usize;
-            let mut entries = [Entry::ABSENT; CHUNK_SECTORS as usize];
-            layer.entries(chunk, 0, &mut entries[..within])?;
+            let Some(entries) = recorded(layer, chunk)? else { continue };
             for (carried, entry) in out.iter_mut().zip(&entries) {
                 match entry.state() {
                     State::Absent => {}

@@ -46,9 +46,6 @@ pub enum CopyError {
         /// Which thing.
         what: String,
     },
-    /// Its process was killed.
-    #[error("the process that made the copy ended before the copy did")]
-    Abandoned,
     /// Somebody called it off.
     #[error("the copy was cancelled")]
     Cancelled,
@@ -98,7 +95,7 @@ impl CopyError {
                 )
             }
             Self::NoSpace { .. } => "nothing of the copy was kept; make room and copy again".into(),
-            Self::Overtaken { .. } | Self::Abandoned => "copy again: it is planned anew".into(),
+            Self::Overtaken { .. } => "copy again: it is planned anew".into(),
             Self::Cancelled => return None,
         })
     }

@@ -7,7 +7,7 @@
 //! Invariants: a copy is rows of the target's catalog alone, and each start plans anew from both sides; a sector is
 //! shipped only after its tag was checked; what is not whole is never listed as `success`; a copy that fails or is
 //! cancelled leaves neither snapshot nor layer. A running copy is held by the lock of its layer's data file, never by
-//! time: [`remove_abandoned`] takes away what a killed process left.
+//! time: [`remove_abandoned_copies`](crate::volume::remove_abandoned_copies) takes away what a killed process left.
 //!
 //! Called by `cli`.
 
@@ -19,4 +19,4 @@ mod task;
 
 pub use error::CopyError;
 pub use plan::{Base, KeyChoice, Plan, plan};
-pub use task::{Copy, Details, Watch, remove_abandoned};
+pub use task::{Copy, Details, Watch};

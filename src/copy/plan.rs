@@ -2,7 +2,7 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{CatalogError, KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
@@ -10,15 +10,15 @@ use crate::units::SECTOR_BYTES;
 use crate::volume::Host;
 use crate::volume::folder::{self, ReadLock};
 
-/// Under what a copy is to be.
+/// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KeyChoice {
-    /// As its source: plain, or encrypted under the target's default key.
+    /// Nothing was said. A copy: as its source, plain or encrypted under the target's default key.
     #[default]
     AsSource,
-    /// Encrypted under the target's default key.
+    /// Encrypted under the default key of the region where it lies.
     Default,
-    /// Encrypted under this key of the target: an id, an alias, or the beginning of an id.
+    /// Encrypted under this key of that region: an id, an alias, or the beginning of an id.
     Named(String),
     /// Plain.
     Plain,
@@ -77,7 +77,7 @@ pub fn plan(
     }
     let same_region = source.region().id() == target.region().id();
     let key = target.region().catalog()?.read(|tx| {
-        refuse_taken_name(tx, name)?;
+        tx.refuse_taken_name(Kind::Snapshot, name)?;
         key_of_copy(tx, &row, key, same_region)
     })?;
     let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
@@ -122,16 +122,6 @@ pub fn plan(
         source: row,
         _lock: lock,
     })
-}
-
-fn refuse_taken_name(tx: &ReadTx, name: &Name) -> Result<()> {
-    match tx.find_snapshot_by_name(name.as_str())? {
-        None => Ok(()),
-        Some(_) => {
-            let region = tx.region().to_owned();
-            Err(CatalogError::Exists { kind: Kind::Snapshot, name: name.to_string(), region }.into())
-        }
-    }
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.

@@ -7,11 +7,11 @@ use super::error::{CopyError, Result};
 use super::plan::Plan;
 use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
-use crate::ids::{AccountId, Name, SnapshotId, TaskId, VolumeId};
+use crate::ids::{AccountId, LayerId, Name, SnapshotId, TaskId, VolumeId};
 use crate::layer::{Layer, LayerError};
 use crate::region::Region;
-use crate::volume::Host;
 use crate::volume::folder::{self, LayerSpec};
+use crate::volume::{Host, remove_copy};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -237,7 +237,7 @@ impl<'a> Copy<'a> {
 
     /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
     fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
-        let Begun { task, snapshot, row, layer, .. } = begun;
+        let Begun { snapshot, row, layer, .. } = begun;
         let gone = self
             .region()
             .catalog()
@@ -245,13 +245,13 @@ impl<'a> Copy<'a> {
             .and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?.is_none())));
         let error = if matches!(gone, Ok(true)) { CopyError::Cancelled } else { error };
         drop(layer);
-        let removed = remove(self.region(), snapshot, &row, Some(task), &error).or_else(|_| {
+        let removed = remove(self.region(), snapshot, row.id, &error).or_else(|_| {
             // The file system below is so full that not even rows can go: the space first, then.
             folder::remove_folder(self.region(), row.id)?;
-            remove(self.region(), snapshot, &row, Some(task), &error)
+            remove(self.region(), snapshot, row.id, &error)
         });
         if let Err(e) = removed {
-            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; the next copy to the region does");
+            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; the next mount of the region does");
         }
         error
     }
@@ -262,53 +262,10 @@ fn no_points(source: &Snapshot) -> CopyError {
         .into()
 }
 
-/// Takes away a copy that is not whole: its snapshot, then its layer; its task says why.
-fn remove(
-    region: &Region,
-    id: SnapshotId,
-    row: &LayerRow,
-    task: Option<TaskId>,
-    why: &CopyError,
-) -> Result<()> {
-    let now = region.now();
-    let (state, words) = match why {
-        CopyError::Cancelled => (TaskState::Cancelled, None),
-        other => (TaskState::Failed, Some(other.to_string())),
-    };
-    region.catalog()?.write(|tx| -> Result<()> {
-        if tx.find_snapshot(id)?.is_some_and(|s| s.state != SnapshotState::Success) {
-            tx.delete_snapshot(id)?;
-        }
-        if let Some(task) = task {
-            tx.move_task(task, TaskState::Running, state, words.as_deref(), now)?;
-        }
-        Ok(())
-    })?;
-    Ok(folder::remove_unneeded(region, row.id)?)
-}
-
-/// Takes away copies into this region whose process ended before they did, and their layers: so a killed copy can be
-/// made again under its name. Copies that run are left alone: their layer's data file is locked.
-pub fn remove_abandoned(region: &Region) -> Result<Vec<SnapshotId>> {
-    let found = region.catalog()?.read(|tx| -> Result<_> {
-        let mut found = Vec::new();
-        for snapshot in tx.snapshots()?.into_iter().filter(|s| s.state == SnapshotState::Processing) {
-            let layer = tx.layer(snapshot.layer)?;
-            let resource = snapshot.id.to_string();
-            let of =
-                |t: &Task| t.state == TaskState::Running && t.resource.as_deref() == Some(resource.as_str());
-            let task = tx.tasks()?.into_iter().find(of).map(|t| t.id);
-            found.push((snapshot, layer, task));
-        }
-        Ok(found)
-    })?;
-    let mut removed = Vec::new();
-    for (snapshot, layer, task) in found {
-        if folder::is_abandoned(region, &layer) {
-            tracing::warn!(snapshot = %snapshot.id, name = %snapshot.name, "a copy whose process ended before it did is removed");
-            remove(region, snapshot.id, &layer, task, &CopyError::Abandoned)?;
-            removed.push(snapshot.id);
-        }
-    }
-    Ok(removed)
+/// Takes away a copy that is not whole; its task says why.
+fn remove(region: &Region, id: SnapshotId, layer: LayerId, why: &CopyError) -> Result<()> {
+    Ok(match why {
+        CopyError::Cancelled => remove_copy(region, id, layer, TaskState::Cancelled, None),
+        other => remove_copy(region, id, layer, TaskState::Failed, Some(&other.to_string())),
+    }?)
 }

@@ -144,6 +144,18 @@ impl Chain {
     }
 }
 
+/// What a layer records of a chunk, if anything; past its end, where a layer above may be larger, nothing.
+pub fn recorded(layer: &Layer, chunk: ChunkNo) -> Result<Option<[Entry; CHUNK_SECTORS as usize]>> {
+    let first = chunk.first_sector().0;
+    if first >= layer.sectors() || !layer.records(chunk)? {
+        return Ok(None);
+    }
+    let within = (layer.sectors() - first).min(CHUNK_SECTORS) as usize;
+    let mut entries = [Entry::ABSENT; CHUNK_SECTORS as usize];
+    layer.entries(chunk, 0, &mut entries[..within])?;
+    Ok(Some(entries))
+}
+
 /// Puts what a layer says of a chunk over what those below it say.
 fn overlay_layer(
     sources: &mut [Packed; CHUNK_SECTORS as usize],
@@ -151,13 +163,7 @@ fn overlay_layer(
     layer: &Layer,
     chunk: ChunkNo,
 ) -> Result<()> {
-    let first = chunk.first_sector().0;
-    if first >= layer.sectors() || !layer.records(chunk)? {
-        return Ok(());
-    }
-    let within = (layer.sectors() - first).min(CHUNK_SECTORS) as usize;
-    let mut entries = [Entry::ABSENT; CHUNK_SECTORS as usize];
-    layer.entries(chunk, 0, &mut entries[..within])?;
+    let Some(entries) = recorded(layer, chunk)? else { return Ok(()) };
     for (source, entry) in sources.iter_mut().zip(&entries) {
         match entry.state() {
             State::Absent => {}

@@ -1,10 +1,10 @@
-//! Making a volume, and taking away what a killed process left half-made. Neither changes an existing layer.
+//! Making a volume. It changes no existing layer.
 
 use std::sync::Arc;
 
 use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
-use crate::catalog::{CatalogError, DiskKind, Kind, LayerState, SnapshotState, Volume};
+use crate::catalog::{DiskKind, Kind, LayerState, SnapshotState, Volume};
 use crate::crypto::Cipher;
 use crate::ids::{AccountId, KeyId, Name, SnapshotId, VolumeId};
 use crate::layer::PageCache;
@@ -30,11 +30,8 @@ pub struct VolumeSpec {
 /// Makes a volume; usable at once, whatever its size (X13).
 pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     let id = VolumeId::random();
-    if let Some(name) = &spec.name
-        && region.catalog()?.read(|tx| tx.find_volume_by_name(name.as_str()))?.is_some()
-    {
-        let region = region.name().to_owned();
-        return Err(CatalogError::Exists { kind: Kind::Volume, name: name.to_string(), region }.into());
+    if let Some(name) = &spec.name {
+        region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Volume, name))?;
     }
     let (parent, points) = match spec.snapshot {
         None => (None, Vec::new()),
@@ -99,23 +96,4 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
         folder::remove_unneeded(region, row.id)?;
     }
     committed.map(|()| id)
-}
-
-/// Takes away layers whose making or removal was cut short. Called by the owner of the layers.
-pub fn remove_litter(region: &Region) -> Result<()> {
-    let rows = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        let mut rows = tx.layers_in_state(LayerState::Deleting)?;
-        rows.extend(tx.layers_in_state(LayerState::Preparing)?);
-        Ok(rows)
-    })?;
-    for row in rows {
-        if row.state == LayerState::Deleting || folder::is_abandoned(region, &row) {
-            tracing::warn!(layer = %row.id, "a layer left half-made is removed");
-            // Such as a header under a disabled key: it is tried again.
-            if let Err(error) = super::fold::finish(region, row.id) {
-                tracing::warn!(layer = %row.id, %error, "what is left of a layer could not be removed");
-            }
-        }
-    }
-    Ok(())
 }

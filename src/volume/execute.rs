@@ -5,10 +5,11 @@ use std::sync::Arc;
 use super::folder::{self, LayerSpec};
 use super::host::Host;
 use super::host_error::{HostError, Result};
-use super::live::{Seal, seal_together};
+use super::live::seal_together;
+use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
-use crate::catalog::{CatalogError, Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
+use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::layer::Layer;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
@@ -85,7 +86,7 @@ impl Host {
         let mut wanted = Vec::with_capacity(items.len());
         for item in items {
             let (id, name) = (parse(&item.snapshot)?, parse(&item.name)?);
-            self.refuse_taken_name(&name)?;
+            self.region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Snapshot, &name))?;
             let open = self.open_volume_locked(parse(&item.volume)?, keep)?;
             // A request from the socket: to seal one volume twice would wait for its own lock for ever.
             if wanted.iter().any(|w: &Wanted| Arc::ptr_eq(&w.open, &open)) {
@@ -107,14 +108,10 @@ impl Host {
                 changed.push(w);
             }
         }
-        let mut seals = Vec::new();
-        let mut committed = Vec::new();
-        for w in &changed {
-            let (row, next) = self.take_next(&w.open, w.volume.size_bytes)?;
-            committed.push((w.volume.id, w.open.disk.active().id(), row.id));
-            seals.push(Seal { volume: &w.open.disk, next });
-        }
-        let ended = self.seal(seals, &committed)?;
+        let nexts = changed.iter().map(|w| self.take_next(&w.open, w.volume.size_bytes));
+        let nexts = nexts.collect::<Result<Vec<_>>>()?;
+        let committed: Vec<_> = nexts.iter().map(TakenNext::ids).collect();
+        let ended = self.seal(nexts, &committed)?;
         let commit = self.commit_seals(&committed, |tx| {
             for w in &wanted {
                 let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
@@ -128,18 +125,22 @@ impl Host {
             }
             Ok(())
         });
-        self.after_seal(changed.iter().map(|w| &w.open), ended, &committed, commit)
+        self.after_seal(changed.iter().map(|w| &*w.open), ended, &committed, commit)
     }
 
     /// Ends the layers, and makes them durable.
-    fn seal(&self, seals: Vec<Seal<'_>>, ids: &[(VolumeId, LayerId, LayerId)]) -> Result<Vec<Arc<Layer>>> {
-        let opens: Vec<_> = ids.iter().filter_map(|(volume, ..)| self.find_live(*volume)).collect();
-        let ended = seal_together(seals)?;
+    fn seal(
+        &self,
+        nexts: Vec<TakenNext<'_>>,
+        ids: &[(VolumeId, LayerId, LayerId)],
+    ) -> Result<Vec<Arc<Layer>>> {
+        let ended = seal_together(nexts.iter().map(TakenNext::seal).collect())?;
+        let opens: Vec<_> = nexts.into_iter().map(TakenNext::used).collect();
         let flushed = ended.iter().try_for_each(|layer| layer.flush());
         match flushed {
             Ok(()) => Ok(ended),
             Err(e) => {
-                self.after_seal(opens.iter(), ended, ids, Err(e.into()))?;
+                self.after_seal(opens.into_iter(), ended, ids, Err(e.into()))?;
                 unreachable!("the error was handed on")
             }
         }
@@ -148,7 +149,7 @@ impl Host {
     /// Hands ended layers to the keepers. Where the catalog could not be told that they have ended, it is told later.
     fn after_seal<'a>(
         &self,
-        opens: impl Iterator<Item = &'a Arc<OpenVolume>>,
+        opens: impl Iterator<Item = &'a OpenVolume>,
         ended: Vec<Arc<Layer>>,
         ids: &[(VolumeId, LayerId, LayerId)],
         committed: Result<()>,
@@ -161,18 +162,6 @@ impl Host {
             open.wake();
         }
         committed
-    }
-
-    fn refuse_taken_name(&self, name: &Name) -> Result<()> {
-        match self.region.catalog()?.read(|tx| tx.find_snapshot_by_name(name.as_str()))? {
-            None => Ok(()),
-            Some(_) => Err(CatalogError::Exists {
-                kind: Kind::Snapshot,
-                name: name.to_string(),
-                region: self.region.name().to_owned(),
-            }
-            .into()),
-        }
     }
 
     /// Puts a volume back: a new active layer on the snapshot's; what came after goes, as far as nothing else needs it.
@@ -199,9 +188,12 @@ impl Host {
             kind: volume.kind,
             points,
         };
+        // Before anything is thrown away: the snapshot can be read.
+        self.open_chain(snapshot.layer)?;
         self.refuse_open(&volume)?;
-        if self.find_live(id).is_some() {
-            self.close_volume(id)?;
+        // What is closed here is thrown away: that it is latched, or can't be written any more, is no reason to keep it.
+        if let Err(e) = self.close_volume(id) {
+            tracing::warn!(volume = %id, error = %e, "rolled back without having been closed in order");
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
@@ -237,11 +229,11 @@ impl Host {
     }
 
     /// A layer of this size takes over, without a snapshot.
-    pub(super) fn seal_volume(&self, open: &Arc<OpenVolume>, size_bytes: u64) -> Result<()> {
+    pub(super) fn seal_volume(&self, open: &OpenVolume, size_bytes: u64) -> Result<()> {
         self.settle(open)?;
-        let (row, next) = self.take_next(open, size_bytes)?;
-        let ids = [(open.disk.id(), open.disk.active().id(), row.id)];
-        let ended = self.seal(vec![Seal { volume: &open.disk, next }], &ids)?;
+        let next = self.take_next(open, size_bytes)?;
+        let ids = [next.ids()];
+        let ended = self.seal(vec![next], &ids)?;
         let committed = self.commit_seals(&ids, |_| Ok(()));
         self.after_seal(std::iter::once(open), ended, &ids, committed)
     }
@@ -251,10 +243,11 @@ impl Host {
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         self.refuse_open(&volume)?;
         if let Some(open) = self.find_live(id) {
-            // Snapshots still need its sealed layers.
-            let finished = self.settle(&open).and_then(|()| self.finish_seals(&open));
+            // Snapshots still need its sealed layers; one that can't be finished now is when it is opened anew.
+            if let Err(e) = self.finish_seals(&open) {
+                tracing::warn!(volume = %id, error = %e, "deleted before its seals were finished");
+            }
             self.drop_volume(id);
-            finished?;
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         self.region.catalog()?.write(|tx| tx.delete_volume(id))?;
@@ -312,7 +305,12 @@ impl Host {
                     words.join(", ")
                 })
             })?;
-        self.region.catalog()?.write(|tx| Ok(tx.delete_snapshot(snapshot.id)?))
+        let now = self.region.now();
+        self.region.catalog()?.write(|tx| -> Result<_> {
+            // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
+            tx.end_tasks_of(&snapshot.id.to_string(), TaskState::Cancelled, None, now)?;
+            Ok(tx.delete_snapshot(snapshot.id)?)
+        })
     }
 }
 

@@ -23,6 +23,8 @@ use crate::sys::crashsafe;
 use crate::sys::process::{self, Holder};
 
 const DATA: &str = "data";
+/// The same until it is locked.
+const UNNAMED: &str = "data.new";
 const MAP: &str = "map";
 const HEADER: &str = "header.toml";
 
@@ -92,16 +94,13 @@ fn make_folder(
     fs::DirBuilder::new().create(&dir).map_err(io("making a layer's folder"))?;
     fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .map_err(io("closing a layer's folder"))?;
-    let data = create_file(&dir.join(DATA)).map_err(io("making a layer's data"))?;
+    // Locked before it has its name, so that nobody takes it for one whose maker has died ([`is_abandoned`]).
+    let unnamed = dir.join(UNNAMED);
+    let data = create_file(&unnamed).map_err(io("making a layer's data"))?;
     flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
+    fs::rename(&unnamed, dir.join(DATA)).map_err(io("naming a layer's data"))?;
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
-    let parts = Parts {
-        id: row.id,
-        data: Arc::new(FileStore::new(data)),
-        map: Arc::new(FileStore::new(map)),
-        keys,
-        cache: cache.clone(),
-    };
+    let parts = parts(row.id, data, map, keys, cache);
     let layer = Layer::create(parts, spec.size_bytes)?;
     write_header(region, row, spec.volume, spec.kind, spec.points.clone(), None, layer.keys())?;
     crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
@@ -141,6 +140,11 @@ pub fn write_header(
 
 fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}
+
+fn parts(id: LayerId, data: File, map: File, keys: Arc<LayerKeys>, cache: &Arc<PageCache>) -> Parts {
+    let [data, map] = [data, map].map(|file| Arc::new(FileStore::new(file)));
+    Parts { id, data, map, keys, cache: cache.clone() }
 }
 
 /// Opens one of a layer's files: a regular file of ours with one name, no link.
@@ -192,13 +196,7 @@ pub fn open_layer(
     if write {
         lock_data(&data, row.id)?;
     }
-    let parts = Parts {
-        id: row.id,
-        data: Arc::new(FileStore::new(data)),
-        map: Arc::new(FileStore::new(map)),
-        keys,
-        cache: cache.clone(),
-    };
+    let parts = parts(row.id, data, map, keys, cache);
     let layer = match opening {
         Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
         Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
@@ -343,7 +341,11 @@ pub fn remove_unneeded(region: &Region, layer: LayerId) -> Result<()> {
         })?;
         let Some(parent) = parent else { return Ok(()) };
         remove_folder(region, id)?;
-        region.catalog()?.write(|tx| tx.delete_layer(id))?;
+        region.catalog()?.write(|tx| match tx.find_layer(id)? {
+            Some(_) => tx.delete_layer(id),
+            // Another process removed it at the same time.
+            None => Ok(()),
+        })?;
         at = parent;
     }
     Ok(())

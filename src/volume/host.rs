@@ -14,6 +14,7 @@ use super::fold::FoldWorker;
 use super::folder::{self, LayerSpec, Opening};
 use super::host_error::{HostError, Result};
 use super::live::LiveVolume;
+use super::next::TakenNext;
 use super::open_snapshot::{OpenSnapshot, SnapshotOpeners};
 use super::open_volume::OpenVolume;
 use super::owner::LayersLock;
@@ -381,18 +382,19 @@ impl Host {
     }
 
     /// Takes the next layer, or makes one of `size_bytes`.
-    pub(super) fn take_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
+    pub(super) fn take_next<'a>(&self, open: &'a OpenVolume, size_bytes: u64) -> Result<TakenNext<'a>> {
         let ready = open.next.lock().take();
         let active = open.disk.active().id();
-        match ready {
-            Some(ready) if ready.0.size_bytes == size_bytes && ready.0.parent == Some(active) => Ok(ready),
+        let ready = match ready {
+            Some(ready) if ready.0.size_bytes == size_bytes && ready.0.parent == Some(active) => ready,
             Some((other, _)) => {
                 self.region.catalog()?.write(|tx| tx.set_volume_next(open.disk.id(), None))?;
                 folder::remove_unneeded(&self.region, other.id)?;
-                self.make_next(open, size_bytes)
+                self.make_next(open, size_bytes)?
             }
-            None => self.make_next(open, size_bytes),
-        }
+            None => self.make_next(open, size_bytes)?,
+        };
+        Ok(TakenNext::new(open, ready))
     }
 
     fn make_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
@@ -466,9 +468,10 @@ impl Host {
             tracing::error!(volume = %id, "its keeper had panicked");
         }
         let open = kept.volume;
-        open.disk.flush()?;
-        self.settle(&open)?;
+        let settled = open.disk.flush().map_err(HostError::from).and_then(|()| self.settle(&open));
+        // Also of a latched volume: snapshots need its sealed layers.
         self.finish_seals(&open)?;
+        settled?;
         let active = open.disk.active();
         active.close()?;
         let stored = active.stored_bytes()?;

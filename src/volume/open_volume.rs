@@ -147,7 +147,8 @@ impl OpenVolume {
     /// space back, and calls `tend` for what needs the catalog. Sleeps without a timer while nothing is dirty.
     pub fn keep(&self, tend: impl Fn(&Self)) {
         let mut flushed = Instant::now();
-        let mut settled = true;
+        // What an earlier session freed and did not give back is learnt here.
+        let mut settled = false;
         if let Err(e) = self.disk.active().learn_free_slots() {
             tracing::warn!(volume = %self.disk.id(), error = %e, "free space of earlier sessions is not used");
         }
@@ -157,21 +158,21 @@ impl OpenVolume {
             }
             tend(self);
             let dirty = self.dirty.load(Ordering::Acquire);
-            let done = match dirty {
-                true => self.look(&mut flushed),
-                false if !settled => self.settle(),
-                false => Ok(()),
+            let quiet = !dirty && flushed.elapsed() >= FLUSH_AFTER;
+            let done = match (dirty, settled) {
+                (true, _) => self.look(&mut flushed),
+                (false, false) if quiet => self.settle(),
+                (false, _) => Ok(()),
             };
-            settled = !dirty;
+            settled = !dirty && (settled || quiet);
             if let Err(e) = done {
                 self.dirty.store(false, Ordering::Release);
                 settled = true;
                 self.tell(&e);
             }
-            let wait = match (self.dirty.load(Ordering::Acquire), settled) {
-                (true, _) => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
-                (false, false) => self.poked.recv_timeout(FLUSH_AFTER),
-                (false, true) => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let wait = match self.dirty.load(Ordering::Acquire) || !settled {
+                true => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
+                false => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if wait == Err(RecvTimeoutError::Disconnected) {
                 return;
@@ -202,6 +203,8 @@ impl OpenVolume {
         let active = self.disk.active();
         active.settle()?;
         active.settle()?;
+        // A mark that found its half full has closed that; what it superseded is free after its checkpoint.
+        active.checkpoint_closed()?;
         active.punch_free();
         Ok(())
     }

@@ -1,0 +1,62 @@
+//! Options that several commands take alike.
+
+use anyhow::Result;
+use clap::Args;
+
+use super::Failure;
+use crate::catalog::{Tag, check_tags};
+use crate::copy::KeyChoice;
+
+/// Under which key something new is to be.
+#[derive(Args)]
+pub struct KeyArgs {
+    /// The key that encrypts it, of the region it is made in
+    #[arg(long, conflicts_with_all = ["encrypt", "unencrypted"])]
+    key: Option<String>,
+    /// Encrypt it under that region's default key
+    #[arg(long, conflicts_with = "unencrypted")]
+    encrypt: bool,
+    /// Leave it plain; refused where it is made of an encrypted snapshot
+    #[arg(long)]
+    unencrypted: bool,
+}
+
+impl KeyArgs {
+    /// What was chosen.
+    pub fn choice(&self) -> KeyChoice {
+        match (&self.key, self.encrypt, self.unencrypted) {
+            (Some(text), _, _) => KeyChoice::Named(text.clone()),
+            (None, true, _) => KeyChoice::Default,
+            (None, _, true) => KeyChoice::Plain,
+            (None, false, false) => KeyChoice::AsSource,
+        }
+    }
+}
+
+/// What people say of a new snapshot.
+#[derive(Args)]
+pub struct DetailArgs {
+    /// Free words, 2 to 256 characters
+    #[arg(long, value_parser = parse_description)]
+    pub description: Option<String>,
+    /// A tag, K=V; up to 20, each key once. A copy has none of its source's
+    #[arg(long = "tag", value_name = "K=V")]
+    tags: Vec<Tag>,
+    /// Days after which it may go
+    #[arg(long)]
+    pub retention_days: Option<u32>,
+}
+
+impl DetailArgs {
+    /// The tags; as many, and each as often, as a resource may have them.
+    pub fn tags(&self) -> Result<&[Tag]> {
+        check_tags(&self.tags).map_err(|e| Failure::usage(e.to_string()))?;
+        Ok(&self.tags)
+    }
+}
+
+/// Free words: 2 to 256 characters.
+pub fn parse_description(text: &str) -> Result<String, String> {
+    crate::catalog::check_description(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
+}
