@@ -4,16 +4,16 @@
 //! As in `crash_volume`: a seeded script runs once on a simulated disk, then the disk is opened as a cut at each place of
 //! the trace leaves it. The fold goes on there, is cut again, and is brought to its end.
 //!
-//! `TERRANE_CRASH_SEEDS=n` runs n seeds.
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds; `tools/crash` does.
 
 mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use common::Random;
 use common::shelf::{Place, Shelf};
 use common::sim::{CUTS, Cut, Event, Machine, State};
+use common::{Random, seeds};
 use terrane::catalog::FoldWay;
 use terrane::crypto::Cipher;
 use terrane::units::SectorNo;
@@ -183,9 +183,8 @@ fn no_slot_twice(stack: &Stack) {
 
 #[test]
 fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
-    let seeds = std::env::var("TERRANE_CRASH_SEEDS").map_or(2, |n| n.parse().expect("a number of seeds"));
     let mut states = 0;
-    for seed in 1..=seeds {
+    for seed in seeds(1).0 {
         // The lowest layer, one in the middle, the one under the active layer; both ways.
         for (number, way) in
             [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)]

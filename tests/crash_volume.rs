@@ -5,7 +5,7 @@
 //! the disk as that cut leaves it is opened and held against the script's states: it must be the one after some prefix of
 //! the writes, at least up to the last answered flush. Recovery is cut too, and what was recovered is written and cut again.
 //!
-//! `TERRANE_CRASH_SEEDS=n` runs n seeds at every place of the trace instead of the gate's sample.
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds at every place of the trace instead of the gate's sample; `tools/crash` does.
 
 mod common;
 
@@ -14,9 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::Random;
 use common::shelf::{Place, Shelf};
 use common::sim::{CUTS, Cut, Event, Machine, State};
+use common::{Random, seeds};
 use terrane::crypto::Cipher;
 use terrane::layer::Layer;
 use terrane::units::SectorNo;
@@ -347,15 +347,12 @@ fn sweep(seed: u64, start: &State, trace: &[Event], oracle: &Oracle, places: &[u
     sweep.states.into_inner()
 }
 
-fn full_seeds() -> Option<u64> {
-    std::env::var("TERRANE_CRASH_SEEDS").ok().map(|n| n.parse().expect("a number of seeds"))
-}
-
 #[test]
 fn a_cut_leaves_a_prefix_of_the_writes() {
-    let (seeds, stride) = full_seeds().map_or((6, 4), |n| (n, 1));
+    let (seeds, full) = seeds(6);
+    let stride = if full { 1 } else { 4 };
     let mut states = 0;
-    for seed in 1..=seeds {
+    for seed in seeds {
         let (mut script, start) = Script::new(seed);
         for _ in 0..120 {
             script.step();
@@ -371,7 +368,8 @@ fn a_cut_leaves_a_prefix_of_the_writes() {
 #[test]
 fn a_cut_beside_a_full_half_leaves_a_prefix_too() {
     let mut states = 0;
-    for seed in 1..=full_seeds().unwrap_or(1) {
+    let (seeds, full) = seeds(1);
+    for seed in seeds {
         let (mut script, start) = Script::new(seed ^ 0xfeed);
         let mut places = Vec::new();
         for round in 0..8200u64 {
@@ -389,7 +387,7 @@ fn a_cut_beside_a_full_half_leaves_a_prefix_too() {
             }
             if turn || round < 3 && round > 0 {
                 let all = from..=script.machine.traced();
-                let times = if full_seeds().is_some() { 40 } else { 1 };
+                let times = if full { 40 } else { 1 };
                 (0..times).for_each(|_| places.extend(all.clone()));
             }
         }

@@ -33,3 +33,13 @@ impl Random {
         bytes.chunks_mut(8).for_each(|c| c.copy_from_slice(&self.next().to_le_bytes()[..c.len()]));
     }
 }
+
+/// The seeds of a crash test: the gate's few, or as many as `TERRANE_CRASH_SEEDS` says, from `TERRANE_CRASH_FIRST` on; and
+/// whether it was told.
+#[allow(dead_code)]
+pub fn seeds(few: u64) -> (std::ops::Range<u64>, bool) {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number of seeds"));
+    let count = number("TERRANE_CRASH_SEEDS");
+    let first = number("TERRANE_CRASH_FIRST").unwrap_or(1);
+    (first..first + count.unwrap_or(few), count.is_some())
+}
