@@ -133,6 +133,23 @@ fn what_was_answered_until_the_end_is_there() {
     }
 }
 
+/// A loop device that is taken away when dropped: once its mount is gone, nothing tells whose it was.
+struct Attached(String);
+
+impl Attached {
+    fn new(world: &World) -> Self {
+        Self(world.ok(&["attach", "web"]))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = std::process::Command::new("losetup").args(["-d", &self.0]).status();
+        }
+    }
+}
+
 #[test]
 fn a_loop_device_goes_with_the_mount() {
     if !is_root() {
@@ -141,27 +158,27 @@ fn a_loop_device_goes_with_the_mount() {
     let world = World::new();
     world.volume("web", "32M");
     world.ok(&["mount", &world.mnt(), "--grace", "3600"]);
-    let device = world.ok(&["attach", "web"]);
-    must("mkfs.ext4", &["-q", "-F", &device]);
+    let device = Attached::new(&world);
+    must("mkfs.ext4", &["-q", "-F", &device.0]);
     // Not in use: detached, with what its cache holds.
     let pid = world.signal(Signal::TERM);
     assert!(within(40, || is_gone(pid)), "the server stays: {}", world.log());
     assert!(world.loops().is_empty());
     // In use: served until it is unmounted.
     world.ok(&["mount", &world.mnt(), "--grace", "3600"]);
-    let device = world.ok(&["attach", "web"]);
-    let disk = OnDisk::new(&device, world.path("disk"));
+    let device = Attached::new(&world);
+    let disk = OnDisk::new(&device.0, world.path("disk"));
     let pid = world.signal(Signal::TERM);
-    assert!(within(20, || world.log().contains(&format!("{device} is in use"))), "{}", world.log());
+    assert!(within(20, || world.log().contains(&format!("{} is in use", device.0))), "{}", world.log());
     assert!(within(20, || !world.path("mnt/volumes").exists()), "the place stays taken");
     fs::write(world.path("disk/file"), pattern(MIB as usize, 1)).unwrap();
     drop(disk);
     assert!(within(40, || is_gone(pid)), "the server stays: {}", world.log());
     assert!(within(20, || world.loops().is_empty()), "{:?}", world.loops());
     world.mount();
-    let device = world.ok(&["attach", "web"]);
-    let disk = OnDisk::new(&device, world.path("disk"));
+    let device = Attached::new(&world);
+    let disk = OnDisk::new(&device.0, world.path("disk"));
     assert!(fs::read(world.path("disk/file")).unwrap() == pattern(MIB as usize, 1));
     drop(disk);
-    world.ok(&["detach", &device]);
+    world.ok(&["detach", &device.0]);
 }

@@ -1,6 +1,7 @@
 //! `terrane mount` and `terrane unmount`.
 
 use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_li
 const CLOSE_TIME: Duration = Duration::from_secs(300);
 /// How much longer than the grace a signal may take to end the process, whatever is stuck.
 const STUCK_TIME: Duration = Duration::from_secs(30);
+/// How long an unmount waits for a server that has written everything to be gone.
+const LEAVE_TIME: Duration = Duration::from_secs(5);
 /// How long an unmount waits for files that are being closed.
 const BUSY_TIME: Duration = Duration::from_millis(500);
 
@@ -307,12 +310,25 @@ pub fn unmount(mount_point: &Path) -> Outcome {
         let hint = Some(format!("unmount what is on it, then: terrane detach {}", device.device.display()));
         return Err(Failure { exit: Exit::InUse, message, hint }.into());
     }
-    unmount_idle(mount_point, &path, found.as_ref().map(|m| m.device))?;
-    let region = found.map(|m| PathBuf::from(m.source));
-    if let Some(lock) = region.map(|dir| dir.join("run/layers.lock")) {
+    let lock = found.as_ref().map(|m| PathBuf::from(&m.source).join("run/layers.lock"));
+    let server = lock.as_ref().and_then(|lock| server_of(lock, &path));
+    unmount_idle(mount_point, &path, found.map(|m| m.device))?;
+    if let Some(lock) = lock {
         wait_for_close(&lock, &path)?;
     }
+    if let Some(server) = server {
+        // All is written; until it is gone it keeps the file system below the region busy.
+        process::wait_for_end(&server, LEAVE_TIME)?;
+    }
     Ok(())
+}
+
+/// The process that serves the read-write mount at `path`.
+fn server_of(lock: &Path, path: &Path) -> Option<OwnedFd> {
+    let text = std::fs::read_to_string(lock).ok()?;
+    let mut lines = text.lines();
+    let pid = lines.next()?.parse().ok()?;
+    (lines.next()? == path.display().to_string()).then(|| process::watch(pid)).flatten()
 }
 
 /// Unmounts, or names who keeps it busy. Programs that close their files now may keep it so for a moment longer: the

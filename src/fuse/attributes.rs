@@ -4,14 +4,26 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use super::Shelf;
 use super::names::Folder;
+use super::{Entry, Shelf};
 
 /// Whose everything is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner {
     pub(super) uid: u32,
     pub(super) gid: u32,
+}
+
+/// What the attributes of a disk are made of.
+pub(super) struct Shown {
+    pub(super) size_bytes: u64,
+    pub(super) created: SystemTime,
+}
+
+impl From<&Entry> for Shown {
+    fn from(entry: &Entry) -> Self {
+        Self { size_bytes: entry.size_bytes, created: time_of_seconds(entry.created_at) }
+    }
 }
 
 pub(super) const VOLUME_MODE: u16 = 0o600;

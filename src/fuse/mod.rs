@@ -13,12 +13,14 @@ use std::sync::Arc;
 
 mod attributes; // what stat shows
 mod errno; // one table of refusals
+mod files; // open files
 mod gate; // requests let in until the end
 mod handles; // open files and folders
 mod names; // inode numbers
+mod requests; // decode, ask, encode
 mod session; // mount, serve, unmount
 mod shelves; // a host's volumes and snapshots
-mod tree; // the requests
+mod tree; // what stands under each name
 
 pub use session::{Cache, MountError, Mounted, Options, check_mount_point, mount, mounts, unmount};
 pub use shelves::Shelves;

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::Export;
 use super::gate::Gate;
-use super::tree::Tree;
+use super::requests::Requests;
 use crate::sys;
 use crate::sys::mount::{MountRequest, MountedAt};
 
@@ -134,7 +134,7 @@ pub fn mount(export: Arc<dyn Export>, at: &Path, options: &Options) -> Result<Mo
         read_only: options.read_only,
     };
     let channel = sys::mount::mount(&path, &request)?;
-    let served = serve(Tree::new(export, options), channel, options).and_then(|state| {
+    let served = serve(Requests::new(export, options), channel, options).and_then(|state| {
         fs::metadata(&path)?; // the first answer
         Ok(state)
     });
@@ -317,14 +317,14 @@ impl Drop for Mounted {
     }
 }
 
-fn serve(tree: Tree, channel: std::os::fd::OwnedFd, options: &Options) -> io::Result<Arc<State>> {
+fn serve(requests: Requests, channel: std::os::fd::OwnedFd, options: &Options) -> io::Result<Arc<State>> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(1));
     config.clone_fd = options.clone_descriptor;
     // The library's own check refuses a loop device's requests, which come as root. The kernel lets nobody else in
     // without allow_other, and with it we check at open.
-    let gate = Arc::clone(tree.gate());
-    let session = Session::from_fd(tree, channel, SessionACL::All, config)?;
+    let gate = Arc::clone(requests.gate());
+    let session = Session::from_fd(requests, channel, SessionACL::All, config)?;
     let state = Arc::new(State { progress: Mutex::default(), changed: Condvar::new(), gate });
     let ours = Arc::clone(&state);
     thread::Builder::new().name("terrane-mount".to_owned()).spawn(move || {

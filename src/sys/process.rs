@@ -3,11 +3,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
-use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions};
 use zeroize::Zeroizing;
 
 /// Keeps this process's memory out of core dumps and away from other processes of the same user.
@@ -161,6 +163,25 @@ pub fn process_of_thread(thread: u32) -> u32 {
     let process =
         status.lines().find_map(|line| line.strip_prefix("Tgid:")).and_then(|text| text.trim().parse().ok());
     process.unwrap_or(thread)
+}
+
+/// A process to wait for, which is meant even if its pid is given to another; `None` if there is none.
+pub fn watch(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Waits until a watched process has ended, and with it all its files are closed; whether it has.
+pub fn wait_for_end(watched: &OwnedFd, time: Duration) -> io::Result<bool> {
+    let until = Instant::now() + time;
+    loop {
+        let left =
+            Timespec::try_from(until.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(watched, PollFlags::IN)], Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => return Ok(ended? > 0),
+        }
+    }
 }
 
 /// A process that holds a file.
