@@ -399,8 +399,8 @@ impl Host {
         Ok(self.region.set_volume_anchor(id, &anchor)?)
     }
 
-    /// Closes a live volume in order.
-    pub fn close_volume(&self, id: VolumeId) -> Result<()> {
+    /// Closes a live volume in order. The caller holds `changing`.
+    pub(super) fn close_volume(&self, id: VolumeId) -> Result<()> {
         let Some(kept) = self.volumes.lock().remove(&id) else { return Ok(()) };
         kept.volume.stop_keeper();
         if let Some(keeper) = kept.keeper
@@ -422,6 +422,8 @@ impl Host {
 
     /// Closes every live volume; the first error, once all were tried.
     pub fn close(&self) -> Result<()> {
+        // Who opens one meanwhile waits, and finds its files closed.
+        let _one = self.changing.lock();
         let ids: Vec<_> = self.volumes.lock().keys().copied().collect();
         let mut first = Ok(());
         for id in ids {
