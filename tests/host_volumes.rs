@@ -5,12 +5,13 @@
 mod copy_support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use copy_support::{Disk, World};
 use terrane::catalog::DiskKind;
 use terrane::ids::{SnapshotId, VolumeId};
 use terrane::layer::LayerError;
-use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeError};
+use terrane::volume::{Host, HostError, OpenVolume, Order, SnapshotItem, VolumeError};
 
 const MIB: usize = 1 << 20;
 
@@ -163,4 +164,144 @@ fn layers_that_nobody_names_are_removed_at_the_next_start() {
         .unwrap();
     drop(world.owner("north"));
     assert_eq!(world.holdings("north"), (0, 0, 0));
+}
+
+fn size_in_catalog(world: &World, volume: VolumeId) -> u64 {
+    world.region("north").catalog().unwrap().read(|tx| tx.volume(volume)).unwrap().size_bytes
+}
+
+/// A resize that is cut between its seal and its commit has happened: what was written past the old end stays.
+#[test]
+fn a_resize_cut_before_its_commit_is_done_at_the_next_opening() {
+    let world = World::new(&["north"]);
+    let mut disk = Disk::new(&world, "north", 4 * MIB, None, DiskKind::Data);
+    disk.change(&world, "s1", |c| c.write(0, &[1; 4096]));
+    let catalog = rusqlite::Connection::open(world.path("north").join("catalog.db")).unwrap();
+    let refuse = |statement: &str| catalog.execute_batch(statement).unwrap();
+    let trigger =
+        "CREATE TRIGGER refuse BEFORE UPDATE OF active ON volumes BEGIN SELECT raise(ABORT, 'cut here'); END";
+    let host = world.owner("north");
+    let open = host.open_volume(disk.id, false).unwrap();
+    open.disk.write(4096, &[2; 4096]).unwrap();
+    refuse(trigger);
+    let size_bytes = (8 * MIB) as u64;
+    let cut = host.execute(&Order::Resize { volume: disk.id.to_string(), size_bytes }, false).unwrap_err();
+    assert!(cut.to_string().contains("cut here"), "{cut}");
+    open.disk.write(size_bytes - 4096, &[3; 4096]).unwrap();
+    open.disk.flush().unwrap();
+    // As a kill: nothing is closed.
+    drop((open, host));
+    assert_eq!(size_in_catalog(&world, disk.id), (4 * MIB) as u64);
+    // Cut again where the opening would commit it.
+    let host = world.owner("north");
+    let cut = host.open_volume(disk.id, false).err().expect("its commit is refused");
+    assert!(cut.to_string().contains("cut here"), "{cut}");
+    drop(host);
+    refuse("DROP TRIGGER refuse");
+    let host = world.owner("north");
+    let open = host.open_volume(disk.id, false).unwrap();
+    assert_eq!((open.disk.size_bytes(), size_in_catalog(&world, disk.id)), (size_bytes, size_bytes));
+    for (at, byte) in [(0, 1), (4096, 2), (size_bytes - 4096, 3), (size_bytes - 8192, 0)] {
+        let mut found = [0xaa; 4096];
+        open.disk.read(at, &mut found).unwrap();
+        assert_eq!(found, [byte; 4096], "at {at}");
+    }
+    drop(open);
+    host.execute(&order_of_snapshots(&host, &[disk.id], "s2"), false).unwrap();
+    host.close().unwrap();
+    drop(host);
+    let held = world.holdings("north");
+    assert_eq!((held.0, held.1), (4, 4), "of s1, of the resize, of s2, and the active one");
+}
+
+/// Opens a volume as the mount does: the one it gets is not being replaced.
+fn enter(host: &Arc<Host>, volume: VolumeId, opener: u32) -> Arc<OpenVolume> {
+    loop {
+        let open = host.open_volume(volume, true).unwrap();
+        if open.enter(opener) {
+            return open;
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn who_opens_a_volume_that_is_being_replaced_gets_the_new_one() {
+    let world = World::new(&["north"]);
+    let mut disk = Disk::new(&world, "north", 4 * MIB, None, DiskKind::Data);
+    let snapshot = disk.change(&world, "s1", |c| c.write(0, &[1; 4096])).to_string();
+    let before = world.holdings("north");
+    let host = world.owner("north");
+    let order = Order::Rollback { volume: disk.id.to_string(), snapshot };
+    let stop = AtomicBool::new(false);
+    let rolled_back = std::thread::scope(|scope| {
+        let (stop, host) = (&stop, &host);
+        for writer in 1..3u64 {
+            scope.spawn(move || {
+                let opener = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+                for n in 1.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let open = enter(host, disk.id, opener);
+                    let mut found = [0xaa];
+                    open.disk.read(0, &mut found).unwrap();
+                    assert_eq!(found, [1]);
+                    let written = (n * 2 + writer).to_le_bytes();
+                    open.disk.write(writer * 512, &written).unwrap();
+                    open.wrote(8);
+                    let mut found = [0; 8];
+                    open.disk.read(writer * 512, &mut found).unwrap();
+                    assert_eq!(found, written);
+                    let live = host.find_live(disk.id).expect("while it is open it is live");
+                    assert!(Arc::ptr_eq(&live, &open), "what is open was replaced");
+                    open.leave(opener);
+                    std::thread::yield_now();
+                }
+            });
+        }
+        let rolled_back = (0..60).filter(|_| match host.execute(&order, true) {
+            Ok(()) => true,
+            Err(HostError::InUse { .. }) => false,
+            Err(e) => {
+                stop.store(true, Ordering::Relaxed);
+                panic!("{e}");
+            }
+        });
+        let count = rolled_back.count();
+        stop.store(true, Ordering::Relaxed);
+        count
+    });
+    assert!(rolled_back > 0, "the file was never free");
+    host.close().unwrap();
+    drop(host);
+    let after = world.holdings("north");
+    assert!(after.0 <= before.0 + 1 && after.0 == after.1, "{before:?} {after:?}: a next layer at most");
+}
+
+#[test]
+fn who_opens_a_volume_that_is_being_closed_waits_for_that() {
+    let world = World::new(&["north"]);
+    let mut disk = Disk::new(&world, "north", 4 * MIB, None, DiskKind::Data);
+    disk.change(&world, "s1", |c| c.write(0, &[1; 4096]));
+    let host = world.owner("north");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (stop, host) = (&stop, &host);
+        let openers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        assert_eq!(first_bytes(host, disk.id), 1);
+                    }
+                })
+            })
+            .collect();
+        let closed: Vec<_> = (0..60).map(|_| host.close()).collect();
+        stop.store(true, Ordering::Relaxed);
+        openers.into_iter().for_each(|opener| opener.join().expect("every opening is answered"));
+        closed.into_iter().for_each(|closed| closed.unwrap());
+    });
+    host.close().unwrap();
+    assert!(host.live().is_empty());
 }

@@ -13,7 +13,7 @@ use common::shelf::{Place, Shelf};
 use common::sim::{Machine, State};
 use terrane::crypto::Cipher;
 use terrane::ids::LayerId;
-use terrane::layer::{Layer, LayerError, slot_offset};
+use terrane::layer::{Layer, LayerError, Superblock, slot_offset};
 use terrane::units::{SECTOR_LEN, SectorNo};
 use terrane::volume::{LiveVolume, Stack};
 
@@ -410,4 +410,136 @@ fn a_sealed_layer_put_back_is_refused() {
     let mut swapped = state.clone();
     swapped.put_back(&state, &disk.volume.active().id().to_string(), &prefix);
     assert!(open(&swapped.machine()).is_none());
+}
+
+/// A layer of the bytes of a key holder: pages and superblocks whose every MAC is right, and what they say is not.
+struct Crafted<'a> {
+    machine: Arc<Machine>,
+    layer: &'a Layer,
+}
+
+/// Pages on the way to the first chunk: the root, 1 GiB, the leaf.
+const WAY: [u64; 3] = [0, 128, 65664];
+
+impl Crafted<'_> {
+    fn superblock(&self) -> Superblock {
+        let data = format!("{}.data", self.layer.id());
+        let parse = |at: u64| {
+            let bytes = self.machine.peek(&data, at, 4096).try_into().unwrap();
+            Superblock::parse(&bytes, self.layer.id(), self.layer.keys().superblock()).unwrap().0
+        };
+        let (a, b) = (parse(0), parse(4096));
+        if a.generation > b.generation { a } else { b }
+    }
+
+    fn put_superblock(&self, sb: &Superblock) {
+        let (bytes, _) = sb.to_bytes(self.layer.id(), self.layer.keys().superblock());
+        self.machine.poke(&format!("{}.data", self.layer.id()), Superblock::offset(sb.generation), &bytes);
+    }
+
+    /// Changes the entry of a sector of the first chunk: its slot becomes what `slot` makes of it.
+    fn put_slot(&self, sector: usize, slot: impl Fn(&[u8]) -> u64) {
+        let (map, mut sb) = (format!("{}.map", self.layer.id()), self.superblock());
+        let mut page_ref = sb.top[0].0;
+        let mut pages = Vec::new();
+        for n in WAY {
+            let at = (n << 14) + ((page_ref as u64 >> 1 & 1) << 13);
+            let page = self.machine.peek(&map, at, 8192);
+            let below = u128::from_le_bytes(page[..16].try_into().unwrap());
+            pages.push((n, at, page_ref, page));
+            page_ref = below;
+        }
+        let leaf = &mut pages.last_mut().unwrap().3;
+        let place = 1 << 62 | slot(leaf);
+        leaf[sector * 16 + 8..][..8].copy_from_slice(&place.to_le_bytes());
+        let mut below = None;
+        for (n, at, old, mut page) in pages.into_iter().rev() {
+            if let Some(below) = below {
+                page[..16].copy_from_slice(&u128::to_le_bytes(below));
+            }
+            self.machine.poke(&map, at, &page);
+            let mac = u128::from_le_bytes(self.layer.keys().page().mac(&[&page, &n.to_le_bytes()]));
+            below = Some(mac & !3 | old & 3);
+        }
+        sb.top[0].0 = below.unwrap();
+        self.put_superblock(&sb);
+    }
+}
+
+fn slot_in(leaf: &[u8], sector: usize) -> u64 {
+    u64::from_le_bytes(leaf[sector * 16 + 8..][..8].try_into().unwrap()) & ((1 << 40) - 1)
+}
+
+/// Uses all of a disk; whether it told of damage.
+fn use_up(volume: &LiveVolume, learn: bool) -> bool {
+    let active = volume.active();
+    let mut told = false;
+    let mut tell = |done: Result<(), LayerError>| match done {
+        Ok(()) => {}
+        Err(e) => {
+            assert!(matches!(e, LayerError::Corrupted { .. } | LayerError::Latched), "{e}");
+            told |= e.is_corruption();
+        }
+    };
+    if learn {
+        tell(active.learn_free_slots());
+    }
+    for round in 0..4u8 {
+        for sector in 0..16 {
+            let done = volume.write(sector * 4096, &[round + 1; 4096]);
+            assert!(done.is_ok() || active.is_latched(), "{done:?}");
+        }
+        tell(active.flush());
+        tell(active.settle());
+        active.punch_free();
+    }
+    tell(active.checkpoint());
+    told
+}
+
+#[test]
+fn a_map_that_names_a_slot_twice_or_one_never_used_is_told() {
+    type Slot = fn(&[u8]) -> u64;
+    let ways: [(&str, Slot); 4] = [
+        ("another's", |leaf| slot_in(leaf, 9)),
+        ("just past the last", |leaf| (0..512).map(|i| slot_in(leaf, i)).max().unwrap() + 10_000),
+        ("of 2^39", |_| 1 << 39),
+        ("the largest", |_| (1 << 40) - 1),
+    ];
+    for (how, slot) in ways {
+        for learn in [true, false] {
+            let disk = Disk::filled();
+            disk.volume.active().close().unwrap();
+            let layer = disk.volume.active();
+            let crafted = Crafted { machine: disk.machine.state().machine(), layer: &layer };
+            crafted.put_slot(5, slot);
+            let volume = open(&crafted.machine).expect("no page is read at an opening");
+            assert_eq!(damaged(&volume.stack(), &disk.content), [5], "{how}");
+            // Without the pass no slot of before is free, so that one named twice is never used again.
+            assert!(use_up(&volume, learn) || !learn && how == "another's", "{how}: {learn}");
+            drop(volume);
+            assert!(open(&crafted.machine).is_some());
+        }
+    }
+}
+
+#[test]
+fn a_superblock_that_counts_slots_no_file_holds_is_refused() {
+    let disk = Disk::filled();
+    disk.volume.active().close().unwrap();
+    let layer = disk.volume.active();
+    let crafted = Crafted { machine: disk.machine.state().machine(), layer: &layer };
+    let sound = crafted.superblock();
+    for slots_high in [(1 << 40) - 1, 1 << 39, 1 << 30, 2 << 20] {
+        crafted.put_superblock(&Superblock { slots_high, ..sound.clone() });
+        let refused = shelf_on(&crafted.machine).open().err().expect("more than the file holds");
+        assert!(refused.is_corruption() && refused.to_string().contains("number of slots"), "{refused}");
+    }
+    // What was taken and not written counts too.
+    crafted.put_superblock(&Superblock { slots_high: sound.slots_high + 70_000, ..sound.clone() });
+    assert!(open(&crafted.machine).is_some());
+    crafted.put_superblock(&Superblock { data_sectors: u64::MAX, generation: sound.generation + 2, ..sound });
+    let volume = open(&crafted.machine).unwrap();
+    volume.write(1 << 20, &[1; 4096]).unwrap();
+    assert!(volume.active().data_sectors() <= SECTORS + 1, "a count that was not believed");
 }

@@ -112,8 +112,17 @@ impl Layer {
         log.confirmed = log.confirmed.max(upto);
         let marked = std::mem::take(&mut log.marked);
         let free = std::mem::replace(&mut log.confirmed_unsaid, marked);
-        self.slots.give_back(&free);
+        if let Err(slot) = self.slots.free_superseded(&free) {
+            log.latched = true;
+            return Err(self.damaged_slot(slot));
+        }
         log.done()
+    }
+
+    /// The map named a slot that no sector can have.
+    fn damaged_slot(&self, slot: SlotNo) -> LayerError {
+        let what = format!("the map of layer {}", self.id);
+        LayerError::corrupted(what, "each slot in use once", format!("slot {} otherwise", slot.0))
     }
 
     fn sync_data(&self) -> Result<()> {
@@ -232,10 +241,8 @@ impl Layer {
         self.checkpoints.fetch_add(1, Ordering::Release);
         log.other_free = true;
         log.confirmed = log.confirmed.max(seq);
-        if let Some(closed) = log.closed.take() {
-            self.slots.give_back(&closed.superseded);
-        }
-        Ok(())
+        let superseded = log.closed.take().map(|closed| closed.superseded).unwrap_or_default();
+        self.slots.free_superseded(&superseded).map_err(|slot| self.damaged_slot(slot))
     }
 
     /// Takes the log's lock for a seal; refused where the layer takes no writes, or where no room is left to end it.
@@ -320,21 +327,28 @@ impl Layer {
         }
         let mut used = vec![0u64; end.div_ceil(64) as usize];
         let mut mark = |slot: SlotNo| {
-            if slot.0 < end {
-                used[slot.0 as usize / 64] |= 1 << (slot.0 % 64);
-            }
+            let bit = 1 << (slot.0 % 64);
+            let word = used.get_mut(slot.0 as usize / 64).filter(|_| slot.0 < end);
+            word.is_none_or(|word| std::mem::replace(word, *word | bit) & bit == 0)
         };
         let chunks = self.sectors().div_ceil(CHUNK_SECTORS);
         let mut at = 0;
         while let Some(chunk) = self.tree.next_present(at..chunks)? {
             if let Leaf::Page(page) = self.leaf(ChunkNo(chunk))? {
-                page.entries().iter().filter_map(|e| e.slot()).for_each(&mut mark);
+                // None below `end` is taken while the pass runs. Where one has two sectors none is freed, ever.
+                let high = self.slots.high();
+                let mut slots = page.entries().iter().filter_map(|e| e.slot());
+                if let Some(slot) = slots.find(|slot| slot.0 >= high || !mark(*slot)) {
+                    return Err(self.damaged_slot(slot));
+                }
             }
             at = chunk + 1;
         }
         // Under the lock every slot is named by the map, waiting, or freed and told so.
         let log = self.log.lock();
-        log.waiting().for_each(&mut mark);
+        for slot in log.waiting() {
+            mark(slot);
+        }
         self.slots.learn(&used);
         Ok(())
     }

@@ -36,6 +36,31 @@ struct List {
     halves: [Vec<u8>; 2],
 }
 
+impl List {
+    /// Its records name no slot at or above.
+    fn slots_high(&self) -> u64 {
+        let named = self.records.iter().flat_map(|(_, r)| &r.runs).filter_map(|run| match run.state {
+            State::Data(slot) => Some(slot.0 + u64::from(run.count)),
+            State::Absent | State::Zero => None,
+        });
+        named.max().unwrap_or(0)
+    }
+}
+
+/// Slots that a layer may count beyond the end of its file (4 GiB): what was taken and not written yet by any thread, or
+/// could not be on a full file system; or was written, and the file cut since: then the sectors are told one by one.
+const SLOTS_BEYOND_MAX: u64 = 1 << 20;
+
+/// A number of slots is memory that this process takes: not for what no file holds.
+fn refuse_slots_past_the_file(parts: &Parts, slots_high: u64, file_bytes: u64) -> Result<()> {
+    let most = (file_bytes - SLOTS_OFFSET).div_ceil(SECTOR_LEN as u64) + SLOTS_BEYOND_MAX;
+    if slots_high <= most {
+        return Ok(());
+    }
+    let what = format!("the number of slots of layer {}", parts.id);
+    Err(LayerError::corrupted(what, format!("at most {most} by its file's length"), format!("{slots_high}")))
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Position {
     half: usize,
@@ -78,6 +103,7 @@ impl Layer {
         if sb.is_sealed() {
             return Ok(Self::assemble(parts, sb, mac, [0; 2]));
         }
+        refuse_slots_past_the_file(&parts, sb.slots_high, len)?;
         // 4, 5, 6.
         let mut list = list_records(&parts, &sb)?;
         let closes = list.records.iter().any(|(_, r)| matches!(r.kind, Kind::Close | Kind::End));
@@ -88,6 +114,7 @@ impl Layer {
             return Err(LayerError::corrupted("the other superblock", "a valid one", found));
         }
         // 7, 8.
+        refuse_slots_past_the_file(&parts, list.slots_high(), len)?;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         layer.install_list(&list)?;
         Ok(layer)
@@ -108,11 +135,7 @@ impl Layer {
     }
 
     fn install_list(&self, list: &List) -> Result<()> {
-        let named = list.records.iter().flat_map(|(_, r)| &r.runs).filter_map(|run| match run.state {
-            State::Data(slot) => Some(slot.0 + u64::from(run.count)),
-            State::Absent | State::Zero => None,
-        });
-        self.slots.raise(named.max().unwrap_or(0));
+        self.slots.raise(list.slots_high());
         let mut log = self.log.lock();
         for (_, record) in &list.records {
             for run in record.entries().collect::<Vec<_>>().chunk_by(|a, b| a.0 + 1 == b.0) {
@@ -174,7 +197,11 @@ fn superblocks(id: LayerId, data: &dyn Store, keys: &LayerKeys) -> Result<Superb
         data.read_at(&mut bytes, place * 4096).map_err(LayerError::io("reading a superblock"))?;
         let parsed = Superblock::parse(&bytes, id, keys.superblock());
         parsed.and_then(|(sb, mac)| match sb.generation & 1 == place {
-            true => Ok((sb, mac)),
+            // It is counted on from there, so that it must be a number of sectors.
+            true => {
+                let data_sectors = sb.data_sectors.min(sectors_of_bytes(sb.size_bytes));
+                Ok((Superblock { data_sectors, ..sb }, mac))
+            }
             false => Err(LayerError::corrupted("a superblock", "its own place", "the other's")),
         })
     };

@@ -219,12 +219,19 @@ impl Slots {
         !self.inner.lock().ahead.is_empty()
     }
 
-    /// Slots nobody refers to any more, or that were taken and not used.
+    /// Slots that were taken and not used.
     pub fn give_back(&self, slots: &[SlotNo]) {
+        // One that is free already: a map that names it for some sector was believed. That was told when it was freed.
+        let _ = self.free_superseded(slots);
+    }
+
+    /// Slots nobody refers to any more. The first, if any, that was not in use: what the map said of it was wrong. It is
+    /// left as it was.
+    pub fn free_superseded(&self, slots: &[SlotNo]) -> Result<(), SlotNo> {
         let mut inner = self.inner.lock();
-        for run in slots.chunk_by(|a, b| a.0 + 1 == b.0) {
-            inner.free_run(run[0].0..run[run.len() - 1].0 + 1, false);
-        }
+        let runs = slots.chunk_by(|a, b| a.0 + 1 == b.0);
+        let wrong = runs.filter_map(|run| inner.free_run(run[0].0..run[run.len() - 1].0 + 1, false));
+        wrong.reduce(|first, _| first).map_or(Ok(()), |slot| Err(SlotNo(slot)))
     }
 
     /// A run that was taken and not used.
@@ -251,7 +258,9 @@ impl Slots {
     /// Runs of [`Slots::take_punchable`] that are holes now.
     pub fn punched(&self, runs: &[Range<u64>]) {
         let mut inner = self.inner.lock();
-        runs.iter().for_each(|r| inner.free_run(r.clone(), true));
+        for run in runs {
+            inner.free_run(run.clone(), true);
+        }
     }
 
     /// The slots below the first `high` whose use is unknown until a pass over the map tells.
@@ -354,28 +363,37 @@ impl Inner {
 
     /// Marks free slots as taken.
     fn claim(&mut self, range: Range<u64>) {
-        self.each_segment(range, |segment, part| {
+        self.each_segment(range, |_, segment, part| {
             set(&mut segment.free, part.clone(), false);
             set(&mut segment.hole, part, false);
         });
     }
 
-    fn free_run(&mut self, range: Range<u64>, hole: bool) {
-        let known = range.start.max(self.unknown_below).min(range.end);
+    /// Frees what of the range is in use; the first slot that is not, because it is free or was never taken. Such numbers
+    /// come from a map, which is bytes of a disk: no reason to panic.
+    fn free_run(&mut self, range: Range<u64>, hole: bool) -> Option<u64> {
+        let end = range.end.min(self.high);
+        let mut wrong = (end < range.end).then_some(end.max(range.start));
+        let known = range.start.max(self.unknown_below).min(end);
         self.freed_unknown.extend(range.start..known);
-        let numbers = known / SEGMENT..range.end.div_ceil(SEGMENT);
-        self.each_segment(known..range.end, |segment, part| {
-            assert!(part.clone().all(|i| !bit(&segment.free, i)), "a slot is freed twice");
-            set(&mut segment.free, part.clone(), true);
-            set(&mut segment.hole, part, hole);
+        self.each_segment(known..end, |number, segment, part| {
+            for i in part {
+                if bit(&segment.free, i) {
+                    wrong = Some(wrong.unwrap_or(u64::MAX).min(number * SEGMENT + i as u64));
+                    continue;
+                }
+                set(&mut segment.free, i..i + 1, true);
+                set(&mut segment.hole, i..i + 1, hole);
+            }
         });
-        if !hole && known < range.end {
-            self.freed_in.extend(numbers);
+        if !hole && known < end {
+            self.freed_in.extend(known / SEGMENT..end.div_ceil(SEGMENT));
         }
+        wrong
     }
 
     /// Changes segments, and the sums and sets that follow from them.
-    fn each_segment(&mut self, range: Range<u64>, change: impl Fn(&mut Segment, Range<usize>)) {
+    fn each_segment(&mut self, range: Range<u64>, mut change: impl FnMut(u64, &mut Segment, Range<usize>)) {
         let mut at = range.start;
         while at < range.end {
             let number = at / SEGMENT;
@@ -383,7 +401,7 @@ impl Inner {
             let segment = self.segments[number as usize].get_or_insert_default();
             let part = (at % SEGMENT) as usize..(end - number * SEGMENT) as usize;
             let (backed_was, holes_was) = (count(&segment.backed()), count(&segment.hole));
-            change(segment, part);
+            change(number, segment, part);
             let (backed, holes) = (count(&segment.backed()), count(&segment.hole));
             self.backed = self.backed + backed - backed_was;
             self.holes = self.holes + holes - holes_was;
@@ -474,11 +492,13 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "freed twice")]
-    fn a_slot_freed_twice_is_caught() {
+    fn a_slot_that_is_not_in_use_is_told_and_left() {
         let slots = Slots::new(0);
         slots.take_run(4).unwrap();
-        slots.give_back(&[SlotNo(1)]);
-        slots.give_back(&[SlotNo(1)]);
+        assert_eq!(slots.free_superseded(&[SlotNo(1)]), Ok(()));
+        assert_eq!(slots.free_superseded(&[SlotNo(2), SlotNo(1), SlotNo(0)]), Err(SlotNo(1)), "freed twice");
+        assert_eq!(slots.free_superseded(&[SlotNo(3), SlotNo(4)]), Err(SlotNo(4)), "never taken");
+        assert_eq!(slots.free_superseded(&[SlotNo(1 << 39)]), Err(SlotNo(1 << 39)));
+        assert_eq!(slots.free(), (4, 0));
     }
 }

@@ -458,8 +458,8 @@ impl Host {
         Ok(self.region.set_volume_anchor(id, &anchor)?)
     }
 
-    /// Closes a live volume in order.
-    pub fn close_volume(&self, id: VolumeId) -> Result<()> {
+    /// Closes a live volume in order. The caller holds `changing`.
+    pub(super) fn close_volume(&self, id: VolumeId) -> Result<()> {
         let Some(kept) = self.volumes.lock().remove(&id) else { return Ok(()) };
         kept.volume.stop_keeper();
         if let Some(keeper) = kept.keeper
@@ -501,6 +501,8 @@ impl Host {
         if let Some(worker) = worker {
             worker.stop();
         }
+        // Who opens one meanwhile waits, and finds its files closed.
+        let _one = self.changing.lock();
         let ids: Vec<_> = self.volumes.lock().keys().copied().collect();
         let mut first = Ok(());
         for id in ids {
