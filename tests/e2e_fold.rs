@@ -252,3 +252,28 @@ fn a_large_base_takes_what_was_written_since() {
     let bound = bound(expected.len() as u64, LEAST + 1);
     assert!(within(30, || stored(&world) <= bound), "{} bytes, not {bound}", stored(&world));
 }
+
+/// A snapshot that another process reads is not moved to another layer under it: it reads on, and its deletion is refused.
+#[test]
+fn what_a_read_only_mount_reads_stays_where_it_is() {
+    let world = World::new();
+    world.volume("web", "8M");
+    world.mount();
+    for n in 1..4u64 {
+        write_at(&world.file("web"), n * MIB, &pattern(2 * MIB as usize, n)).unwrap();
+        world.snapshot("web", &format!("s{n}"));
+    }
+    let expected = read_at(&world.snapshot_file("s2"), 0, 8 << 20).unwrap();
+    std::fs::create_dir(world.path("ro")).unwrap();
+    world.ok(&["mount", &world.at("ro"), "--read-only"]);
+    let path = world.path("ro/by-name/snapshots/s2");
+    let file = std::fs::File::open(&path).unwrap();
+    world.ok(&["snapshot", "delete", "s1"]);
+    world.ok(&["snapshot", "delete", "s3"]);
+    world.fails(&["snapshot", "delete", "s2"], 5, &["snapshot s2", "in use"]);
+    assert!(read_at(&path, 0, 8 << 20).unwrap() == expected);
+    drop(file);
+    world.ok(&["unmount", &world.at("ro")]);
+    world.ok(&["snapshot", "delete", "s2"]);
+    assert!(within(30, || world.layers() == LEAST), "{} layers", world.layers());
+}

@@ -7,6 +7,7 @@ use super::{Job, SMALL_BYTES, WORTH_IT, finish, overtaken};
 use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState, WriteTx};
 use crate::ids::LayerId;
 use crate::units::SECTOR_BYTES;
+use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 
@@ -15,7 +16,7 @@ enum Choice {
     Fold(FoldWay),
     /// Its child takes a volume's writes, and is small beside it: it is sealed first, and then joined.
     Seal,
-    /// Its child holds too little yet.
+    /// Its child holds too little yet, or one of them is being read.
     Leave,
 }
 
@@ -59,6 +60,11 @@ impl Host {
     }
 
     fn choose(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, keep: bool) -> Result<Choice> {
+        // Who reads a snapshot from another process holds the header of its layer, which a fold replaces.
+        let is_read = |row: &LayerRow| folder::lock_for_removal(&self.region, row.id).is_err();
+        if is_read(parent) || is_read(child) {
+            return Ok(Choice::Leave);
+        }
         let bytes = |sectors: u64| sectors * SECTOR_BYTES;
         let alike = |row: &LayerRow| (row.key, row.cipher, row.account);
         let is_active = child.state == LayerState::Active;
