@@ -10,7 +10,7 @@ use super::bytes::{
     Entry, Kind, LogStart, RUNS_MAX, RecordBuffer, Run, SLOTS_OFFSET, State, Superblock, slot_offset,
 };
 use super::error::{LayerError, Result, is_no_space, no_space_or};
-use super::log::{FIRST_WINDOW, Log};
+use super::log::{BLOCK, FIRST_WINDOW, Log};
 use super::overlay::Overlay;
 use super::slots::{AHEAD, SMALL_MAX, Slots};
 use super::store::{Store, write_zeros};
@@ -460,8 +460,21 @@ impl Layer {
                 self.install(&mut log, chunk, index, new.iter().copied(), old);
                 done += len;
             }
+            let block = log.mark_ahead();
+            drop(log);
+            if let Some(block) = block {
+                self.begin_sync(&s.slots, block);
+            }
             return Ok(());
         }
+    }
+
+    /// A flush is likely to follow: the device may have these slots, and the block of the log that names them, while the
+    /// program that wrote them asks for it. By one call: what lies between is clean, and two would be two submissions.
+    fn begin_sync(&self, slots: &[SlotNo], block: u64) {
+        let ends = slots.iter().map(|slot| slot_offset(*slot) + SECTOR_LEN as u64);
+        let end = ends.fold(block + BLOCK, u64::max);
+        self.data.begin_sync(block, end - block);
     }
 
     /// Installs entries of one chunk and notes the slots they supersede; `old` is what the pages say.

@@ -23,6 +23,8 @@ const WINDOW: u64 = 1 << 20;
 /// back faults, and the next sync has to take the page from all processors again: 12 us a synced write. Many records want the
 /// mapping, which never waits for other writes.
 const SPARSE: u32 = 8;
+/// Records of an interval with one write: the done of the flush before, the write, the mark.
+const SINGLE: u32 = 3;
 
 /// The log's state; guarded by the layer's lock.
 pub struct Log {
@@ -42,6 +44,10 @@ pub struct Log {
     since_mark: u32,
     /// The last interval between marks held few records: the next goes by plain writes [`SPARSE`].
     sparse: bool,
+    /// The last interval was one write: it is likely that a flush follows the next one, too.
+    single: bool,
+    /// A mark that was appended ahead of its flush, with nothing after it.
+    mark_ahead: Option<u64>,
     /// Entries appended to this half.
     pub entries: u64,
     /// The other half may be used.
@@ -105,6 +111,8 @@ impl Log {
             buffer: RecordBuffer::default(),
             since_mark: 0,
             sparse: false,
+            single: false,
+            mark_ahead: None,
             entries: 0,
             other_free: true,
             confirmed: start.seq - 1,
@@ -139,6 +147,7 @@ impl Log {
     /// Appends a record that changes something, laid out before; its seq. The caller has asked [`Log::has_room`]. The
     /// room kept behind it is prepared too, so that no mark, close or end ever meets a full file system.
     pub fn append(&mut self, record: &mut RecordBuffer, entries: u64) -> Result<u64> {
+        self.single &= self.mark_ahead.is_none();
         self.prepare(self.at.half, self.pos + record.len() as u64 + RESERVE)?;
         let seq = self.append_prepared(record)?;
         self.newest = seq;
@@ -152,6 +161,7 @@ impl Log {
         let (bytes, mac) = record.finish(self.keys.log(), seq, epoch, self.confirmed, &chain);
         let offset = LOG_OFFSET + half as u64 * HALF_BYTES + self.pos;
         self.since_mark += 1;
+        self.mark_ahead = None;
         let appended = match self.resuming || (self.sparse && self.since_mark <= SPARSE) {
             true => self.store.write_at(bytes, offset),
             false => self.store.append(bytes, offset),
@@ -178,12 +188,34 @@ impl Log {
 
     /// A mark: what stands before it is durable once a sync begun after it returns. The log goes on in a new block.
     pub fn mark(&mut self) -> Result<u64> {
-        let seq = self.append_bare(Kind::Mark, &[])?;
-        self.pos = self.pos.next_multiple_of(BLOCK);
+        let seq = match self.mark_ahead.take() {
+            Some(seq) => seq,
+            None => self.append_mark()?,
+        };
         self.sparse = self.since_mark <= SPARSE;
+        self.single = self.since_mark <= SINGLE;
         self.since_mark = 0;
         self.unflushed_bytes = 0;
         Ok(seq)
+    }
+
+    fn append_mark(&mut self) -> Result<u64> {
+        let seq = self.append_bare(Kind::Mark, &[])?;
+        self.pos = self.pos.next_multiple_of(BLOCK);
+        Ok(seq)
+    }
+
+    /// After a write: where each is flushed by itself, appends the flush's mark now. The block is full with it, so that the
+    /// device can have it while the program that wrote asks for the flush; the block's offset. If another write comes first,
+    /// the mark was in vain, and so will be none until the next flush of one write.
+    pub fn mark_ahead(&mut self) -> Option<u64> {
+        if !self.single || self.resuming || self.ended.is_some() || !self.has_room(BARE_RECORD_LEN, 0) {
+            return None;
+        }
+        let block = LOG_OFFSET + self.at.half as u64 * HALF_BYTES + self.pos / BLOCK * BLOCK;
+        // An error has latched the layer.
+        self.mark_ahead = self.append_mark().ok();
+        self.mark_ahead.map(|_| block)
     }
 
     /// Says, without a sync, which mark is confirmed (rule 7). Left out where only the kept room is left.

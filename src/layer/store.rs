@@ -26,6 +26,8 @@ pub trait Store: Send + Sync {
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()>;
     /// Writes to a range given to [`Store::prepare_log`]; never waits for other writes. Callers serialise.
     fn append(&self, from: &[u8], offset: u64) -> io::Result<()>;
+    /// A sync of this range is likely soon: begins to write it back, where that can be done without waiting.
+    fn begin_sync(&self, _offset: u64, _len: u64) {}
     /// Fills a range of the log area with zeros and backs it, so that [`Store::append`] can't fail there.
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Nothing is appended any more: gives up what [`Store::prepare_log`] holds in memory.
@@ -137,6 +139,10 @@ impl Store for FileStore {
             mapping.lock(within..within + len as usize);
         }
         Ok(())
+    }
+
+    fn begin_sync(&self, offset: u64, len: u64) {
+        crate::sys::writeback::begin(&self.file, offset, len);
     }
 
     fn release_log(&self) {

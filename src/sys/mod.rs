@@ -9,3 +9,4 @@ pub mod loopdev;
 pub mod mapping;
 pub mod mount;
 pub mod process;
+pub mod writeback;
