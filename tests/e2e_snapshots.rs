@@ -73,6 +73,9 @@ fn an_idle_volume_gains_no_layers() {
     assert!(read_at(&world.snapshot_file("s6"), 0, SECTOR).unwrap() == pattern(SECTOR, 1));
 }
 
+/// Of three snapshots each.
+const ROUNDS: u64 = 100;
+
 /// X5: ordered writes across volumes are never seen out of order.
 #[test]
 fn a_group_is_one_moment() {
@@ -94,13 +97,13 @@ fn a_group_is_one_moment() {
                 }
             }
         });
-        for n in 0..8 {
+        for n in 0..ROUNDS {
             let ids = world.ok(&["snapshot", "create", "va", "vb", "vc", "--name", &format!("g{n}")]);
             assert_eq!(ids.lines().count(), 3);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    for n in 0..8 {
+    for n in 0..ROUNDS {
         let value = |name| {
             let bytes = read_at(&world.snapshot_file(&format!("g{n}-{name}")), 512, 8).unwrap();
             u64::from_le_bytes(bytes.try_into().unwrap())
