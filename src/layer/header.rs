@@ -110,6 +110,11 @@ pub fn associated_data(region: RegionId, layer: LayerId, cipher: Cipher) -> Vec<
 }
 
 impl UntrustedHeader {
+    /// Whether it says, true or not, that this is the layer below.
+    pub fn names_parent(&self, parent: Option<LayerId>) -> bool {
+        self.header.parent == parent
+    }
+
     /// Reads a header's text and checks its form.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = |found: String| LayerError::corrupted("header.toml", "a layer's header", found);

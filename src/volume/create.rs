@@ -74,7 +74,7 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     };
     let cache = Arc::new(PageCache::new(1));
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;
-    let committed = region.catalog()?.write(|tx| -> Result<_> {
+    let committed = folder::commit_made(region, row.id, |tx| -> Result<_> {
         tx.set_layer_state(row.id, LayerState::Active)?;
         Ok(tx.insert_volume(&Volume {
             id,

@@ -266,23 +266,47 @@ fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Re
     Ok(found.is_some_and(|gone| gone.state == LayerState::Deleting && gone.parent == row.parent))
 }
 
-/// Makes a header that names `gone`, which a fold took away, name the layer below that, as the row does.
-pub fn rename_parent(region: &Region, row: &LayerRow, gone: LayerId) -> Result<()> {
+/// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
+pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
     let path = header_path(region, row.id);
     let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
         .map_err(HostError::io("reading a layer's header", &path))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
+    let untrusted = UntrustedHeader::parse(&text)?;
+    if untrusted.names_parent(row.parent) {
+        return Ok(());
+    }
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     let keys = LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?;
-    let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
-    if header.parent != Some(gone) {
-        return Ok(());
-    }
+    let header = untrusted.verify(keys.header())?;
     let text = Header { parent: row.parent, ..header }.to_text(keys.header());
     crashsafe::write_file(&path, text.as_bytes(), 0o600)
         .map_err(HostError::io("writing a layer's header", &path))
+}
+
+/// Commits what makes a new layer count, once its header names the parent that its row does: where another process makes it,
+/// the owner of the layers may have folded its parent away since the header was written.
+pub fn commit_made<T, E>(
+    region: &Region,
+    id: LayerId,
+    commit: impl Fn(&crate::catalog::WriteTx) -> Result<T, E>,
+) -> Result<T, E>
+where
+    E: From<HostError> + From<crate::catalog::CatalogError> + From<crate::region::RegionError>,
+{
+    loop {
+        let row = region.catalog()?.read(|tx| tx.layer(id))?;
+        name_parent(region, &row)?;
+        let committed = region.catalog()?.write(|tx| match tx.layer(id)?.parent == row.parent {
+            true => commit(tx).map(Some),
+            false => Ok(None),
+        })?;
+        if let Some(committed) = committed {
+            return Ok(committed);
+        }
+    }
 }
 
 fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {

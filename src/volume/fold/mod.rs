@@ -286,7 +286,7 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
         Ok((Some(fold), named_by))
     })?;
     for row in named_by.iter().filter(|row| row.id != gone && has_header(row.state)) {
-        folder::rename_parent(region, row, gone)?;
+        folder::name_parent(region, row)?;
     }
     folder::remove_unneeded(region, gone)?;
     match fold {
@@ -295,6 +295,7 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
     }
 }
 
+/// Who makes one sees to its header himself ([`folder::commit_made`]).
 fn has_header(state: LayerState) -> bool {
     !matches!(state, LayerState::Preparing | LayerState::Deleting)
 }
