@@ -186,7 +186,7 @@ pub fn open_layer(
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
-    check_header(region, &dir, row, &keys)?;
+    check_header(region, row, &keys)?;
     let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
     let open = |name: &str| {
         let path = dir.join(name);
@@ -225,38 +225,50 @@ fn lock_data(data: &File, layer: LayerId) -> Result<()> {
     Err(HostError::InUse { what: format!("layer {layer}"), by: "another process".into() })
 }
 
-fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
-    let path = dir.join(HEADER);
+/// A layer's header as it stands; its MAC is not checked.
+fn read_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
+    let path = header_path(region, layer);
     let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
         .map_err(HostError::io("reading a layer's header", &path))?;
     let text = String::from_utf8(bytes)
-        .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
-    let header = UntrustedHeader::parse(&text)?.verify(keys.header())?;
+        .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
+    Ok(UntrustedHeader::parse(&text)?)
+}
+
+fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
+    let mut before = None;
+    loop {
+        let header = read_header(region, row.id)?.verify(keys.header())?;
+        match disagreement(region, row, &header)? {
+            None => return Ok(()),
+            // A fold may have mended it between the look at it and that at the catalog.
+            Some(_) if before.as_ref() != Some(&header) => before = Some(header),
+            Some((expected, found)) => return Err(damaged_layer(row.id, expected, found)),
+        }
+    }
+}
+
+/// What a row lets one expect, and what the header says instead.
+fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Option<(String, String)>> {
     let said = (header.region, header.layer, header.cipher);
     let known = (region.id(), row.id, row.cipher);
     if said != known {
-        return Err(damaged_layer(row.id, format!("a header that says {known:?}"), format!("{said:?}")));
+        return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
     // A fold writes the header before it commits what is in it.
     if row.state.is_folding() {
-        return Ok(());
+        return Ok(None);
     }
-    let said = (header.parent, header.size_bytes);
-    let known = (row.parent, row.size_bytes);
-    if said != known && !(header.size_bytes == row.size_bytes && is_folded_away(region, header.parent, row)?)
-    {
-        return Err(damaged_layer(row.id, format!("a header that says {known:?}"), format!("{said:?}")));
+    let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
+    if said != known && !(said.1 == known.1 && is_folded_away(region, header.parent, row)?) {
+        return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
-    if let (Some(mark), Some(sealed)) = (sealed_mark(row), header.sealed)
-        && mark != sealed
-    {
-        return Err(damaged_layer(
-            row.id,
-            format!("a seal of generation {}", mark.generation),
-            format!("{}", sealed.generation),
-        ));
-    }
-    Ok(())
+    Ok(match (sealed_mark(row), header.sealed) {
+        (Some(mark), Some(sealed)) if mark != sealed => {
+            Some((format!("a seal of generation {}", mark.generation), sealed.generation.to_string()))
+        }
+        _ => None,
+    })
 }
 
 /// Whether a header names a layer that a fold has just taken from between this one and its parent.
@@ -268,12 +280,7 @@ fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Re
 
 /// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
 pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    let path = header_path(region, row.id);
-    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
-        .map_err(HostError::io("reading a layer's header", &path))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| damaged_layer(row.id, "a header in UTF-8".into(), "other bytes".into()))?;
-    let untrusted = UntrustedHeader::parse(&text)?;
+    let untrusted = read_header(region, row.id)?;
     if untrusted.names_parent(row.parent) {
         return Ok(());
     }
@@ -282,6 +289,7 @@ pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
     let keys = LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?;
     let header = untrusted.verify(keys.header())?;
     let text = Header { parent: row.parent, ..header }.to_text(keys.header());
+    let path = header_path(region, row.id);
     crashsafe::write_file(&path, text.as_bytes(), 0o600)
         .map_err(HostError::io("writing a layer's header", &path))
 }
@@ -411,10 +419,5 @@ pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
 
 /// A layer's header as it stands, its form checked and not its MAC: no key is needed.
 pub fn peek_header(region: &Region, layer: LayerId) -> Result<()> {
-    let path = header_path(region, layer);
-    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
-        .map_err(HostError::io("reading a layer's header", &path))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
-    Ok(UntrustedHeader::parse(&text).map(drop)?)
+    read_header(region, layer).map(drop)
 }
