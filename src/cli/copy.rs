@@ -14,7 +14,7 @@ use serde_json::json;
 use super::options::{DetailArgs, KeyArgs};
 use super::{App, Outcome, size_text};
 use crate::catalog::SnapshotState;
-use crate::copy::{self, Copy, Details, Plan, Watch};
+use crate::copy::{self, Copy, CopyError, Details, Plan, Watch};
 use crate::ids::{LayerId, Name};
 use crate::region::Region;
 use crate::volume::{Host, LayersLock, folder, remove_abandoned_copies};
@@ -45,6 +45,9 @@ pub struct CopyArgs {
     dry_run: bool,
 }
 
+/// A base may be folded into another layer between plan and copy.
+const PLANS_MAX: u32 = 5;
+
 #[derive(Serialize)]
 struct ShownPlan {
     base_snapshot_id: Option<String>,
@@ -71,7 +74,8 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     if !args.dry_run {
         remove_abandoned_copies(target.region())?;
     }
-    let plan = copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?;
+    let make_plan = || copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice());
+    let mut plan = make_plan()?;
     if args.dry_run {
         return show(app, &plan);
     }
@@ -86,11 +90,17 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, cancel.clone()).context("waiting for signals")?;
     }
-    let mut progress = Progress::new(app, plan.ship_bytes);
-    let copied = Copy::new(&source, &target, plan, details)
-        .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done) });
-    progress.end(copied.is_ok());
-    app.output().id(copied?)
+    for tries_left in (0..PLANS_MAX).rev() {
+        let mut progress = Progress::new(app, plan.ship_bytes);
+        let copied = Copy::new(&source, &target, plan, details.clone())
+            .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done) });
+        progress.end(copied.is_ok());
+        match copied {
+            Err(CopyError::Overtaken { .. }) if tries_left > 0 => plan = make_plan()?,
+            copied => return app.output().id(copied?),
+        }
+    }
+    unreachable!("the last try returns")
 }
 
 /// Finishes the seals a killed mount left, where nobody else owns the layers who would.

@@ -41,7 +41,7 @@ pub enum CopyError {
         region: String,
     },
     /// What the copy stands on was deleted as it began.
-    #[error("{what} was deleted while the copy began")]
+    #[error("{what} was deleted or moved while the copy began")]
     Overtaken {
         /// Which thing.
         what: String,

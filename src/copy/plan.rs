@@ -2,13 +2,13 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
 use crate::units::SECTOR_BYTES;
-use crate::volume::Host;
 use crate::volume::folder::{self, ReadLock};
+use crate::volume::{Host, Stack};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,16 +82,7 @@ pub fn plan(
     })?;
     let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
 
-    // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
-    let stack = source.open_chain(row.layer)?;
-    let lock = folder::lock_for_reading(source.region(), row.layer)?;
-    let chain = source.region().catalog()?.read(|tx| -> Result<_> {
-        match tx.find_snapshot(snapshot)? {
-            Some(_) => Ok(tx.layer_chain(row.layer)?),
-            None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
-        }
-    })?;
-
+    let (stack, lock, chain) = open_source(source, &row)?;
     let found = find_base(target, &points, row.size_bytes, key, cipher)?;
     let place = |point: &Point| points.iter().position(|p| p == point);
     let layers = stack.chain.layers();
@@ -122,6 +113,29 @@ pub fn plan(
         source: row,
         _lock: lock,
     })
+}
+
+/// The source's layers, the lock that keeps it, and the rows of just these layers: a fold may join some of them between
+/// the one look and the other.
+fn open_source(source: &Host, row: &Snapshot) -> Result<(Stack, ReadLock, Vec<LayerRow>)> {
+    let find = |tx: &ReadTx| -> Result<LayerId> {
+        let found = tx.find_snapshot(row.id)?;
+        found.map(|s| s.layer).ok_or_else(|| CopyError::Overtaken { what: format!("snapshot {}", row.name) })
+    };
+    loop {
+        let layer = source.region().catalog()?.read(find)?;
+        // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
+        let stack = source.open_chain(layer)?;
+        let lock = match folder::lock_for_reading(source.region(), layer) {
+            Err(_) if source.region().catalog()?.read(find)? != layer => continue,
+            lock => lock?,
+        };
+        let chain = source.region().catalog()?.read(|tx| -> Result<_> { Ok(tx.layer_chain(find(tx)?)?) })?;
+        let opened = stack.chain.layers().iter().rev().map(|layer| layer.id());
+        if opened.eq(chain.iter().map(|row| row.id)) {
+            return Ok((stack, lock, chain));
+        }
+    }
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::{CopyError, Result};
-use super::plan::Plan;
+use super::plan::{Base, Plan};
 use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
 use crate::ids::{AccountId, LayerId, Name, SnapshotId, TaskId, VolumeId};
@@ -93,7 +93,12 @@ impl<'a> Copy<'a> {
             // Its own point heads the list once it is sealed.
             points: self.plan.points.get(1..).unwrap_or_default().to_vec(),
         };
-        let (row, layer) = folder::make_layer(self.region(), self.target.cache(), &spec)?;
+        let made = folder::make_layer(self.region(), self.target.cache(), &spec);
+        let (row, layer) = made.map_err(|e| match &self.plan.base {
+            // Its base was deleted, or folded into another layer, since the plan.
+            Some(base) if e.is_missing_layer() => CopyError::Overtaken { what: base_words(base) },
+            _ => e.into(),
+        })?;
         let (task, snapshot) = (TaskId::random(), SnapshotId::random());
         let begun = Begun { task, snapshot, row, layer, volume };
         match self.insert_rows(&begun) {
@@ -156,7 +161,7 @@ impl<'a> Copy<'a> {
             if let Some(base) = &self.plan.base
                 && tx.find_layer(base.layer)?.is_none_or(|row| !row.state.is_sealed())
             {
-                return Err(CopyError::Overtaken { what: format!("snapshot {}, its base,", base.snapshot) });
+                return Err(CopyError::Overtaken { what: base_words(base) });
             }
             tx.insert_snapshot(&snapshot)?;
             tx.set_tags(&begun.snapshot.to_string(), &self.details.tags)?;
@@ -255,6 +260,10 @@ impl<'a> Copy<'a> {
         }
         error
     }
+}
+
+fn base_words(base: &Base) -> String {
+    format!("snapshot {}, its base,", base.snapshot)
 }
 
 fn no_points(source: &Snapshot) -> CopyError {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::VolumeError;
-use crate::catalog::CatalogError;
+use crate::catalog::{CatalogError, Kind};
 use crate::crypto::CryptoError;
 use crate::kms::KmsError;
 use crate::layer::LayerError;
@@ -79,6 +79,14 @@ impl HostError {
     pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
+    }
+
+    /// Whether a layer was not there, or not steady enough to be built on.
+    pub fn is_missing_layer(&self) -> bool {
+        matches!(
+            self,
+            Self::Catalog(CatalogError::NotFound { kind: Kind::Layer, .. } | CatalogError::Needed { .. })
+        )
     }
 
     /// A refusal by a rule.
