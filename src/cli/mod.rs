@@ -10,6 +10,7 @@
 
 mod app;
 mod attach;
+mod check;
 mod copy;
 mod debug;
 mod exit;
@@ -20,6 +21,7 @@ mod options;
 mod output;
 mod owner;
 mod parse;
+mod progress;
 mod region;
 mod snapshot;
 mod status;

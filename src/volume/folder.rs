@@ -182,12 +182,35 @@ pub fn open_layer(
     row: &LayerRow,
     opening: Opening,
 ) -> Result<Layer> {
+    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
+    let parts = open_parts(region, cache, row, write)?;
+    let layer = match opening {
+        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
+        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
+        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
+        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
+    };
+    check_size(row, layer)
+}
+
+/// Opens a layer that is not sealed, or whose seal is not finished, to check it: reads only. Whether its log has ended. The
+/// caller sees to it that nobody writes to it.
+pub fn inspect_layer(
+    region: &Region,
+    cache: &Arc<PageCache>,
+    row: &LayerRow,
+    anchor: Option<Anchor>,
+) -> Result<(Layer, bool)> {
+    let (layer, ended) = Layer::inspect(open_parts(region, cache, row, false)?, anchor)?;
+    Ok((check_size(row, layer)?, ended))
+}
+
+fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bool) -> Result<Parts> {
     let dir = region.layer_dir(row.id);
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
     check_header(region, &dir, row, &keys)?;
-    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
     let open = |name: &str| {
         let path = dir.join(name);
         open_file(&path, write).map_err(HostError::io("opening a layer", &path))
@@ -196,13 +219,10 @@ pub fn open_layer(
     if write {
         lock_data(&data, row.id)?;
     }
-    let parts = parts(row.id, data, map, keys, cache);
-    let layer = match opening {
-        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
-        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
-        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
-        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
-    };
+    Ok(parts(row.id, data, map, keys, cache))
+}
+
+fn check_size(row: &LayerRow, layer: Layer) -> Result<Layer> {
     // A fold may have made it larger already.
     if layer.size_bytes() != row.size_bytes
         && !(row.state.is_folding() && layer.size_bytes() > row.size_bytes)

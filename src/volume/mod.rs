@@ -9,6 +9,7 @@
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
 mod chain;
+mod check;
 mod create;
 mod error;
 mod execute;
@@ -26,6 +27,7 @@ mod owner;
 mod read;
 
 pub use chain::{Chain, Source, recorded};
+pub use check::{CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, verify_snapshot};
 pub use create::{VolumeSpec, create_volume};
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
