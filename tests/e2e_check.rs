@@ -222,3 +222,155 @@ fn folds_beside_a_check_are_no_damage() {
     assert!(within(20, || world.run(CHECK).status.success()));
     world.unmount();
 }
+
+const REPAIR: &[&str] = &["region", "check", "--repair", "--yes"];
+
+/// What `written` made, read through whatever names there are now: volumes by size, snapshots by layer.
+fn all_bytes(world: &World) -> Vec<(String, Vec<u8>)> {
+    let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+    let list = |sql: &str| -> Vec<(String, String)> {
+        let mut statement = catalog.prepare(sql).unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+    let volumes = list("select id, name from volumes");
+    let snapshots = list("select layer, name from snapshots");
+    drop(catalog);
+    world.mount();
+    let mut all = Vec::new();
+    for (id, name) in volumes {
+        all.push((id, fs::read(world.file(&name)).unwrap()));
+    }
+    for (layer, name) in snapshots {
+        all.push((layer, fs::read(world.snapshot_file(&name)).unwrap()));
+    }
+    world.unmount();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_lost_or_damaged_catalog_is_rebuilt() {
+    let world = written();
+    let before = all_bytes(&world);
+    assert_eq!(before.len(), 6);
+    let catalog = world.path("r/catalog.db");
+    let damages: [(&str, &dyn Fn()); 3] = [
+        ("lost", &|| fs::remove_file(&catalog).unwrap()),
+        ("cut", &|| fs::OpenOptions::new().write(true).open(&catalog).unwrap().set_len(5000).unwrap()),
+        ("garbage", &|| {
+            let len = fs::metadata(&catalog).unwrap().len();
+            write_at(&catalog, 4096, &pattern(len as usize - 8192, 5)).unwrap();
+        }),
+    ];
+    for (round, (what, damage)) in damages.into_iter().enumerate() {
+        for name in ["catalog.db-wal", "catalog.db-shm"] {
+            let _ = fs::remove_file(world.path("r").join(name));
+        }
+        damage();
+        world.fails(CHECK, 6, &["catalog"]);
+        let old = fs::read(&catalog).ok();
+        // Without a yes nothing changes.
+        let said = world.fails(
+            &["region", "check", "--repair"],
+            4,
+            &["--yes", "2 volumes and 4 snapshots", "names"],
+        );
+        assert!(said.contains("2 keys"), "{what}: {said}");
+        assert_eq!(fs::read(&catalog).ok(), old, "{what}");
+        let shown = world.json(REPAIR);
+        assert_eq!(shown["repaired"]["catalog_rebuilt"], true, "{what}: {shown}");
+        assert_eq!(shown["problem_count"], 0, "{what}: {shown}");
+        assert_eq!(shown["repaired"]["keys"].as_array().unwrap().len(), 2, "{shown}");
+        world.ok(CHECK);
+        assert!(all_bytes(&world) == before, "{what}: bytes differ");
+        world.ok(CHECK);
+        let aside = fs::read_dir(world.path("r")).unwrap().flatten();
+        let aside: Vec<_> =
+            aside.filter(|e| e.file_name().to_str().unwrap().starts_with("catalog.db.damaged-")).collect();
+        match old {
+            None => assert!(aside.is_empty(), "{aside:?}"),
+            Some(old) => {
+                assert!(
+                    aside.iter().any(|e| fs::read(e.path()).unwrap() == old),
+                    "{what}: the old one is kept"
+                );
+                assert_eq!(aside.len(), round, "{aside:?}");
+            }
+        }
+        assert!(!world.path("r/catalog.db.rebuilt").exists());
+    }
+    // What was rebuilt serves on.
+    world.mount();
+    let name = world.json(&["volume", "list"])[0]["name"].as_str().unwrap().to_owned();
+    write_at(&world.file(&name), 0, &pattern(LEN, 90)).unwrap();
+    world.snapshot(&name, "after");
+    assert!(read_at(&world.snapshot_file("after"), 0, LEN).unwrap() == pattern(LEN, 90));
+    world.unmount();
+    world.ok(CHECK);
+}
+
+#[test]
+fn a_catalog_lost_with_the_mount_killed_is_rebuilt() {
+    let world = written();
+    world.mount();
+    write_at(&world.file("web"), 0, &pattern(LEN, 77)).unwrap();
+    world.snapshot("web", "w3");
+    write_at(&world.file("web"), 0, &pattern(LEN, 78)).unwrap();
+    let (w3, active) = (world.snapshot_layer("w3"), world.active_layer("web"));
+    // With the mount the region is in use.
+    world.fails(&["region", "check", "--repair", "--remove-unknown"], 0, &["whole"]);
+    world.kill_server();
+    for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+        let _ = fs::remove_file(world.path("r").join(name));
+    }
+    world.ok(REPAIR);
+    let named = |table: &str, column: &str, layer: &Path| -> String {
+        let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+        let sql = format!("select name from {table} where {column} = '{}'", id_of(layer));
+        catalog.query_row(&sql, [], |row| row.get(0)).unwrap()
+    };
+    let (volume, snapshot) = (named("volumes", "active", &active), named("snapshots", "layer", &w3));
+    world.mount_again();
+    assert!(read_at(&world.file(&volume), 0, LEN).unwrap() == pattern(LEN, 78));
+    assert!(read_at(&world.snapshot_file(&snapshot), 0, LEN).unwrap() == pattern(LEN, 77));
+    world.unmount();
+    world.ok(CHECK);
+}
+
+#[test]
+fn what_stands_on_a_damaged_header_is_left_and_named() {
+    let world = written();
+    let w2 = world.snapshot_layer("w2");
+    flip(&w2.join("header.toml"), 100);
+    fs::remove_file(world.path("r/catalog.db")).unwrap();
+    let output = world.run(&[REPAIR, &["--output", "json", "-q"]].concat());
+    assert_eq!(output.status.code(), Some(6), "its folder has no row: {}", words(&output));
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let unusable = shown["repaired"]["unusable"].to_string();
+    assert!(unusable.contains(&id_of(&w2)), "{shown}");
+    assert_eq!(shown["repaired"]["volumes"].as_array().unwrap().len(), 1, "{shown}");
+    assert_eq!(shown["repaired"]["snapshots"].as_array().unwrap().len(), 3, "{shown}");
+    assert!(w2.join("data").exists());
+}
+
+#[test]
+fn an_unknown_folder_goes_only_when_told() {
+    let world = written();
+    let id = "0123456789abcdef0123456789abcdef";
+    let folder = world.path("r/layers").join(id);
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("data"), "mine").unwrap();
+    let layers = world.layers();
+    world.fails(CHECK, 6, &["problem"]);
+    let output = world.run(&["region", "check", "--repair", "--yes"]);
+    assert!(words(&output).contains(id), "{}", words(&output));
+    assert_eq!(output.status.code(), Some(6));
+    world.fails(&["region", "check", "--repair", "--remove-unknown"], 4, &[id, "--yes"]);
+    assert!(folder.join("data").exists());
+    let shown = world.json(&[REPAIR, &["--remove-unknown"]].concat());
+    assert_eq!(shown["repaired"]["removed_folders"].as_array().unwrap().len(), 1, "{shown}");
+    assert!(!folder.exists());
+    assert_eq!(world.layers(), layers - 1);
+    world.ok(CHECK);
+}

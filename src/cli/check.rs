@@ -7,6 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::progress::{Progress, cancelled_by_signals};
+use super::repair::{self, Repaired};
 use super::{App, Exit, Failure, Outcome, parse_bytes, size_text};
 use crate::catalog::SnapshotState;
 use crate::region::{self, Region};
@@ -29,6 +30,15 @@ pub struct CheckArgs {
     /// Read catalog, keys and the folders' names only, no layers
     #[arg(long, conflicts_with = "max_rate")]
     quick: bool,
+    /// Rebuild a lost or damaged catalog from what lies in keys/ and layers/, and list folders that no layer has
+    #[arg(long, conflicts_with = "quick")]
+    repair: bool,
+    /// Remove the folders in layers/ that no layer of the catalog has
+    #[arg(long, requires = "repair")]
+    remove_unknown: bool,
+    /// Do what is said without asking
+    #[arg(long, requires = "repair")]
+    yes: bool,
     #[command(flatten)]
     reading: ReadingArgs,
 }
@@ -57,6 +67,8 @@ struct ShownRegion {
     checked_bytes: u64,
     unchecked: Vec<Unchecked>,
     unknown_folders: Vec<PathBuf>,
+    /// What `--repair` did.
+    repaired: Repaired,
 }
 
 #[derive(Serialize)]
@@ -79,6 +91,10 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
         };
         region::accept_older(&dir, app.config())?;
     }
+    let repaired = match args.repair {
+        true => repair::run(app, args.remove_unknown, args.yes)?,
+        false => Repaired::default(),
+    };
     let cancel = cancelled_by_signals()?;
     let region = app.region()?;
     let name = region.name().to_owned();
@@ -112,19 +128,22 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
         checked_bytes: report.checked_bytes,
         unchecked,
         unknown_folders,
+        repaired,
     };
     print(app, &shown, &shown.problems, shown.problem_count)?;
     let what = format!("region {name}");
-    end(
-        app,
-        &what,
-        problem_count,
-        shown.checked_bytes,
-        report.cancelled,
-        "`terrane volume list` and `terrane \
-        snapshot list` say what can still be opened; what is damaged is restored from a snapshot below the damage, or \
-        from a copy in another region; a lost catalog, key or folder: see docs/durability.md",
-    )
+    end(app, &what, problem_count, shown.checked_bytes, report.cancelled, hint(&shown))
+}
+
+fn hint(shown: &ShownRegion) -> &'static str {
+    if shown.problem_count == shown.unknown_folders.len() as u64 {
+        "`terrane region check --repair` lists such folders; with --remove-unknown it removes them"
+    } else if shown.problems.iter().any(|p| p.layer_id.is_some()) {
+        "what is not damaged can be read; write the damaged sectors anew, or restore the volume from a snapshot that does \
+         not need the layer, or from a copy in another region"
+    } else {
+        "`terrane region check --repair` builds a damaged catalog anew; restore a damaged file of keys/ from a backup"
+    }
 }
 
 fn read_layers(

@@ -23,6 +23,7 @@ mod owner;
 mod parse;
 mod progress;
 mod region;
+mod repair;
 mod snapshot;
 mod status;
 mod volume;

@@ -23,6 +23,7 @@ mod init;
 mod lock;
 mod open;
 mod passphrase;
+mod rebuild;
 mod root_key;
 
 pub use anchor::VolumeAnchor;
@@ -35,4 +36,5 @@ pub use format::{FORMAT_VERSION, Header};
 pub use init::{InitRequest, add, forget, init};
 pub use open::{Region, peek};
 pub use passphrase::{NewPassphrase, remove_passphrase, set_passphrase};
+pub use rebuild::Rebuilding;
 pub use root_key::{RootKeyPlace, export_root_key, read_passphrase_file};

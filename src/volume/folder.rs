@@ -279,6 +279,28 @@ fn check_header(region: &Region, dir: &Path, row: &LayerRow, keys: &LayerKeys) -
     Ok(())
 }
 
+/// A layer's header by itself, checked with the key it names; and when it was written. For a region whose catalog is lost.
+pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, std::time::SystemTime)> {
+    let path = header_path(region, layer);
+    let io = |what| HostError::io(what, &path);
+    let file = crashsafe::open_regular(&path).map_err(io("reading a layer's header"))?;
+    let written = file.metadata().and_then(|m| m.modified()).map_err(io("reading a layer's header"))?;
+    let bytes =
+        crashsafe::read_open(&file, header::HEADER_LEN_MAX).map_err(io("reading a layer's header"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
+    let untrusted = UntrustedHeader::parse(&text)?;
+    let claims = untrusted.claims();
+    if (claims.region, claims.layer) != (region.id(), layer) {
+        let found = format!("one of layer {} of region {}", claims.layer, claims.region);
+        return Err(damaged_layer(layer, "its own header".into(), found));
+    }
+    let (aad, wrapped) = (claims.associated_data(), &claims.wrapped_key);
+    let data_key = kms::unwrap_data_key(region, claims.key, claims.key_version, &aad, wrapped)?;
+    let keys = LayerKeys::derive(claims.cipher, &data_key).map_err(HostError::Crypto)?;
+    Ok((untrusted.verify(keys.header())?, written))
+}
+
 /// Whether a header names a layer that a fold has just taken from between this one and its parent.
 fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Result<bool> {
     let Some(named) = named else { return Ok(false) };

@@ -25,6 +25,7 @@ mod open_volume;
 mod order;
 mod owner;
 mod read;
+mod repair;
 
 pub use chain::{Chain, Source, recorded};
 pub use check::{CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, verify_snapshot};
@@ -40,3 +41,4 @@ pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText};
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
+pub use repair::{Recovered, recover_rows};
