@@ -21,6 +21,7 @@ use crate::layer::PageCache;
 use crate::layer::header::Header;
 use crate::region::Region;
 use crate::units::SECTOR_BYTES;
+use crate::volume::fold::SMALL_BYTES;
 use crate::volume::folder::{self, Opening};
 use crate::volume::host_error::{HostError, Result};
 
@@ -50,7 +51,11 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
         let parent = header.parent.and_then(|parent| numbers.get(&parent)).map(|n| &found[*n]);
         let above = children.remove(&Some(id)).unwrap_or_default();
         let row = row_of(region, account, &header, written);
-        match examine(region, &cache, header, row, parent, above.len(), recovered) {
+        let lone = match above.as_slice() {
+            [child] => headers.get(child).is_some_and(|(header, _)| header.sealed.is_some()),
+            _ => false,
+        };
+        match examine(region, &cache, header, row, parent, lone, recovered) {
             Ok(layer) => {
                 numbers.insert(id, found.len());
                 found.push(layer);
@@ -126,13 +131,13 @@ fn examine(
     header: Header,
     row: LayerRow,
     parent: Option<&FoundLayer>,
-    children: usize,
+    has_lone_sealed_child: bool,
     recovered: &mut Recovered,
 ) -> Result<FoundLayer, String> {
     let points = header.points.clone();
     let layer = FoundLayer { header, row, points, data_bytes: 0 };
     match layer.header.sealed {
-        Some(mark) => Ok(examine_sealed(region, cache, layer, mark, children, recovered)),
+        Some(mark) => Ok(examine_sealed(region, cache, layer, mark, has_lone_sealed_child, recovered)),
         None => examine_unsealed(region, cache, layer, parent, recovered),
     }
 }
@@ -142,7 +147,7 @@ fn examine_sealed(
     cache: &Arc<PageCache>,
     mut layer: FoundLayer,
     mark: crate::layer::SealedMark,
-    children: usize,
+    has_lone_sealed_child: bool,
     recovered: &mut Recovered,
 ) -> FoundLayer {
     let id = layer.row.id;
@@ -154,13 +159,14 @@ fn examine_sealed(
         }
         Err(e) => e,
     };
-    // One that takes its only child's sectors is no moment of a disk any more; one that takes its parent's still is.
-    let state = if children == 1 { LayerState::Absorbing } else { LayerState::Filling };
-    let folding = LayerRow { state, ..layer.row.clone() };
+    let folding = LayerRow { state: LayerState::Filling, ..layer.row.clone() };
     match folder::open_layer(region, cache, &folding, Opening::Folding(mark)) {
         Ok(open) => {
             layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
             layer.row = folding;
+            if may_absorb(&layer, has_lone_sealed_child) {
+                layer.row.state = LayerState::Absorbing;
+            }
             recovered.notes.push(format!(
                 "layer {id} was being joined with another: it is left so, and what stands on it reads as before"
             ));
@@ -169,6 +175,12 @@ fn examine_sealed(
         Err(_) => recovered.notes.push(format!("layer {id} is damaged: {error}")),
     }
     layer
+}
+
+/// Whether a layer in a fold may have been taking its child's sectors: then it is no moment of a disk any more. One that was
+/// taking its parent's still is. A fold takes a child only into a parent that holds much, and only if both are sealed.
+fn may_absorb(layer: &FoundLayer, has_lone_sealed_child: bool) -> bool {
+    has_lone_sealed_child && (layer.row.parent.is_none() || layer.data_bytes > SMALL_BYTES)
 }
 
 fn examine_unsealed(
