@@ -41,7 +41,12 @@ pub struct RegionCheck {
 /// Checks every layer of the region. Those that take writes are read as their recovery would find them, where no mount has
 /// them: nobody else can take them meanwhile.
 pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCheck> {
-    let owner = LayersLock::take_or_mount(&host.region, PATIENCE)?;
+    let owner = match LayersLock::take_or_mount(&host.region, PATIENCE) {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(owner)) => Err(format!("the mount (process {})", owner.pid)),
+        Err(HostError::InUse { by, .. }) => Err(by),
+        Err(e) => return Err(e),
+    };
     let rows = host.region.catalog()?.read(|tx| tx.layers())?;
     let rows = rows.into_iter().filter(|r| !matches!(r.state, LayerState::Preparing | LayerState::Deleting));
     let (finished, unfinished): (Vec<_>, Vec<_>) =
@@ -56,7 +61,7 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
             drop(lock);
         }
         Err(owner) => {
-            let why = format!("it takes writes, and is left to the mount (process {})", owner.pid);
+            let why = format!("it takes writes, and is left to {owner}");
             report.left.extend(unfinished.iter().map(|row| (row.id, why.clone())));
         }
     }
