@@ -175,7 +175,7 @@ impl CatalogError {
             Self::Exists { .. } => "choose another name, or use the one that exists".into(),
             Self::Needed { .. } | Self::Refused { .. } => return None,
             Self::Corrupted { .. } => {
-                "keep the region as it is, and restore catalog.db from a backup; keys/ and layers/ hold their own copies"
+                "`terrane region check --repair` builds a new one from keys/ and layers/, and says first what that can't bring back"
                     .into()
             }
             Self::NewerSchema { .. } => "use the newer version of terrane that wrote it".into(),

@@ -1,26 +1,16 @@
 //! `terrane snapshot copy …`
 
-use std::io::IsTerminal;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
-
-use anyhow::Context;
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use serde_json::json;
 
 use super::options::{DetailArgs, KeyArgs};
+use super::progress::Progress;
 use super::{App, Outcome, size_text};
 use crate::catalog::SnapshotState;
 use crate::copy::{self, Copy, CopyError, Details, Plan, Watch};
 use crate::ids::{LayerId, Name};
 use crate::region::Region;
 use crate::volume::{Host, LayersLock, folder, remove_abandoned_copies};
-
-/// Programs are told of progress so often.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `copy` takes.
 #[derive(Args)]
@@ -86,14 +76,12 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         tags,
         retention_days: args.details.retention_days,
     };
-    let cancel = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, cancel.clone()).context("waiting for signals")?;
-    }
+    let cancel = super::progress::cancelled_by_signals()?;
     for tries_left in (0..PLANS_MAX).rev() {
-        let mut progress = Progress::new(app, plan.ship_bytes);
+        let ship_bytes = plan.ship_bytes;
+        let mut progress = Progress::new(app, "copying", ship_bytes);
         let copied = Copy::new(&source, &target, plan, details.clone())
-            .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done) });
+            .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done, ship_bytes) });
         progress.end(copied.is_ok());
         match copied {
             Err(CopyError::Overtaken { .. }) if tries_left > 0 => plan = make_plan()?,
@@ -104,7 +92,7 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
 }
 
 /// Finishes the seals a killed mount left, where nobody else owns the layers who would.
-fn finish_seals(app: &App, source: &Region, text: &str, layer: LayerId) -> Outcome {
+pub(super) fn finish_seals(app: &App, source: &Region, text: &str, layer: LayerId) -> Outcome {
     let chain = source.catalog()?.read(|tx| tx.layer_chain(layer))?;
     if chain.iter().all(|row| folder::sealed_mark(row).is_some()) {
         return Ok(());
@@ -136,58 +124,4 @@ fn show(app: &App, plan: &Plan) -> Outcome {
             ("key", plan.key_id.clone().unwrap_or_else(|| "none: not encrypted".into())),
         ]
     })
-}
-
-/// Progress on stderr: a bar on a terminal, a line of JSON a second for programs.
-struct Progress {
-    bar: Option<ProgressBar>,
-    lines: bool,
-    total: u64,
-    began: Instant,
-    reported: Option<Instant>,
-    done: u64,
-}
-
-impl Progress {
-    fn new(app: &App, total: u64) -> Self {
-        let quiet = app.output().is_quiet();
-        let json = app.output().is_json();
-        let bar = (!quiet && !json && std::io::stderr().is_terminal()).then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = "copying [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        Self { bar, lines: !quiet && json, total, began: Instant::now(), reported: None, done: 0 }
-    }
-
-    fn report(&mut self, done: u64) {
-        self.done = done;
-        if let Some(bar) = &self.bar {
-            bar.set_position(done);
-        }
-        if self.lines && self.reported.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
-            self.line();
-        }
-    }
-
-    fn line(&mut self) {
-        self.reported = Some(Instant::now());
-        let rate = (self.done as f64 / self.began.elapsed().as_secs_f64().max(1e-3)) as u64;
-        eprintln!(
-            "{}",
-            json!({ "bytes_done": self.done, "bytes_total": self.total, "bytes_per_second": rate })
-        );
-    }
-
-    fn end(&mut self, well: bool) {
-        match &self.bar {
-            Some(bar) if well => bar.finish(),
-            Some(bar) => bar.abandon(),
-            None => {}
-        }
-        if self.lines && well {
-            self.line();
-        }
-    }
 }

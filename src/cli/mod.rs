@@ -10,6 +10,7 @@
 
 mod app;
 mod attach;
+mod check;
 mod copy;
 mod debug;
 mod exit;
@@ -20,7 +21,9 @@ mod options;
 mod output;
 mod owner;
 mod parse;
+mod progress;
 mod region;
+mod repair;
 mod snapshot;
 mod status;
 mod volume;

@@ -6,7 +6,8 @@ use anyhow::Result;
 use clap::{ArgAction, Subcommand};
 use serde::Serialize;
 
-use super::{App, Exit, Failure, Outcome};
+use super::check::{self, CheckArgs};
+use super::{App, Failure, Outcome};
 use crate::catalog::Setting;
 use crate::ids::Name;
 use crate::region::{
@@ -58,12 +59,8 @@ pub enum Command {
     },
     /// List the regions known here
     List,
-    /// Look a region over: catalog, keys, folders of layers; exit 6 if anything is wrong
-    Check {
-        /// Take the region as it is, though it is older than this machine has seen it
-        #[arg(long)]
-        accept_older: bool,
-    },
+    /// Read all of a region and check it: catalog, keys, layers, every sector; exit 6 if anything is wrong
+    Check(CheckArgs),
     /// Change a region's settings
     Set {
         /// encrypt_by_default, copy_and_encrypt, kms_enabled, storage_authorized: each true or false
@@ -146,7 +143,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             show(app, &region)
         }
         Command::List => list(app),
-        Command::Check { accept_older } => check(app, accept_older),
+        Command::Check(args) => check::region(app, &args),
         Command::Set { settings } => {
             let region = app.region()?;
             region.catalog()?.write(|tx| {
@@ -209,29 +206,6 @@ fn forget(app: &App, text: Option<&str>) -> Outcome {
         app.output().note(format!("its root key stays in {}", kept.display()));
     }
     if app.output().is_json() { app.output().object(&list_one(known), |_| Vec::new()) } else { Ok(()) }
-}
-
-fn check(app: &App, accept_older: bool) -> Outcome {
-    if accept_older {
-        let dir = match app.region_text() {
-            Some(text) if text.contains('/') => PathBuf::from(text),
-            text => app.config().find(text)?.directory,
-        };
-        region::accept_older(&dir, app.config())?;
-    }
-    let region = app.region()?;
-    let problems = region::check(&region)?;
-    app.output().list(&problems, &["problem"], |problem| vec![problem.clone()])?;
-    if problems.is_empty() {
-        app.output().note(format!("region {} is well", region.name()));
-        return Ok(());
-    }
-    Err(Failure {
-        exit: Exit::Corrupted,
-        message: format!("region {} has {} problems", region.name(), problems.len()),
-        hint: None,
-    }
-    .into())
 }
 
 fn list(app: &App) -> Outcome {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::check::ReadingArgs;
 use super::copy::CopyArgs;
 use super::options::DetailArgs;
 use super::{App, Failure, Outcome, owner, size_text};
@@ -26,6 +27,13 @@ pub enum Command {
     Show {
         /// The snapshot
         snapshot: String,
+    },
+    /// Read all of a snapshot and check every sector; exit 6 if anything is damaged
+    Verify {
+        /// The snapshot
+        snapshot: String,
+        #[command(flatten)]
+        reading: ReadingArgs,
     },
     /// Delete a snapshot; volumes made from it go on
     Delete {
@@ -102,6 +110,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             app.output().object(&describe(&region, found)?, fields)
         }
+        Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             // What a killed copy left goes in any case, before the order is carried out.

@@ -2,7 +2,7 @@
 //! associated data.
 
 use super::{KmsError, key_file};
-use crate::catalog::{Key, ReadTx};
+use crate::catalog::{Key, KeyVersion, ReadTx};
 use crate::crypto::{self, Secret};
 use crate::ids::{KeyId, RegionId};
 use crate::region::Region;
@@ -96,6 +96,12 @@ pub fn check_key(region: &Region, key: KeyId) -> Result<Vec<String>, KmsError> {
         }
     }
     Ok(problems)
+}
+
+/// Whether a version's wrapped bytes open with the region's root key.
+pub(super) fn version_opens(region: &Region, version: &KeyVersion) -> Result<bool, KmsError> {
+    let aad = version_aad(region.id(), version.key, version.version);
+    Ok(crypto::unwrap(region.root_key()?, &aad, &version.wrapped).is_ok_and(|bytes| bytes.len() == 32))
 }
 
 /// Refuses a key that is not there or not enabled.

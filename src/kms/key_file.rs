@@ -60,12 +60,25 @@ pub(super) fn write(region: &Region, version: &KeyVersion) -> Result<PathBuf, Km
 
 /// A version's wrapped bytes as its file has them; `None` if there is no such file or it is damaged.
 pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Option<Vec<u8>> {
+    hex::decode(&fields(region, key, version)?.wrapped_key)
+}
+
+/// A version as its file has it; `None` as for [`read`], or where it says that it is another's.
+pub(super) fn read_version(region: &Region, key: KeyId, version: u32) -> Option<KeyVersion> {
+    let fields = fields(region, key, version)?;
+    let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
+    let is_its = said == (region.id().to_string().as_str(), key.to_string().as_str(), version);
+    let created_at = fields.created_at.parse().ok()?;
+    let wrapped = hex::decode(&fields.wrapped_key)?;
+    is_its.then_some(KeyVersion { key, version, wrapped, created_at })
+}
+
+fn fields(region: &Region, key: KeyId, version: u32) -> Option<Fields> {
     let path = path(region, key, version);
     let bytes = crashsafe::read_file(&path, BYTES_MAX).ok()?;
     let table: toml::Table = std::str::from_utf8(&bytes).ok()?.parse().ok()?;
     check_format(&table, &path, FORMAT, FORMAT_VERSION, &[]).ok()?;
-    let fields: Fields = table.try_into().ok()?;
-    hex::decode(&fields.wrapped_key)
+    table.try_into().ok()
 }
 
 fn path(region: &Region, key: KeyId, version: u32) -> PathBuf {

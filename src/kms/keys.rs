@@ -9,26 +9,40 @@ use crate::sys::crashsafe;
 
 /// The first rows of a new region: its default account, its KMS instance, its default service key, its settings.
 pub fn initialise(region: &Region) -> Result<(), KmsError> {
+    let (account, instance) = defaults(region);
+    let (key, version) = mint(region, account.id, instance.id, Some(default_name()), None, true)?;
+    key_file::write(region, &version)?;
+    region.catalog()?.write(|tx| {
+        insert_defaults(tx, &account, &instance)?;
+        insert(tx, &key, &version)
+    })
+}
+
+pub(super) fn default_name() -> Name {
+    "default".parse().expect("a name")
+}
+
+/// A region's first account and KMS instance.
+pub(super) fn defaults(region: &Region) -> (Account, Instance) {
     let created_at = region.now();
-    let name = || "default".parse::<Name>().expect("a name");
-    let account = Account { id: AccountId::random(), name: name(), is_default: true, created_at };
+    let account = Account { id: AccountId::random(), name: default_name(), is_default: true, created_at };
     let instance = Instance {
         id: InstanceId::random(),
         account: account.id,
-        name: name(),
+        name: default_name(),
         kind: InstanceKind::Software,
         is_default: true,
         created_at,
     };
-    let (key, version) = mint(region, account.id, instance.id, Some(name()), None, true)?;
-    key_file::write(region, &version)?;
-    region.catalog()?.write(|tx| {
-        tx.insert_account(&account)?;
-        tx.insert_instance(&instance)?;
-        insert(tx, &key, &version)?;
-        Setting::ALL.iter().try_for_each(|setting| tx.set_flag(*setting, true))?;
-        Ok(())
-    })
+    (account, instance)
+}
+
+/// Adds them, and the settings.
+pub(super) fn insert_defaults(tx: &WriteTx, account: &Account, instance: &Instance) -> Result<(), KmsError> {
+    tx.insert_account(account)?;
+    tx.insert_instance(instance)?;
+    Setting::ALL.iter().try_for_each(|setting| tx.set_flag(*setting, true))?;
+    Ok(())
 }
 
 /// Makes a key in the default instance. A taken alias is [`crate::catalog::CatalogError::Exists`], and leaves nothing.

@@ -14,7 +14,9 @@ mod envelope;
 mod error;
 mod key_file;
 mod keys;
+mod restore;
 
 pub use envelope::{WrappedKey, check_key, check_usable, new_data_key, unwrap_data_key, wrap_again};
 pub use error::KmsError;
 pub use keys::{add_alias, create_key, initialise, remove_alias, rotate_key, set_key_enabled};
+pub use restore::{Restored, restore};

@@ -77,44 +77,10 @@ impl Layer {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
         }
-        // Its log area is there from the moment of its creation.
-        let len = parts.data.len().map_err(LayerError::io("asking a layer's size"))?;
-        if len < SLOTS_OFFSET {
-            let found = format!("{len} bytes");
-            return Err(LayerError::corrupted(
-                format!("the data of layer {}", parts.id),
-                "its log area",
-                found,
-            ));
-        }
-        // 3.
-        let found = read_superblocks(&parts)?;
-        let (sb, mac) = found.newest;
-        if let Some(anchor) = anchor
-            && sb.generation < anchor.generation
-        {
-            let expected = format!("generation {} or newer, as last seen by this machine", anchor.generation);
-            return Err(LayerError::corrupted(
-                format!("layer {}", parts.id),
-                expected,
-                format!("generation {}", sb.generation),
-            ));
-        }
-        if sb.is_sealed() {
-            return Ok(Self::assemble(parts, sb, mac, [0; 2]));
-        }
-        refuse_slots_past_the_file(&parts, sb.slots_high, len)?;
-        // 4, 5, 6.
-        let mut list = list_records(&parts, &sb)?;
-        let closes = list.records.iter().any(|(_, r)| matches!(r.kind, Kind::Close | Kind::End));
-        cut_at_first_lost(&parts, &mut list)?;
-        refuse_damage(&parts, &sb, &list, anchor)?;
-        if !found.other_is_valid && !closes {
-            let found = "a damaged one, and no log that explains it";
-            return Err(LayerError::corrupted("the other superblock", "a valid one", found));
-        }
+        let found = examine(&parts, anchor)?;
+        let Examined { sb, mac, list } = found;
+        let Some(list) = list else { return Ok(Self::assemble(parts, sb, mac, [0; 2])) };
         // 7, 8.
-        refuse_slots_past_the_file(&parts, list.slots_high(), len)?;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         layer.install_list(&list)?;
         Ok(layer)
@@ -134,7 +100,46 @@ impl Layer {
         Ok(Self::assemble(parts, sb, mac, [0; 2]))
     }
 
+    /// Opens a layer as its recovery would find it, to check it: reads only, and what is read stays in memory. Whether its log has
+    /// ended. The caller sees to it that nobody writes to it.
+    pub fn inspect(parts: Parts, anchor: Option<Anchor>) -> Result<(Self, bool)> {
+        let Examined { sb, mac, list } = examine(&parts, anchor)?;
+        let layer = Self::assemble(parts, sb, mac, [0; 2]);
+        let mut ended = true;
+        if let Some(list) = list {
+            layer.install_records(&list)?;
+            ended = layer.log.lock().ended.is_some();
+        }
+        // Nothing may change what is on disk.
+        layer.sealed.store(true, std::sync::atomic::Ordering::Release);
+        Ok((layer, ended))
+    }
+
+    /// Whether the superblock that does not count is whole too.
+    pub fn other_superblock_is_whole(&self) -> Result<bool> {
+        Ok(superblocks(self.id(), &*self.data, &self.keys)?.other_is_valid)
+    }
+
     fn install_list(&self, list: &List) -> Result<()> {
+        self.install_records(list)?;
+        let mut log = self.log.lock();
+        if log.ended.is_some() {
+            return Ok(());
+        }
+        // A close, so that a cut in this checkpoint's superblock is not taken for rot [6], and what lies beyond the list
+        // can't join what follows [8].
+        if list.closed_twice {
+            log.reopen_closed();
+            self.overlay.freeze();
+        } else {
+            self.close_half(&mut log, 0)?;
+        }
+        drop(log);
+        self.checkpoint_closed()
+    }
+
+    /// Puts the records of the list into memory.
+    fn install_records(&self, list: &List) -> Result<()> {
         self.slots.raise(list.slots_high());
         let mut log = self.log.lock();
         for (_, record) in &list.records {
@@ -157,20 +162,54 @@ impl Layer {
         let last = list.records.last().map(|(_, r)| (r.kind, r.seq));
         let ended = last.filter(|(kind, _)| *kind == Kind::End).map(|(_, seq)| seq);
         log.resume(list.next, list.end.pos, ended);
-        if ended.is_some() {
-            return Ok(());
-        }
-        // A close, so that a cut in this checkpoint's superblock is not taken for rot [6], and what lies beyond the list
-        // can't join what follows [8].
-        if list.closed_twice {
-            log.reopen_closed();
-            self.overlay.freeze();
-        } else {
-            self.close_half(&mut log, 0)?;
-        }
-        drop(log);
-        self.checkpoint_closed()
+        Ok(())
     }
+}
+
+/// What a layer's files say, before anything is changed.
+struct Examined {
+    sb: Superblock,
+    mac: [u8; 16],
+    /// The records that the map lacks; none: it is sealed.
+    list: Option<List>,
+}
+
+/// Steps 3 to 6: reads only.
+fn examine(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
+    // Its log area is there from the moment of its creation.
+    let len = parts.data.len().map_err(LayerError::io("asking a layer's size"))?;
+    if len < SLOTS_OFFSET {
+        let found = format!("{len} bytes");
+        return Err(LayerError::corrupted(format!("the data of layer {}", parts.id), "its log area", found));
+    }
+    // 3.
+    let found = read_superblocks(parts)?;
+    let (sb, mac) = found.newest;
+    if let Some(anchor) = anchor
+        && sb.generation < anchor.generation
+    {
+        let expected = format!("generation {} or newer, as last seen by this machine", anchor.generation);
+        return Err(LayerError::corrupted(
+            format!("layer {}", parts.id),
+            expected,
+            format!("generation {}", sb.generation),
+        ));
+    }
+    if sb.is_sealed() {
+        return Ok(Examined { sb, mac, list: None });
+    }
+    refuse_slots_past_the_file(parts, sb.slots_high, len)?;
+    // 4, 5, 6.
+    let mut list = list_records(parts, &sb)?;
+    let closes = list.records.iter().any(|(_, r)| matches!(r.kind, Kind::Close | Kind::End));
+    cut_at_first_lost(parts, &mut list)?;
+    refuse_damage(parts, &sb, &list, anchor)?;
+    if !found.other_is_valid && !closes {
+        let found = "a damaged one, and no log that explains it";
+        return Err(LayerError::corrupted("the other superblock", "a valid one", found));
+    }
+    refuse_slots_past_the_file(parts, list.slots_high(), len)?;
+    Ok(Examined { sb, mac, list: Some(list) })
 }
 
 struct Superblocks {

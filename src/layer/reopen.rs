@@ -90,7 +90,7 @@ impl Layer {
     }
 
     /// Whether somebody has written a newer superblock into this layer, which only reads it.
-    fn takes_newer_superblock(&self) -> Result<bool> {
+    pub(super) fn takes_newer_superblock(&self) -> Result<bool> {
         if !self.sealed.load(Ordering::Acquire) {
             return Ok(false);
         }

@@ -38,6 +38,16 @@ pub enum Leaf {
     Page(Arc<Page>),
 }
 
+/// What [`Tree::step`] finds.
+pub enum Step {
+    /// All sectors are the same, and none is in a slot.
+    Same,
+    /// There is a page of entries.
+    Entries,
+    /// A page on the way can't be read, or is not what its parent vouches for.
+    Lost(LayerError),
+}
+
 /// The pages of one layer.
 pub struct Tree {
     map: Arc<dyn Store>,
@@ -152,6 +162,28 @@ impl Tree {
             return Ok(Some(at));
         }
         Ok(None)
+    }
+
+    /// What the pages say of a chunk, and before which chunk that ends; for checks, which go on past damage.
+    pub fn step(&self, chunk: ChunkNo) -> (Step, u64) {
+        let (root, mid, low) = path(chunk);
+        let mut page_ref = self.top.load()[root];
+        let inner = [(root as u64, mid, (1u64 << 18) - 1), (GIB_PAGES + (chunk.0 >> 9), low, 511)];
+        for (n, index, within) in inner {
+            if !page_ref.exists() {
+                return (Step::Same, (chunk.0 | within) + 1);
+            }
+            match self.load(n, page_ref) {
+                Ok(page) => page_ref = page.page_ref(index),
+                Err(e) => return (Step::Lost(e), (chunk.0 | within) + 1),
+            }
+        }
+        let step = match page_ref.exists().then(|| self.load(LEAVES + chunk.0, page_ref)) {
+            None => Step::Same,
+            Some(Ok(_)) => Step::Entries,
+            Some(Err(e)) => Step::Lost(e),
+        };
+        (step, chunk.0 + 1)
     }
 
     /// Writes `page` as number `n` to the place `old` does not use.

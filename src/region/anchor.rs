@@ -70,6 +70,17 @@ impl Anchors {
         }
     }
 
+    /// Forgets the catalog's anchor: a rebuilt one counts anew. Those of volumes hold on.
+    pub fn clear_catalog(&self) -> Result<(), RegionError> {
+        let path = self.dir.join("catalog");
+        match crashsafe::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(RegionError::io("removing it", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a catalog older than its anchor.
     pub fn check_catalog(&self, region: &str, generation: u64) -> Result<(), RegionError> {
         match self.read(&self.dir.join("catalog"))? {

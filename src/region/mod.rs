@@ -23,10 +23,11 @@ mod init;
 mod lock;
 mod open;
 mod passphrase;
+mod rebuild;
 mod root_key;
 
 pub use anchor::VolumeAnchor;
-pub use check::{accept_older, check};
+pub use check::{accept_older, check, missing_layers, unknown_folders};
 pub use config::{Config, ConfigLock, KeySource, KnownRegion};
 pub use error::RegionError;
 pub use files::uid_name;
@@ -35,4 +36,5 @@ pub use format::{FORMAT_VERSION, Header};
 pub use init::{InitRequest, add, forget, init};
 pub use open::{Region, peek};
 pub use passphrase::{NewPassphrase, remove_passphrase, set_passphrase};
+pub use rebuild::Rebuilding;
 pub use root_key::{RootKeyPlace, export_root_key, read_passphrase_file};

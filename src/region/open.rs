@@ -260,7 +260,7 @@ pub(super) fn read_header(dir: &Path) -> Result<Header, RegionError> {
 }
 
 /// A folder of the region: there, no link, and its owner's.
-fn check_folder(path: &Path) -> Result<(), RegionError> {
+pub(super) fn check_folder(path: &Path) -> Result<(), RegionError> {
     let corrupted = |found: String| RegionError::Corrupted {
         path: path.to_owned(),
         what: "it".into(),

@@ -182,12 +182,35 @@ pub fn open_layer(
     row: &LayerRow,
     opening: Opening,
 ) -> Result<Layer> {
+    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
+    let parts = open_parts(region, cache, row, write)?;
+    let layer = match opening {
+        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
+        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
+        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
+        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
+    };
+    check_size(row, layer)
+}
+
+/// Opens a layer that is not sealed, or whose seal is not finished, to check it: reads only. Whether its log has ended. The
+/// caller sees to it that nobody writes to it.
+pub fn inspect_layer(
+    region: &Region,
+    cache: &Arc<PageCache>,
+    row: &LayerRow,
+    anchor: Option<Anchor>,
+) -> Result<(Layer, bool)> {
+    let (layer, ended) = Layer::inspect(open_parts(region, cache, row, false)?, anchor)?;
+    Ok((check_size(row, layer)?, ended))
+}
+
+fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bool) -> Result<Parts> {
     let dir = region.layer_dir(row.id);
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
     check_header(region, row, &keys)?;
-    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
     let open = |name: &str| {
         let path = dir.join(name);
         open_file(&path, write).map_err(HostError::io("opening a layer", &path))
@@ -196,13 +219,10 @@ pub fn open_layer(
     if write {
         lock_data(&data, row.id)?;
     }
-    let parts = parts(row.id, data, map, keys, cache);
-    let layer = match opening {
-        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
-        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
-        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
-        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
-    };
+    Ok(parts(row.id, data, map, keys, cache))
+}
+
+fn check_size(row: &LayerRow, layer: Layer) -> Result<Layer> {
     // A fold may have made it larger already.
     if layer.size_bytes() != row.size_bytes
         && !(row.state.is_folding() && layer.size_bytes() > row.size_bytes)
@@ -226,7 +246,7 @@ fn lock_data(data: &File, layer: LayerId) -> Result<()> {
 }
 
 /// A layer's header as it stands; its MAC is not checked.
-fn read_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
+fn untrusted_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
     let path = header_path(region, layer);
     let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
         .map_err(HostError::io("reading a layer's header", &path))?;
@@ -238,7 +258,7 @@ fn read_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
 fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
     let mut before = None;
     loop {
-        let header = read_header(region, row.id)?.verify(keys.header())?;
+        let header = untrusted_header(region, row.id)?.verify(keys.header())?;
         match disagreement(region, row, &header)? {
             None => return Ok(()),
             // A fold may have mended it between the look at it and that at the catalog.
@@ -271,6 +291,28 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
     })
 }
 
+/// A layer's header by itself, checked with the key it names; and when it was written. For a region whose catalog is lost.
+pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, std::time::SystemTime)> {
+    let path = header_path(region, layer);
+    let io = |what| HostError::io(what, &path);
+    let file = crashsafe::open_regular(&path).map_err(io("reading a layer's header"))?;
+    let written = file.metadata().and_then(|m| m.modified()).map_err(io("reading a layer's header"))?;
+    let bytes =
+        crashsafe::read_open(&file, header::HEADER_LEN_MAX).map_err(io("reading a layer's header"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
+    let untrusted = UntrustedHeader::parse(&text)?;
+    let claims = untrusted.claims();
+    if (claims.region, claims.layer) != (region.id(), layer) {
+        let found = format!("one of layer {} of region {}", claims.layer, claims.region);
+        return Err(damaged_layer(layer, "its own header".into(), found));
+    }
+    let (aad, wrapped) = (claims.associated_data(), &claims.wrapped_key);
+    let data_key = kms::unwrap_data_key(region, claims.key, claims.key_version, &aad, wrapped)?;
+    let keys = LayerKeys::derive(claims.cipher, &data_key).map_err(HostError::Crypto)?;
+    Ok((untrusted.verify(keys.header())?, written))
+}
+
 /// Whether a header names a layer that a fold has just taken from between this one and its parent.
 fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Result<bool> {
     let Some(named) = named else { return Ok(false) };
@@ -280,7 +322,7 @@ fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Re
 
 /// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
 pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    let untrusted = read_header(region, row.id)?;
+    let untrusted = untrusted_header(region, row.id)?;
     if untrusted.names_parent(row.parent) {
         return Ok(());
     }
@@ -419,5 +461,5 @@ pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
 
 /// A layer's header as it stands, its form checked and not its MAC: no key is needed.
 pub fn peek_header(region: &Region, layer: LayerId) -> Result<()> {
-    read_header(region, layer).map(drop)
+    untrusted_header(region, layer).map(drop)
 }

@@ -9,6 +9,7 @@
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
 mod chain;
+mod check;
 mod create;
 mod error;
 mod execute;
@@ -24,8 +25,10 @@ mod open_volume;
 mod order;
 mod owner;
 mod read;
+mod repair;
 
 pub use chain::{Chain, Source, recorded};
+pub use check::{CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, verify_snapshot};
 pub use create::{VolumeSpec, create_volume};
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
@@ -38,3 +41,4 @@ pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText};
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
+pub use repair::{Recovered, recover_rows};

@@ -30,7 +30,7 @@ use crate::layer::{Layer, LayerError, SealedMark};
 use crate::units::SECTOR_BYTES;
 
 /// A parent of at most this much data goes into its child, whichever is smaller.
-const SMALL_BYTES: u64 = 64 << 20;
+pub(super) const SMALL_BYTES: u64 = 64 << 20;
 /// A child that takes a volume's writes is joined with a larger parent once it holds 1/16 of that: as much as may lie in
 /// both by the space bound (rule 16).
 const WORTH_IT: u64 = 16;

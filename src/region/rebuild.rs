@@ -1,0 +1,132 @@
+//! A new catalog in the place of one that is lost or damaged. Nothing is destroyed: the old one is moved aside.
+//!
+//! The order, so that a cut at any place leaves the old catalog, none (which is rebuilt again), or the new one:
+//! 1. The new catalog is filled as `catalog.db.rebuilt`, and closed, so that all of it is in that one file.
+//! 2. The catalog's anchor goes. (Later: the new catalog, which counts its writes anew, would be refused as older.)
+//! 3. The old files are renamed to `catalog.db.damaged-<time>`, with `-wal` and `-shm` behind it, as SQLite finds them.
+//! 4. The new one gets its name, and the folder is synced.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::anchor::Anchors;
+use super::clock::Clock;
+use super::lock::OpenLock;
+use super::open::{CATALOG_FILE, FOLDERS, check_folder, find_dir, read_header};
+use super::{Config, Region, RegionError, RootKeyPlace, files};
+use crate::catalog::{LastTime, Pool};
+use crate::sys::crashsafe;
+
+const REBUILT: &str = "catalog.db.rebuilt";
+const LOCK: &str = "rebuild.lock";
+/// What SQLite keeps beside a database.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
+
+/// A region without a usable catalog, held alone, with an empty one to fill. Dropped before [`Rebuilding::commit`], it leaves
+/// everything as it was.
+pub struct Rebuilding {
+    /// None while it is being dropped.
+    region: Option<Region>,
+    dir: PathBuf,
+    anchors: Anchors,
+    _alone: OpenLock,
+}
+
+impl Rebuilding {
+    /// Takes the region alone, and makes an empty catalog beside the place of the old one.
+    pub fn begin(text: Option<&str>, config: &Config) -> Result<Self, RegionError> {
+        let dir = match text.filter(|text| text.contains('/')) {
+            Some(dir) => PathBuf::from(dir),
+            None => config.find(text)?.directory,
+        };
+        let dir = find_dir(&dir)?;
+        let header = read_header(&dir)?;
+        files::check_file_system(&dir)?;
+        FOLDERS.iter().try_for_each(|name| check_folder(&dir.join(name)))?;
+        let alone = OpenLock::alone(&dir.join("run").join("open.lock"), header.name.as_str())?;
+        remove_rebuilt(&dir);
+        let last = Arc::new(LastTime::default());
+        let pool = Pool::new(dir.join(REBUILT), header.name.as_str(), last.clone());
+        pool.create()?;
+        let entry = config.entry(header.id)?;
+        let replaced = header.replaced_clock.then(Clock::replacement).flatten();
+        let clock = Clock::new(replaced.as_deref(), last)?;
+        let place = RootKeyPlace::find(&header, entry.as_ref(), config);
+        let anchors = Anchors::new(config, header.id, entry.is_some());
+        let unkept = Anchors::new(config, header.id, false);
+        let lock = OpenLock::shared(&dir.join("run").join(LOCK), header.name.as_str())?;
+        let region = Region::assemble(dir.clone(), header, place, pool, clock, unkept, lock);
+        Ok(Self { region: Some(region), dir, anchors, _alone: alone })
+    }
+
+    /// The region, with the catalog that is being filled.
+    pub fn region(&self) -> &Region {
+        self.region.as_ref().expect("it is there until it is dropped")
+    }
+
+    /// Puts the new catalog into its place; where the old one is now, if there was one.
+    pub fn commit(mut self) -> Result<Option<PathBuf>, RegionError> {
+        let time = self.region().now().strftime("%Y%m%dT%H%M%SZ").to_string();
+        // Its last connection writes all into the one file.
+        self.region = None;
+        let rebuilt = self.dir.join(REBUILT);
+        if with_suffix(&rebuilt, "-wal").exists() {
+            return Err(RegionError::Refused(
+                "the new catalog is still in use; run the command again".into(),
+            ));
+        }
+        self.anchors.clear_catalog()?;
+        let catalog = self.dir.join(CATALOG_FILE);
+        let aside = free_name(&self.dir, &time);
+        let mut moved = None;
+        for suffix in BESIDE.iter().chain(&[""]) {
+            let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
+            match fs::rename(&from, &to) {
+                Ok(()) => moved = Some(aside.clone()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(RegionError::io("moving it aside", from)(e)),
+            }
+        }
+        fs::rename(&rebuilt, &catalog).map_err(RegionError::io("naming the new catalog", &catalog))?;
+        crashsafe::sync_dir(&self.dir).map_err(RegionError::io("syncing it", &self.dir))?;
+        Ok(moved)
+    }
+}
+
+impl Drop for Rebuilding {
+    fn drop(&mut self) {
+        self.region = None;
+        remove_rebuilt(&self.dir);
+    }
+}
+
+/// What an earlier try left: it is of no worth.
+fn remove_rebuilt(dir: &Path) {
+    let rebuilt = dir.join(REBUILT);
+    for suffix in BESIDE.iter().chain(&["", "-journal"]) {
+        let _ = fs::remove_file(with_suffix(&rebuilt, suffix));
+    }
+    let _ = fs::remove_file(dir.join("run").join(LOCK));
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// A name that nothing has: what was moved aside before stays.
+fn free_name(dir: &Path, time: &str) -> PathBuf {
+    let name = |n: u32| {
+        dir.join(match n {
+            0 => format!("{CATALOG_FILE}.damaged-{time}"),
+            n => format!("{CATALOG_FILE}.damaged-{time}.{n}"),
+        })
+    };
+    let is_free = |path: &PathBuf| {
+        ["", "-wal", "-shm"].iter().all(|s| fs::symlink_metadata(with_suffix(path, s)).is_err())
+    };
+    (0..u32::MAX).map(name).find(is_free).expect("fewer files than numbers")
+}

@@ -1,0 +1,219 @@
+//! A whole region: every layer once, whoever needs it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::sectors::{Meter, Target, check_layer};
+use super::{CheckWatch, Finding, Findings, is_damage};
+use crate::catalog::{CatalogError, Layer as LayerRow, LayerState};
+use crate::ids::{LayerId, VolumeId};
+use crate::layer::{Anchor, Layer};
+use crate::units::SECTOR_BYTES;
+use crate::volume::folder;
+use crate::volume::host::Host;
+use crate::volume::host_error::{HostError, Result};
+use crate::volume::owner::LayersLock;
+
+/// Other commands hold the layers briefly.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A layer that changes under the check is begun anew so often.
+const TRIES: usize = 5;
+/// How often a superblock that is being written is looked at again.
+const SUPERBLOCK_TRIES: usize = 5;
+
+/// What became of it.
+#[derive(Debug, Default)]
+pub struct RegionCheck {
+    /// What is damaged.
+    pub findings: Findings,
+    /// Who reads through each damaged layer: volumes and snapshots, in words.
+    pub needed_by: HashMap<LayerId, Vec<String>>,
+    /// Layers that were not checked, and why.
+    pub left: Vec<(LayerId, String)>,
+    /// Bytes of sectors that were read.
+    pub checked_bytes: u64,
+    /// It was told to end before its end.
+    pub cancelled: bool,
+}
+
+/// Checks every layer of the region. Those that take writes are read as their recovery would find them, where no mount has
+/// them: nobody else can take them meanwhile.
+pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCheck> {
+    let owner = match LayersLock::take_or_mount(&host.region, PATIENCE) {
+        Ok(Ok(lock)) => Ok(lock),
+        Ok(Err(owner)) => Err(format!("the mount (process {})", owner.pid)),
+        Err(HostError::InUse { by, .. }) => Err(by),
+        Err(e) => return Err(e),
+    };
+    let rows = host.region.catalog()?.read(|tx| tx.layers())?;
+    let rows = rows.into_iter().filter(|r| !matches!(r.state, LayerState::Preparing | LayerState::Deleting));
+    let (finished, unfinished): (Vec<_>, Vec<_>) =
+        rows.partition(|r| r.state.is_sealed() && folder::sealed_mark(r).is_some());
+    let mut report = RegionCheck::default();
+    // How much there is to read is known of layers that are closed by their rows alone, and then made exact.
+    let stored = finished.iter().chain(&unfinished).map(|row| row.stored_bytes).sum();
+    let meter = Meter::new(stored);
+    match owner {
+        Ok(lock) => {
+            check_unfinished(host, &unfinished, &meter, watch, &mut report)?;
+            drop(lock);
+        }
+        Err(owner) => {
+            let why = format!("it takes writes, and is left to {owner}");
+            report.left.extend(unfinished.iter().map(|row| (row.id, why.clone())));
+        }
+    }
+    for row in &finished {
+        check_sealed(host, row, &meter, watch, &mut report)?;
+        if watch.cancel.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    report.cancelled = watch.cancel.load(Ordering::Relaxed);
+    report.checked_bytes = meter.done();
+    report.needed_by = needed_by(host, &report.findings)?;
+    Ok(report)
+}
+
+/// Active layers, next ones, and those whose seal is not finished. The caller owns the layers.
+fn check_unfinished(
+    host: &Arc<Host>,
+    rows: &[LayerRow],
+    meter: &Meter,
+    watch: &mut CheckWatch,
+    report: &mut RegionCheck,
+) -> Result<()> {
+    for row in rows {
+        let anchor = match row.volume {
+            Some(volume) => anchor_of(host, volume, row.id)?,
+            None => None,
+        };
+        match folder::inspect_layer(&host.region, &host.cache, row, anchor) {
+            Ok((layer, _)) => {
+                let target = Target { layer: Arc::new(layer), above: Vec::new() };
+                meter.count(&target, row.stored_bytes);
+                report.findings.append(check_layer(&target, meter, watch));
+            }
+            Err(e) => not_opened(row.id, e, report)?,
+        }
+        if watch.cancel.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What this machine last saw of a volume's layer. An anchor that is damaged itself is told when the volume is opened.
+fn anchor_of(host: &Host, volume: VolumeId, layer: LayerId) -> Result<Option<Anchor>> {
+    let anchor = host.region.volume_anchor(volume)?.filter(|a| a.layer == layer);
+    Ok(anchor.map(|a| Anchor { generation: a.generation, confirmed: a.confirmed_seq }))
+}
+
+/// A sealed layer. What is found while a fold changes it is looked for again.
+fn check_sealed(
+    host: &Arc<Host>,
+    row: &LayerRow,
+    meter: &Meter,
+    watch: &mut CheckWatch,
+    report: &mut RegionCheck,
+) -> Result<()> {
+    let mut row = row.clone();
+    for _ in 0..TRIES {
+        let mut found = Findings::default();
+        let mut not_checked = None;
+        match open(host, &row) {
+            Ok(target) => {
+                meter.count(&target, row.stored_bytes);
+                if !row.state.is_folding() && !superblocks_are_whole(&target.layer) {
+                    let what = "one of its two superblocks is damaged; the other serves".into();
+                    found.add(Finding { layer: row.id, sector: None, what });
+                }
+                found.append(check_layer(&target, meter, watch));
+            }
+            Err(e) => not_checked = Some(e),
+        }
+        if found.count == 0 && not_checked.is_none() {
+            return Ok(());
+        }
+        let now = host.region.catalog()?.read(|tx| tx.find_layer(row.id))?;
+        match now {
+            // It was folded away, or deleted.
+            None => return Ok(()),
+            Some(now) if now.state == LayerState::Deleting => return Ok(()),
+            Some(now) if is_same(&now, &row) => {
+                report.findings.append(found);
+                return not_checked.map_or(Ok(()), |e| not_opened(row.id, e, report));
+            }
+            Some(now) => row = now,
+        }
+    }
+    report.left.push((row.id, "it was being changed by folds; run the check again".into()));
+    Ok(())
+}
+
+fn is_same(now: &LayerRow, then: &LayerRow) -> bool {
+    let place = |r: &LayerRow| (r.state, r.parent, r.size_bytes, r.sealed_generation, r.sealed_mac);
+    place(now) == place(then)
+}
+
+/// A layer that takes its child's sectors may use the slots of its own anew, which the child hides.
+fn open(host: &Arc<Host>, row: &LayerRow) -> Result<Target> {
+    let mut above = Vec::new();
+    if row.state == LayerState::Absorbing {
+        for child in host.region.catalog()?.read(|tx| tx.children_of_layer(row.id))? {
+            above.push(host.open_sealed(&child)?);
+        }
+    }
+    Ok(Target { layer: host.open_sealed(row)?, above })
+}
+
+/// One that is just being written is whole a moment later.
+fn superblocks_are_whole(layer: &Layer) -> bool {
+    (0..SUPERBLOCK_TRIES).any(|n| {
+        std::thread::sleep(Duration::from_millis(if n == 0 { 0 } else { 20 }));
+        layer.other_superblock_is_whole().unwrap_or(false)
+    })
+}
+
+fn not_opened(layer: LayerId, error: HostError, report: &mut RegionCheck) -> Result<()> {
+    match is_damage(&error) {
+        true => report.findings.add(Finding { layer, sector: None, what: error.to_string() }),
+        false => report.left.push((layer, error.to_string())),
+    }
+    Ok(())
+}
+
+/// Who reads through each damaged layer.
+fn needed_by(host: &Host, findings: &Findings) -> Result<HashMap<LayerId, Vec<String>>> {
+    let mut found: HashMap<LayerId, Vec<String>> =
+        findings.listed.iter().map(|f| (f.layer, Vec::new())).collect();
+    if found.is_empty() {
+        return Ok(found);
+    }
+    host.region.catalog()?.read(|tx| -> Result<(), CatalogError> {
+        let volumes = tx.volumes()?.into_iter().map(|v| {
+            let name = v.name.map_or(v.id.to_string(), |name| format!("{name} ({})", v.id));
+            (v.active, format!("volume {name}"))
+        });
+        let snapshots =
+            tx.snapshots()?.into_iter().map(|s| (s.layer, format!("snapshot {} ({})", s.name, s.id)));
+        for (layer, who) in volumes.chain(snapshots) {
+            for row in tx.layer_chain(layer)? {
+                if let Some(list) = found.get_mut(&row.id) {
+                    list.push(who.clone());
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+impl Meter {
+    /// What a layer holds, where its row only told what its files take.
+    fn count(&self, target: &Target, by_row: u64) {
+        self.recount(by_row, target.layer.data_sectors() * SECTOR_BYTES);
+    }
+}

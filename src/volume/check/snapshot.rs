@@ -1,0 +1,68 @@
+//! One snapshot: every page of its chain, and every sector that is read through it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::sectors::{Meter, Target, check_layer};
+use super::{CheckWatch, Finding, Findings, is_damage};
+use crate::catalog::Layer as LayerRow;
+use crate::ids::LayerId;
+use crate::layer::Layer;
+use crate::units::SECTOR_BYTES;
+use crate::volume::folder;
+use crate::volume::host::Host;
+use crate::volume::host_error::Result;
+
+/// What became of it.
+#[derive(Debug)]
+pub struct SnapshotCheck {
+    /// What is damaged.
+    pub findings: Findings,
+    /// Bytes of sectors that were read.
+    pub checked_bytes: u64,
+    /// It was told to end before its end.
+    pub cancelled: bool,
+}
+
+/// Checks all of a sealed layer's disk: the layer's chain, and of its sectors those that no layer above hides.
+pub fn verify_snapshot(host: &Host, layer: LayerId, watch: &mut CheckWatch) -> Result<SnapshotCheck> {
+    // While it is held the snapshot can't be deleted. A header that is gone is told below.
+    let _lock = folder::lock_for_reading(host.region(), layer);
+    let (layers, mut findings) = open_all(host, layer)?;
+    let total: u64 = layers.iter().map(|l| l.data_sectors() * SECTOR_BYTES).sum();
+    let meter = Meter::new(total);
+    for (number, layer) in layers.iter().enumerate() {
+        let target = Target { layer: layer.clone(), above: layers[..number].to_vec() };
+        findings.append(check_layer(&target, &meter, watch));
+        if watch.cancel.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    let cancelled = watch.cancel.load(Ordering::Relaxed);
+    Ok(SnapshotCheck { findings, checked_bytes: meter.done(), cancelled })
+}
+
+/// The layers of a chain that can be opened, nearest first; the others are findings.
+fn open_all(host: &Host, layer: LayerId) -> Result<(Vec<Arc<Layer>>, Findings)> {
+    let chain = || -> Result<Vec<LayerRow>> { Ok(host.region.catalog()?.read(|tx| tx.layer_chain(layer))?) };
+    let mut rows = chain()?;
+    loop {
+        let mut layers = Vec::new();
+        let mut findings = Findings::default();
+        for row in &rows {
+            match host.open_sealed(row) {
+                Ok(layer) => layers.push(layer),
+                Err(e) if is_damage(&e) => {
+                    findings.add(Finding { layer: row.id, sector: None, what: e.to_string() });
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        // A fold, perhaps of another process, joins layers while they are being opened.
+        let now = chain()?;
+        if findings.count == 0 || now == rows {
+            return Ok((layers, findings));
+        }
+        rows = now;
+    }
+}
