@@ -1,0 +1,81 @@
+//! Guards against a fold (engine rule 20) that goes wrong by what else a region is doing: writes, seals and discards of the
+//! disk, readers and copies of other processes, a key that is disabled.
+
+mod copy_support;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use copy_support::{Disk, World, name};
+use terrane::catalog::{DiskKind, Fold, FoldWay, KeyState};
+use terrane::copy::{self, Copy, CopyError, KeyChoice, Watch};
+use terrane::ids::SnapshotId;
+use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeSpec, create_volume};
+
+const MIB: usize = 1 << 20;
+const SECTOR: usize = 4096;
+
+fn fold(host: &Arc<Host>) {
+    host.fold(false, &mut |_| true).unwrap();
+}
+
+/// A fold that is told to stop after its first chunk, as by the end of a mount.
+fn begin_to_fold(host: &Arc<Host>) {
+    host.fold(false, &mut |_| false).unwrap();
+}
+
+fn delete(host: &Arc<Host>, snapshot: SnapshotId) -> Result<(), HostError> {
+    host.execute(&Order::DeleteSnapshot { snapshot: snapshot.to_string() }, false)
+}
+
+fn take(host: &Arc<Host>, disk: &Disk, called: &str) -> SnapshotId {
+    let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let id = SnapshotId::random();
+    let item = SnapshotItem { volume: disk.id.to_string(), snapshot: id.to_string(), name: called.into() };
+    let order = Order::Snapshot {
+        items: vec![item],
+        account: account.to_string(),
+        group: None,
+        description: None,
+        tags: vec![],
+        retention_days: None,
+    };
+    host.execute(&order, false).unwrap();
+    id
+}
+
+fn disk(world: &World) -> Disk {
+    Disk::new(world, "north", 8 * MIB, Some(world.default_key("north")), DiskKind::Data)
+}
+
+fn live_bytes(host: &Arc<Host>, disk: &Disk) -> Vec<u8> {
+    let mut bytes = vec![0xaa; disk.model.len()];
+    host.open_volume(disk.id, false).unwrap().disk.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A zero over a layer that hides data of the one below it: once that layer has gone, the zero is all that hides it.
+#[test]
+fn what_is_discarded_amid_a_fold_stays_zero() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    disk.change(&world, "base", |c| c.write(0, &[1; 4 * MIB]));
+    let middle = disk.change(&world, "middle", |c| {
+        c.discard(0, 2 * MIB);
+        c.write(2 * MIB, &[2; SECTOR]);
+    });
+    let host = world.owner("north");
+    let open = host.open_volume(disk.id, false).unwrap();
+    open.disk.write((5 * SECTOR) as u64, &[3; SECTOR]).unwrap();
+    delete(&host, middle).unwrap();
+    let mut discarded = false;
+    host.fold(false, &mut |_| {
+        if !std::mem::replace(&mut discarded, true) {
+            open.disk.discard((5 * SECTOR) as u64, SECTOR as u64).unwrap();
+        }
+        true
+    })
+    .unwrap();
+    assert!(discarded);
+    assert!(live_bytes(&host, &disk) == disk.model, "what was discarded is back");
+}
