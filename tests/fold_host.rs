@@ -79,3 +79,24 @@ fn what_is_discarded_amid_a_fold_stays_zero() {
     assert!(discarded);
     assert!(live_bytes(&host, &disk) == disk.model, "what was discarded is back");
 }
+
+/// Another process that has a layer open from before a fold opens it again amid the next one.
+#[test]
+fn a_layer_open_from_before_is_not_taken_for_what_it_became() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(300 * SECTOR, &[2; SECTOR]));
+    let third = disk.change(&world, "third", |c| c.write(700 * SECTOR, &[3; SECTOR]));
+    let reader = world.reader("north");
+    let _open = reader.open_snapshot(third).unwrap();
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    fold(&host);
+    delete(&host, second).unwrap();
+    begin_to_fold(&host);
+    let stack = reader.open_snapshot(third).unwrap();
+    let mut bytes = vec![0xaa; 8 * MIB];
+    bytes.chunks_mut(MIB).enumerate().for_each(|(i, c)| stack.read((i * MIB) as u64, c).unwrap());
+    assert!(bytes == disk.model, "a reader amid the second fold misses what the first moved");
+}

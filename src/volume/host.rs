@@ -201,9 +201,13 @@ impl Host {
     pub(super) fn open_sealed(&self, row: &LayerRow) -> Result<Arc<Layer>> {
         let mark = folder::sealed_mark(row);
         let known = self.layers.lock().get(&row.id).and_then(Weak::upgrade);
-        if let Some(layer) =
-            known.filter(|l| row.state.is_folding() || mark.is_none_or(|m| l.is_sealed_as(m)))
-        {
+        let is_as_said = |layer: &Arc<Layer>| {
+            mark.is_none_or(|mark| match row.state.is_folding() {
+                true => layer.is_at_least(mark),
+                false => layer.is_sealed_as(mark),
+            })
+        };
+        if let Some(layer) = known.filter(is_as_said) {
             return Ok(layer);
         }
         if let Some(mark) = mark {
