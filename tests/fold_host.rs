@@ -100,3 +100,30 @@ fn a_layer_open_from_before_is_not_taken_for_what_it_became() {
     bytes.chunks_mut(MIB).enumerate().for_each(|(i, c)| stack.read((i * MIB) as u64, c).unwrap());
     assert!(bytes == disk.model, "a reader amid the second fold misses what the first moved");
 }
+
+/// A snapshot that another process reads can't be deleted, wherever folds have brought its name and its header.
+#[test]
+fn a_snapshot_that_is_read_elsewhere_stays_after_a_fold() {
+    for way in [FoldWay::Down, FoldWay::Up] {
+        let world = World::new(&["north"]);
+        let mut disk = disk(&world);
+        let (large, small) = if way == FoldWay::Down { (MIB, SECTOR) } else { (SECTOR, MIB) };
+        let first = disk.change(&world, "first", |c| c.write(0, &vec![1; large]));
+        let second = disk.change(&world, "second", |c| c.write(2 * MIB, &vec![2; small]));
+        let wanted = disk.model.clone();
+        disk.change(&world, "third", |c| c.write(0, &[3; SECTOR]));
+        let reader = world.reader("north");
+        let open = reader.open_snapshot_file(second, std::process::id()).unwrap();
+        let host = world.owner("north");
+        delete(&host, first).unwrap();
+        fold(&host);
+        let deleted = delete(&host, second);
+        fold(&host);
+        let mut bytes = vec![0xaa; SECTOR];
+        open.stack.read(0, &mut bytes).unwrap();
+        assert!(bytes == wanted[..SECTOR], "{way:?}: a snapshot that is open holds the bytes of a later one");
+        assert!(matches!(deleted, Err(HostError::InUse { .. })), "{way:?}: {deleted:?}");
+        drop(open);
+        delete(&host, second).unwrap();
+    }
+}

@@ -66,11 +66,7 @@ pub fn plan(
     name: &Name,
     key: &KeyChoice,
 ) -> Result<Plan> {
-    let (row, points) = source.region().catalog()?.read(|tx| -> Result<_> {
-        let row = tx.snapshot(snapshot)?;
-        let points = tx.layer_points(row.layer)?;
-        Ok((row, points))
-    })?;
+    let row = source.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
     if row.state != SnapshotState::Success {
         let message = format!("snapshot {} is not complete: its state is {}", row.name, row.state);
         return Err(CopyError::refused(message, "copy it once its state is success"));
@@ -82,15 +78,20 @@ pub fn plan(
     })?;
     let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
 
-    // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
-    let stack = source.open_chain(row.layer)?;
-    let lock = folder::lock_for_reading(source.region(), row.layer)?;
-    let chain = source.region().catalog()?.read(|tx| -> Result<_> {
-        match tx.find_snapshot(snapshot)? {
-            Some(_) => Ok(tx.layer_chain(row.layer)?),
-            None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
+    let lock = folder::lock_for_reading(source.region(), snapshot)?;
+    let (stack, points, chain) = loop {
+        let (points, chain) = source.region().catalog()?.read(|tx| -> Result<_> {
+            match tx.find_snapshot(snapshot)? {
+                Some(now) => Ok((tx.layer_points(now.layer)?, tx.layer_chain(now.layer)?)),
+                None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
+            }
+        })?;
+        let stack = source.open_snapshot(snapshot)?;
+        // A fold may have ended meanwhile: the rows say which layers lie above a base, and must be of those that are open.
+        if stack.chain.layers().iter().rev().map(|l| l.id()).eq(chain.iter().map(|row| row.id)) {
+            break (stack, points, chain);
         }
-    })?;
+    };
 
     let found = find_base(target, &points, row.size_bytes, key, cipher)?;
     let place = |point: &Point| points.iter().position(|p| p == point);

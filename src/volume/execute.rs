@@ -293,24 +293,23 @@ impl Host {
             .snapshot_openers
             .keep_out(snapshot.id)
             .map_err(|pids| in_use(super::owner::words_of_openers(&pids)))?;
-        let _nobody_elsewhere =
-            folder::lock_for_removal(&self.region, snapshot.layer).map_err(|holders| {
-                let words: Vec<_> = holders
-                    .iter()
-                    .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
-                    .collect();
-                in_use(if words.is_empty() {
-                    "another process, which reads it".into()
-                } else {
-                    words.join(", ")
-                })
-            })?;
+        let nobody_elsewhere = folder::lock_for_removal(&self.region, snapshot.id)?.map_err(|holders| {
+            let words: Vec<_> = holders
+                .iter()
+                .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
+                .collect();
+            in_use(if words.is_empty() { "another process, which reads it".into() } else { words.join(", ") })
+        })?;
         let now = self.region.now();
-        self.region.catalog()?.write(|tx| -> Result<_> {
+        let deleted = self.region.catalog()?.write(|tx| -> Result<_> {
             // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
             tx.end_tasks_of(&snapshot.id.to_string(), TaskState::Cancelled, None, now)?;
             Ok(tx.delete_snapshot(snapshot.id)?)
-        })
+        });
+        if deleted.is_ok() {
+            nobody_elsewhere.remove();
+        }
+        deleted
     }
 }
 

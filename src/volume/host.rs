@@ -255,22 +255,31 @@ impl Host {
 
     /// The disk of a snapshot.
     pub fn open_snapshot(&self, id: SnapshotId) -> Result<Stack> {
-        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
-        self.open_chain(layer)
+        let layer_of = || -> Result<LayerId> { Ok(self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer) };
+        let mut layer = layer_of()?;
+        loop {
+            let opened = self.open_chain(layer);
+            if opened.is_err() {
+                // A fold may have given its name to another layer, and taken this one away.
+                let now = layer_of()?;
+                if now != layer {
+                    layer = now;
+                    continue;
+                }
+            }
+            return opened;
+        }
     }
 
     /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.
     pub fn open_snapshot_file(&self, id: SnapshotId, opener: u32) -> Result<OpenSnapshot> {
         let opening = self.snapshot_openers.enter(id, opener);
-        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
-        // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
-        let stack = self.open_chain(layer)?;
         let lock = match self.owner {
             Some(_) => None,
-            None => Some(folder::lock_for_reading(&self.region, layer)?),
+            None => Some(folder::lock_for_reading(&self.region, id)?),
         };
         // It may have been deleted before we were counted or had the lock.
-        self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        let stack = self.open_snapshot(id)?;
         Ok(OpenSnapshot { stack, _opening: opening, _lock: lock })
     }
 
