@@ -127,3 +127,40 @@ fn a_snapshot_that_is_read_elsewhere_stays_after_a_fold() {
         delete(&host, second).unwrap();
     }
 }
+
+/// Between a copy's plan and its beginning its base may have gone, and its layer be another's.
+#[test]
+fn a_copy_is_not_put_on_what_its_base_became() {
+    let world = World::new(&["north", "south"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(700 * SECTOR, &[2; SECTOR]));
+    let base = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let south = world.region("south");
+    let account = south.catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let spec = VolumeSpec {
+        account,
+        name: None,
+        size_bytes: (8 * MIB) as u64,
+        kind: DiskKind::Data,
+        snapshot: Some(base),
+        key: Some(world.default_key("south")),
+    };
+    let id = create_volume(&south, &spec).unwrap();
+    let mut other = Disk { region: "south".into(), id, model: disk.model.clone() };
+    other.change(&world, "other", |c| c.write(0, &[9; SECTOR]));
+    let (source, target) = (world.reader("north"), world.reader("south"));
+    let plan = copy::plan(&source, second, &target, &name("second"), &KeyChoice::AsSource).unwrap();
+    assert!(plan.base.is_some());
+    let host = world.owner("south");
+    delete(&host, base).unwrap();
+    fold(&host);
+    host.close().unwrap();
+    drop(host);
+    let copy = Copy::new(&source, &target, plan, world.details("south", "second"));
+    match copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} }) {
+        Ok(copied) => world.equal("south", copied, &disk.model),
+        Err(CopyError::Overtaken { .. }) => {}
+        Err(e) => panic!("{e}"),
+    }
+}
