@@ -128,6 +128,64 @@ fn a_snapshot_that_is_read_elsewhere_stays_after_a_fold() {
     }
 }
 
+/// A live volume goes on without the layer that went, also where its key was disabled at that moment.
+#[test]
+fn a_key_disabled_amid_a_fold_mixes_no_layers() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(0, &[2; SECTOR]));
+    disk.change(&world, "third", |c| c.write(0, &[3; SECTOR]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    let set = |state| {
+        let key = world.default_key("north");
+        world.region("north").catalog().unwrap().write(|tx| tx.set_key_state(key, state)).unwrap();
+    };
+    delete(&host, first).unwrap();
+    let _ = host.fold(false, &mut |_| {
+        set(KeyState::Disabled);
+        true
+    });
+    set(KeyState::Enabled);
+    fold(&host);
+    delete(&host, second).unwrap();
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model, "the disk is what it was two snapshots ago");
+}
+
+/// While a copy is written the layer below it may be folded into the one below that, and goes.
+#[test]
+fn a_fold_below_a_copy_being_made() {
+    let world = World::new(&["north", "south"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(300 * SECTOR, &[2; SECTOR]));
+    let third = disk.change(&world, "third", |c| c.write(700 * SECTOR, &[3; SECTOR]));
+    let base = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    let (source, target) = (world.reader("north"), world.reader("south"));
+    let plan = copy::plan(&source, third, &target, &name("third"), &KeyChoice::AsSource).unwrap();
+    let mut folded = false;
+    let mut progress = |_| {
+        if !std::mem::replace(&mut folded, true) {
+            let host = world.owner("south");
+            delete(&host, base).unwrap();
+            fold(&host);
+            host.close().unwrap();
+        }
+    };
+    let copy = Copy::new(&source, &target, plan, world.details("south", "third"));
+    let copied = copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut progress }).unwrap();
+    assert!(folded);
+    world.equal("south", copied, &disk.model);
+    let host = world.owner("south");
+    fold(&host);
+    drop(host);
+    world.equal("south", copied, &disk.model);
+    assert_eq!(world.holdings("south"), (2, 2, 2), "what was folded is gone");
+}
+
 /// Between a copy's plan and its beginning its base may have gone, and its layer be another's.
 #[test]
 fn a_copy_is_not_put_on_what_its_base_became() {

@@ -43,6 +43,8 @@ pub struct Host {
     layers: Mutex<HashMap<LayerId, Weak<Layer>>>,
     /// One opening, sealing or removal at a time.
     pub(super) changing: Mutex<()>,
+    /// Held from the reading of a row to the writing of the header that says the same, and while a fold changes both.
+    pub(super) headers: Mutex<()>,
     /// When anchors were last written.
     anchored: Mutex<HashMap<VolumeId, Instant>>,
     folding: Mutex<Option<FoldWorker>>,
@@ -64,6 +66,7 @@ impl Host {
             snapshot_openers: Arc::default(),
             layers: Mutex::default(),
             changing: Mutex::default(),
+            headers: Mutex::default(),
             anchored: Mutex::default(),
             folding: Mutex::default(),
         })
@@ -179,7 +182,7 @@ impl Host {
         }
     }
 
-    fn register(&self, layer: Layer) -> Arc<Layer> {
+    pub(super) fn register(&self, layer: Layer) -> Arc<Layer> {
         let layer = Arc::new(layer);
         let mut layers = self.layers.lock();
         layers.retain(|_, known| known.strong_count() > 0);
@@ -345,8 +348,10 @@ impl Host {
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
     fn finish_seal(&self, layer: &Layer) -> Result<()> {
         let mark = layer.finish_seal()?;
+        let headers = self.headers.lock();
         let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
         self.write_sealed_header(&row, row.id, mark, layer)?;
+        drop(headers);
         let stored = layer.stored_bytes()?;
         self.commit_finished_seal(layer, mark, stored)?;
         layer.release_lock();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Job, SMALL_BYTES, WORTH_IT, finish, overtaken};
+use super::{Job, SMALL_BYTES, WORTH_IT, overtaken};
 use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState, WriteTx};
 use crate::ids::LayerId;
 use crate::units::SECTOR_BYTES;
@@ -38,7 +38,7 @@ impl Host {
             let parent = fold.parent;
             let name = |e| (parent, Box::new(e));
             match fold.is_moved {
-                true => finish(&self.region, fold.gone()).map_err(name)?,
+                true => self.replace_in_stacks(&fold).and_then(|()| self.finish_fold(&fold)).map_err(name)?,
                 false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
