@@ -80,6 +80,64 @@ fn what_is_discarded_amid_a_fold_stays_zero() {
     assert!(live_bytes(&host, &disk) == disk.model, "what was discarded is back");
 }
 
+/// The child took a volume's writes when the fold began, and is sealed when it goes on.
+#[test]
+fn a_fold_goes_on_over_a_seal() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 8 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap().disk.write(0, &[2; SECTOR]).unwrap();
+    disk.model[..SECTOR].fill(2);
+    delete(&host, first).unwrap();
+    begin_to_fold(&host);
+    let second = take(&host, &disk, "second");
+    host.close().unwrap();
+    drop(host);
+    // Cut short again and again, by a process that ends without a word.
+    for _ in 0..3 {
+        let host = world.owner("north");
+        begin_to_fold(&host);
+        drop(host);
+        world.equal("north", second, &disk.model);
+        let host = world.owner("north");
+        assert!(live_bytes(&host, &disk) == disk.model);
+        host.close().unwrap();
+    }
+    let host = world.owner("north");
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    drop(host);
+    world.equal("north", second, &disk.model);
+}
+
+/// A snapshot of a volume nobody wrote to names the layer below, also where a fold was taking that away.
+#[test]
+fn a_layer_that_is_being_taken_away_gets_no_new_name() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    delete(&host, first).unwrap();
+    // A cut right after the fold's row.
+    let mut catalog = host.region().catalog().unwrap();
+    let child = catalog.read(|tx| tx.volume(disk.id)).unwrap().active;
+    let parent = catalog.read(|tx| tx.layer(child)).unwrap().parent.unwrap();
+    let row = Fold { parent, child, way: FoldWay::Up, next_chunk: 0, moved_bytes: 0, is_moved: false };
+    catalog.write(|tx| tx.insert_fold(&row)).unwrap();
+    drop(catalog);
+    let second = take(&host, &disk, "second");
+    host.close().unwrap();
+    drop(host);
+    let host = world.owner("north");
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    assert_eq!(host.region().catalog().unwrap().read(|tx| tx.folds()).unwrap(), [], "it never ends");
+    host.close().unwrap();
+    world.equal("north", second, &disk.model);
+}
+
 /// Another process that has a layer open from before a fold opens it again amid the next one.
 #[test]
 fn a_layer_open_from_before_is_not_taken_for_what_it_became() {
@@ -152,6 +210,25 @@ fn a_key_disabled_amid_a_fold_mixes_no_layers() {
     delete(&host, second).unwrap();
     fold(&host);
     assert!(live_bytes(&host, &disk) == disk.model, "the disk is what it was two snapshots ago");
+}
+
+/// A row that nobody can have written ends the folding, and not the patience of who waits for its end.
+#[test]
+fn a_damaged_row_of_a_fold_is_told_and_not_asked_for_ever() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    delete(&host, first).unwrap();
+    begin_to_fold(&host);
+    let connection = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    assert_eq!(connection.execute("UPDATE folds SET way = 'sideways'", []).unwrap(), 1);
+    let (answer, answered) = std::sync::mpsc::channel();
+    let folding = host.clone();
+    std::thread::spawn(move || answer.send(folding.fold(false, &mut |_| true).is_err()));
+    assert_eq!(answered.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+    assert!(live_bytes(&host, &disk) == disk.model);
 }
 
 /// While a copy is written the layer below it may be folded into the one below that, and goes.

@@ -97,14 +97,18 @@ impl Host {
             let volume = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?;
             wanted.push(Wanted { volume, open, id, name });
         }
-        // A volume nobody wrote since its last seal: the snapshot names the same layer.
+        // A volume nobody wrote since its last seal: the snapshot names the same layer, unless a fold is taking that away.
         let mut changed = Vec::new();
         for w in &wanted {
             let stack = w.open.disk.stack();
             let untouched = stack.active.as_ref().is_some_and(|a| matches!(a.is_empty(), Ok(true)));
-            if !(untouched
-                && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes))
-            {
+            let same = match stack.chain.layers().last() {
+                Some(top) if untouched && top.size_bytes() == w.volume.size_bytes => {
+                    !self.region.catalog()?.read(|tx| tx.is_parent_in_fold(top.id()))?
+                }
+                _ => false,
+            };
+            if !same {
                 changed.push(w);
             }
         }

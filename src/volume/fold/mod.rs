@@ -87,7 +87,12 @@ impl Host {
             let (parent, done) = match self.begin_fold(keep, &failed) {
                 Ok(None) => return first,
                 Ok(Some(job)) => (job.fold.parent, self.carry_out(job, watch)),
-                Err((parent, error)) => (parent, Err(*error)),
+                Err((Some(parent), error)) => (parent, Err(*error)),
+                // The catalog can't say what there is to fold: to ask it at once again would never end.
+                Err((None, error)) => {
+                    tracing::warn!(%error, "nothing could be folded");
+                    return first.and(Err(*error));
+                }
             };
             match done {
                 Ok(true) => {}
