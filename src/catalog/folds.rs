@@ -107,6 +107,12 @@ impl ReadTx<'_> {
         Ok(found)
     }
 
+    /// Whether a fold under way takes this layer away, or puts it in its child's place.
+    pub fn is_parent_in_fold(&self, layer: LayerId) -> Result<bool, CatalogError> {
+        let sql = format!("{FOLD} WHERE parent = ?1 AND NOT is_moved");
+        Ok(self.first(&sql, [layer.to_string()], fold)?.is_some())
+    }
+
     fn find_fold_touching(&self, layer: LayerId) -> Result<Option<Fold>, CatalogError> {
         self.first(&format!("{FOLD} WHERE ?1 IN (parent, child)"), [layer.to_string()], fold)
     }

@@ -246,10 +246,11 @@ impl WriteTx<'_> {
         Ok(())
     }
 
-    /// Nothing new may name, or stand on, a layer that a fold is putting in another's place, or that goes.
+    /// Nothing new may name, or stand on, a layer that a fold is taking away or putting in another's place, or that goes.
     pub(super) fn refuse_unsteady(&self, id: LayerId) -> Result<(), CatalogError> {
         match self.find_layer(id)?.map(|row| row.state) {
             Some(LayerState::Absorbing | LayerState::Deleting) => Err(self.not_found(Kind::Layer, id)),
+            _ if self.is_parent_in_fold(id)? => Err(self.not_found(Kind::Layer, id)),
             _ => Ok(()),
         }
     }

@@ -186,7 +186,7 @@ pub fn snapshot(app: &App, region: Region, text: &str, reading: &ReadingArgs) ->
     let host = Host::new(region, None);
     let mut progress = Progress::new(app, "verifying", 0);
     let mut tell = |done, total| progress.report(done, total);
-    let checked = verify_snapshot(&host, found.layer, &mut watch(reading, &cancel, &mut tell));
+    let checked = verify_snapshot(&host, found.id, &mut watch(reading, &cancel, &mut tell));
     progress.end(checked.is_ok());
     let checked = checked?;
     let of_volume = found.volume.map(|id| match &volume {

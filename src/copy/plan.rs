@@ -2,13 +2,13 @@
 
 use super::difference::Difference;
 use super::error::{CopyError, Result};
-use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
 use crate::units::SECTOR_BYTES;
+use crate::volume::Host;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Host, Stack};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,11 +66,7 @@ pub fn plan(
     name: &Name,
     key: &KeyChoice,
 ) -> Result<Plan> {
-    let (row, points) = source.region().catalog()?.read(|tx| -> Result<_> {
-        let row = tx.snapshot(snapshot)?;
-        let points = tx.layer_points(row.layer)?;
-        Ok((row, points))
-    })?;
+    let row = source.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
     if row.state != SnapshotState::Success {
         let message = format!("snapshot {} is not complete: its state is {}", row.name, row.state);
         return Err(CopyError::refused(message, "copy it once its state is success"));
@@ -82,7 +78,21 @@ pub fn plan(
     })?;
     let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
 
-    let (stack, lock, chain) = open_source(source, &row)?;
+    let lock = folder::lock_for_reading(source.region(), snapshot)?;
+    let (stack, points, chain) = loop {
+        let (points, chain) = source.region().catalog()?.read(|tx| -> Result<_> {
+            match tx.find_snapshot(snapshot)? {
+                Some(now) => Ok((tx.layer_points(now.layer)?, tx.layer_chain(now.layer)?)),
+                None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
+            }
+        })?;
+        let stack = source.open_snapshot(snapshot)?;
+        // A fold may have ended meanwhile: the rows say which layers lie above a base, and must be of those that are open.
+        if stack.chain.layers().iter().rev().map(|l| l.id()).eq(chain.iter().map(|row| row.id)) {
+            break (stack, points, chain);
+        }
+    };
+
     let found = find_base(target, &points, row.size_bytes, key, cipher)?;
     let place = |point: &Point| points.iter().position(|p| p == point);
     let layers = stack.chain.layers();
@@ -113,29 +123,6 @@ pub fn plan(
         source: row,
         _lock: lock,
     })
-}
-
-/// The source's layers, the lock that keeps it, and the rows of just these layers: a fold may join some of them between
-/// the one look and the other.
-fn open_source(source: &Host, row: &Snapshot) -> Result<(Stack, ReadLock, Vec<LayerRow>)> {
-    let find = |tx: &ReadTx| -> Result<LayerId> {
-        let found = tx.find_snapshot(row.id)?;
-        found.map(|s| s.layer).ok_or_else(|| CopyError::Overtaken { what: format!("snapshot {}", row.name) })
-    };
-    loop {
-        let layer = source.region().catalog()?.read(find)?;
-        // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
-        let stack = source.open_chain(layer)?;
-        let lock = match folder::lock_for_reading(source.region(), layer) {
-            Err(_) if source.region().catalog()?.read(find)? != layer => continue,
-            lock => lock?,
-        };
-        let chain = source.region().catalog()?.read(|tx| -> Result<_> { Ok(tx.layer_chain(find(tx)?)?) })?;
-        let opened = stack.chain.layers().iter().rev().map(|layer| layer.id());
-        if opened.eq(chain.iter().map(|row| row.id)) {
-            return Ok((stack, lock, chain));
-        }
-    }
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.

@@ -157,9 +157,11 @@ impl<'a> Copy<'a> {
             updated_at: now,
         };
         self.region().catalog()?.write(|tx| {
-            // From the moment this layer's row names its parent the parent stays; it may have begun to go before.
+            // From the moment this layer's row names its parent the parent stays; it may have begun to go before, or hold
+            // what a fold has put into it since.
+            let is_base = |row: &LayerRow, point| row.state.is_sealed() && row.point == Some(point);
             if let Some(base) = &self.plan.base
-                && tx.find_layer(base.layer)?.is_none_or(|row| !row.state.is_sealed())
+                && !tx.find_layer(base.layer)?.is_some_and(|row| is_base(&row, base.point))
             {
                 return Err(CopyError::Overtaken { what: base_words(base) });
             }

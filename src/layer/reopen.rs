@@ -69,6 +69,13 @@ impl Layer {
             && (current.0.generation, current.1) == (mark.generation, mark.mac)
     }
 
+    /// Whether it is as a fold found it, with this mark, or newer: what earlier folds moved is in it.
+    pub fn is_at_least(&self, mark: SealedMark) -> bool {
+        let current = self.superblock.lock();
+        let generation = current.0.generation;
+        generation > mark.generation || (generation, current.1) == (mark.generation, mark.mac)
+    }
+
     /// It is sealed and its row says so: its lock is free for a fold.
     pub fn release_lock(&self) {
         self.data.release_lock();

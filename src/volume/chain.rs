@@ -30,7 +30,7 @@ pub enum Source {
 /// A chunk's sectors through the lowest `depth` layers of a chain.
 struct Resolved {
     depth: u32,
-    /// Nothing in any layer.
+    /// No layer has data in it, not even data that one above hides.
     empty: bool,
     sources: Box<[Packed; CHUNK_SECTORS as usize]>,
 }
@@ -96,7 +96,8 @@ impl Chain {
         Ok(())
     }
 
-    /// Whether some layer has data in the chunk.
+    /// Whether some layer has data in the chunk, be it hidden by a zero of one above: that one may be folded away, and then
+    /// only what was recorded on top hides the data.
     pub fn has_data(&self, chunk: ChunkNo) -> Result<bool> {
         if self.layers.is_empty() {
             return Ok(false);
@@ -132,10 +133,10 @@ impl Chain {
             Some(base) => base.sources.clone(),
             None => Box::new([Packed::ZERO; CHUNK_SECTORS as usize]),
         };
+        let mut empty = base.is_none_or(|b| b.empty);
         for (number, layer) in self.layers.iter().enumerate().skip(from) {
-            overlay_layer(&mut sources, number as u64, layer, chunk)?;
+            empty &= !overlay_layer(&mut sources, number as u64, layer, chunk)?;
         }
-        let empty = sources.iter().all(|p| p.place == Packed::ZERO.place);
         let resolved = Arc::new(Resolved { depth, empty, sources });
         if self.resolved.peek(&chunk.0).is_none_or(|k| k.depth < depth) {
             self.resolved.insert(chunk.0, resolved.clone());
@@ -156,20 +157,24 @@ pub fn recorded(layer: &Layer, chunk: ChunkNo) -> Result<Option<[Entry; CHUNK_SE
     Ok(Some(entries))
 }
 
-/// Puts what a layer says of a chunk over what those below it say.
+/// Puts what a layer says of a chunk over what those below it say; whether it has data there.
 fn overlay_layer(
     sources: &mut [Packed; CHUNK_SECTORS as usize],
     number: u64,
     layer: &Layer,
     chunk: ChunkNo,
-) -> Result<()> {
-    let Some(entries) = recorded(layer, chunk)? else { return Ok(()) };
+) -> Result<bool> {
+    let Some(entries) = recorded(layer, chunk)? else { return Ok(false) };
+    let mut any = false;
     for (source, entry) in sources.iter_mut().zip(&entries) {
         match entry.state() {
             State::Absent => {}
             State::Zero => *source = Packed::ZERO,
-            State::Data(slot) => *source = Packed { tag: entry.tag(), place: number << SLOT_BITS | slot.0 },
+            State::Data(slot) => {
+                any = true;
+                *source = Packed { tag: entry.tag(), place: number << SLOT_BITS | slot.0 };
+            }
         }
     }
-    Ok(())
+    Ok(any)
 }

@@ -97,14 +97,18 @@ impl Host {
             let volume = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?;
             wanted.push(Wanted { volume, open, id, name });
         }
-        // A volume nobody wrote since its last seal: the snapshot names the same layer.
+        // A volume nobody wrote since its last seal: the snapshot names the same layer, unless a fold is taking that away.
         let mut changed = Vec::new();
         for w in &wanted {
             let stack = w.open.disk.stack();
             let untouched = stack.active.as_ref().is_some_and(|a| matches!(a.is_empty(), Ok(true)));
-            if !(untouched
-                && stack.chain.layers().last().is_some_and(|l| l.size_bytes() == w.volume.size_bytes))
-            {
+            let same = match stack.chain.layers().last() {
+                Some(top) if untouched && top.size_bytes() == w.volume.size_bytes => {
+                    !self.region.catalog()?.read(|tx| tx.is_parent_in_fold(top.id()))?
+                }
+                _ => false,
+            };
+            if !same {
                 changed.push(w);
             }
         }
@@ -293,24 +297,23 @@ impl Host {
             .snapshot_openers
             .keep_out(snapshot.id)
             .map_err(|pids| in_use(super::owner::words_of_openers(&pids)))?;
-        let _nobody_elsewhere =
-            folder::lock_for_removal(&self.region, snapshot.layer).map_err(|holders| {
-                let words: Vec<_> = holders
-                    .iter()
-                    .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
-                    .collect();
-                in_use(if words.is_empty() {
-                    "another process, which reads it".into()
-                } else {
-                    words.join(", ")
-                })
-            })?;
+        let nobody_elsewhere = folder::lock_for_removal(&self.region, snapshot.id)?.map_err(|holders| {
+            let words: Vec<_> = holders
+                .iter()
+                .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
+                .collect();
+            in_use(if words.is_empty() { "another process, which reads it".into() } else { words.join(", ") })
+        })?;
         let now = self.region.now();
-        self.region.catalog()?.write(|tx| -> Result<_> {
+        let deleted = self.region.catalog()?.write(|tx| -> Result<_> {
             // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
             tx.end_tasks_of(&snapshot.id.to_string(), TaskState::Cancelled, None, now)?;
             Ok(tx.delete_snapshot(snapshot.id)?)
-        })
+        });
+        if deleted.is_ok() {
+            nobody_elsewhere.remove();
+        }
+        deleted
     }
 }
 

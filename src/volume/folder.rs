@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::host_error::{HostError, Result};
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
 use crate::crypto::{Cipher, LayerKeys};
-use crate::ids::{AccountId, KeyId, LayerId, Point, VolumeId};
+use crate::ids::{AccountId, KeyId, LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::header::{self, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
@@ -371,30 +371,53 @@ pub fn sealed_mark(row: &LayerRow) -> Option<SealedMark> {
     }
 }
 
-/// A lock on a layer's header. Shared: while it is held, the snapshot it is named by can't be deleted.
-pub struct ReadLock(#[allow(dead_code)] File);
-
-/// Locks a layer against removal while it is read by another process than its owner.
-pub fn lock_for_reading(region: &Region, layer: LayerId) -> Result<ReadLock> {
-    let path = header_path(region, layer);
-    let file = crashsafe::open_regular(&path).map_err(HostError::io("opening a layer's header", &path))?;
-    flock(&file, FlockOperation::LockShared)
-        .map_err(|e| HostError::io("locking a layer's header", &path)(e.into()))?;
-    Ok(ReadLock(file))
+/// A lock on a snapshot, by a file in `run/` that stays the same while folds bring its name from layer to layer and write
+/// their headers anew. Shared: while it is held, the snapshot can't be deleted.
+pub struct ReadLock {
+    #[allow(dead_code)]
+    file: File,
+    path: PathBuf,
 }
 
-/// Locks a layer's header against readers of other processes while its snapshot is deleted; or says who reads it. A layer
-/// whose header is gone nobody can read.
-pub fn lock_for_removal(region: &Region, layer: LayerId) -> Result<Option<ReadLock>, Vec<Holder>> {
-    let Ok(file) = crashsafe::open_regular(&header_path(region, layer)) else { return Ok(None) };
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        return Ok(Some(ReadLock(file)));
+impl ReadLock {
+    /// The snapshot is gone: takes the file away. Who opened it before finds that out when he has the lock.
+    pub fn remove(self) {
+        // One that stays is of no worth.
+        let _ = fs::remove_file(&self.path);
     }
+}
+
+fn open_lock(region: &Region, snapshot: SnapshotId) -> io::Result<ReadLock> {
+    let path = region.run_dir().join(format!("{snapshot}.lock"));
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+    Ok(ReadLock { file: options.open(&path)?, path })
+}
+
+/// Locks a snapshot against deletion while it is read by another process than the owner of the layers. The caller asks for
+/// its row afterwards.
+pub fn lock_for_reading(region: &Region, snapshot: SnapshotId) -> Result<ReadLock> {
+    let locked = open_lock(region, snapshot).and_then(|lock| {
+        flock(&lock.file, FlockOperation::LockShared)?;
+        Ok(lock)
+    });
+    locked.map_err(HostError::io("locking a snapshot in", &region.run_dir()))
+}
+
+/// Locks a snapshot against readers of other processes while it is deleted; or says who reads it.
+pub fn lock_for_removal(region: &Region, snapshot: SnapshotId) -> Result<Result<ReadLock, Vec<Holder>>> {
+    let lock = open_lock(region, snapshot);
+    let lock = lock.map_err(HostError::io("locking a snapshot in", &region.run_dir()))?;
+    if flock(&lock.file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(Ok(lock));
+    }
+    let file = lock.file;
     let holders = file.metadata().and_then(|header| {
         let device = (rustix::fs::major(header.dev()), rustix::fs::minor(header.dev()));
         process::holders(device, Some(header.ino()))
     });
-    Err(holders.unwrap_or_default())
+    Ok(Err(holders.unwrap_or_default()))
 }
 
 fn header_path(region: &Region, layer: LayerId) -> PathBuf {

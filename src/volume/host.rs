@@ -43,6 +43,8 @@ pub struct Host {
     layers: Mutex<HashMap<LayerId, Weak<Layer>>>,
     /// One opening, sealing or removal at a time.
     pub(super) changing: Mutex<()>,
+    /// Held from the reading of a row to the writing of the header that says the same, and while a fold changes both.
+    pub(super) headers: Mutex<()>,
     /// When anchors were last written.
     anchored: Mutex<HashMap<VolumeId, Instant>>,
     folding: Mutex<Option<FoldWorker>>,
@@ -64,6 +66,7 @@ impl Host {
             snapshot_openers: Arc::default(),
             layers: Mutex::default(),
             changing: Mutex::default(),
+            headers: Mutex::default(),
             anchored: Mutex::default(),
             folding: Mutex::default(),
         })
@@ -179,7 +182,7 @@ impl Host {
         }
     }
 
-    fn register(&self, layer: Layer) -> Arc<Layer> {
+    pub(super) fn register(&self, layer: Layer) -> Arc<Layer> {
         let layer = Arc::new(layer);
         let mut layers = self.layers.lock();
         layers.retain(|_, known| known.strong_count() > 0);
@@ -201,9 +204,13 @@ impl Host {
     pub(super) fn open_sealed(&self, row: &LayerRow) -> Result<Arc<Layer>> {
         let mark = folder::sealed_mark(row);
         let known = self.layers.lock().get(&row.id).and_then(Weak::upgrade);
-        if let Some(layer) =
-            known.filter(|l| row.state.is_folding() || mark.is_none_or(|m| l.is_sealed_as(m)))
-        {
+        let is_as_said = |layer: &Arc<Layer>| {
+            mark.is_none_or(|mark| match row.state.is_folding() {
+                true => layer.is_at_least(mark),
+                false => layer.is_sealed_as(mark),
+            })
+        };
+        if let Some(layer) = known.filter(is_as_said) {
             return Ok(layer);
         }
         if let Some(mark) = mark {
@@ -251,22 +258,31 @@ impl Host {
 
     /// The disk of a snapshot.
     pub fn open_snapshot(&self, id: SnapshotId) -> Result<Stack> {
-        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
-        self.open_chain(layer)
+        let layer_of = || -> Result<LayerId> { Ok(self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer) };
+        let mut layer = layer_of()?;
+        loop {
+            let opened = self.open_chain(layer);
+            if opened.is_err() {
+                // A fold may have given its name to another layer, and taken this one away.
+                let now = layer_of()?;
+                if now != layer {
+                    layer = now;
+                    continue;
+                }
+            }
+            return opened;
+        }
     }
 
     /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.
     pub fn open_snapshot_file(&self, id: SnapshotId, opener: u32) -> Result<OpenSnapshot> {
         let opening = self.snapshot_openers.enter(id, opener);
-        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
-        // Opened first: a seal that is being finished writes its header anew, and the lock is on the header.
-        let stack = self.open_chain(layer)?;
         let lock = match self.owner {
             Some(_) => None,
-            None => Some(folder::lock_for_reading(&self.region, layer)?),
+            None => Some(folder::lock_for_reading(&self.region, id)?),
         };
         // It may have been deleted before we were counted or had the lock.
-        self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        let stack = self.open_snapshot(id)?;
         Ok(OpenSnapshot { stack, _opening: opening, _lock: lock })
     }
 
@@ -332,8 +348,10 @@ impl Host {
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
     fn finish_seal(&self, layer: &Layer) -> Result<()> {
         let mark = layer.finish_seal()?;
+        let headers = self.headers.lock();
         let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
         self.write_sealed_header(&row, row.id, mark, layer)?;
+        drop(headers);
         let stored = layer.stored_bytes()?;
         self.commit_finished_seal(layer, mark, stored)?;
         layer.release_lock();

@@ -68,11 +68,20 @@ pub struct Shelf {
     /// The catalog of a folder; a machine keeps its own.
     rows: Mutex<Rows>,
     cache: Arc<PageCache>,
+    /// The fold was begun here, and not by a process that was cut.
+    began_fold: Mutex<bool>,
 }
 
 impl Shelf {
     pub fn new(place: Place, size_bytes: u64, cipher: Cipher) -> Self {
-        Self { place, size_bytes, cipher, rows: Mutex::default(), cache: Arc::new(PageCache::new(256)) }
+        Self {
+            place,
+            size_bytes,
+            cipher,
+            rows: Mutex::default(),
+            cache: Arc::new(PageCache::new(256)),
+            began_fold: Mutex::default(),
+        }
     }
 
     pub fn rows(&self) -> Rows {
@@ -198,6 +207,7 @@ impl Shelf {
 
     /// Begins to join sealed layer `number` with the one on it: nothing names it any more.
     pub fn begin_fold(&self, number: usize, way: FoldWay) -> Result<(), LayerError> {
+        *self.began_fold.lock() = true;
         self.commit(|rows| rows.folding = Some((number, way)))
     }
 
@@ -230,7 +240,8 @@ impl Shelf {
             Some(_) => {
                 into.lock_for_seal()?.end()?;
                 into.flush()?;
-                Some(into.finish_fold()?)
+                // As the host does: who goes on does not know what was freed before.
+                Some(if *self.began_fold.lock() { into.finish_fold()? } else { into.finish_seal()? })
             }
             None => into.flush().map(|()| None)?,
         };

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::sectors::{Meter, Target, check_layer};
 use super::{CheckWatch, Finding, Findings, is_damage};
 use crate::catalog::Layer as LayerRow;
-use crate::ids::LayerId;
+use crate::ids::SnapshotId;
 use crate::layer::Layer;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder;
@@ -24,11 +24,11 @@ pub struct SnapshotCheck {
     pub cancelled: bool,
 }
 
-/// Checks all of a sealed layer's disk: the layer's chain, and of its sectors those that no layer above hides.
-pub fn verify_snapshot(host: &Host, layer: LayerId, watch: &mut CheckWatch) -> Result<SnapshotCheck> {
-    // While it is held the snapshot can't be deleted. A header that is gone is told below.
-    let _lock = folder::lock_for_reading(host.region(), layer);
-    let (layers, mut findings) = open_all(host, layer)?;
+/// Checks all of a snapshot's disk: its layers, and of their sectors those that no layer above hides.
+pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> Result<SnapshotCheck> {
+    // While it is held the snapshot can't be deleted.
+    let _lock = folder::lock_for_reading(host.region(), id)?;
+    let (layers, mut findings) = open_all(host, id)?;
     let total: u64 = layers.iter().map(|l| l.data_sectors() * SECTOR_BYTES).sum();
     let meter = Meter::new(total);
     for (number, layer) in layers.iter().enumerate() {
@@ -42,9 +42,12 @@ pub fn verify_snapshot(host: &Host, layer: LayerId, watch: &mut CheckWatch) -> R
     Ok(SnapshotCheck { findings, checked_bytes: meter.done(), cancelled })
 }
 
-/// The layers of a chain that can be opened, nearest first; the others are findings.
-fn open_all(host: &Host, layer: LayerId) -> Result<(Vec<Arc<Layer>>, Findings)> {
-    let chain = || -> Result<Vec<LayerRow>> { Ok(host.region.catalog()?.read(|tx| tx.layer_chain(layer))?) };
+/// The layers of a snapshot that can be opened, nearest first; the others are findings.
+fn open_all(host: &Host, id: SnapshotId) -> Result<(Vec<Arc<Layer>>, Findings)> {
+    // A fold may move the snapshot to another layer.
+    let chain = || -> Result<Vec<LayerRow>> {
+        Ok(host.region.catalog()?.read(|tx| tx.layer_chain(tx.snapshot(id)?.layer))?)
+    };
     let mut rows = chain()?;
     loop {
         let mut layers = Vec::new();

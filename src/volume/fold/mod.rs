@@ -65,7 +65,7 @@ enum Into {
     /// The active layer of a live volume.
     Live(Arc<Layer>),
     /// A sealed layer, opened again; whether by an earlier process, which knew what it had freed.
-    Sealed { row: Box<LayerRow>, layer: Box<Layer>, resumed: bool },
+    Sealed { layer: Box<Layer>, resumed: bool },
 }
 
 impl Into {
@@ -87,7 +87,12 @@ impl Host {
             let (parent, done) = match self.begin_fold(keep, &failed) {
                 Ok(None) => return first,
                 Ok(Some(job)) => (job.fold.parent, self.carry_out(job, watch)),
-                Err((parent, error)) => (parent, Err(*error)),
+                Err((Some(parent), error)) => (parent, Err(*error)),
+                // The catalog can't say what there is to fold: to ask it at once again would never end.
+                Err((None, error)) => {
+                    tracing::warn!(%error, "nothing could be folded");
+                    return first.and(Err(*error));
+                }
             };
             match done {
                 Ok(true) => {}
@@ -157,17 +162,32 @@ impl Host {
                 layer.flush()?;
                 None
             }
-            Into::Sealed { row, layer, resumed } => Some((row, layer, seal_again(layer, *resumed)?)),
+            Into::Sealed { layer, resumed } => Some((layer, seal_again(layer, *resumed)?)),
         };
         let _one = self.changing.lock();
-        let changed = match sealed {
-            None => self.commit_live(fold),
-            Some((row, layer, mark)) => self.commit_sealed(fold, row, layer, mark),
+        let headers = self.headers.lock();
+        match sealed {
+            None => self.commit_live(fold)?,
+            Some((layer, mark)) => self.commit_sealed(fold, layer, mark)?,
+        }
+        drop(headers);
+        // It goes on as the sealed layer that it is: to open it once more its key may be disabled by now.
+        let _kept = match job.into {
+            Into::Live(layer) => layer,
+            Into::Sealed { layer, .. } => {
+                layer.release_lock();
+                self.register(*layer)
+            }
         };
-        drop(job);
-        changed?;
+        drop(job.from);
         self.replace_in_stacks(fold)?;
         tracing::info!(gone = %fold.gone(), kept = %fold.kept(), moved_bytes = fold.moved_bytes, "folded");
+        self.finish_fold(fold)
+    }
+
+    /// What follows a fold's commit in headers and folders. The caller holds `changing`.
+    fn finish_fold(&self, fold: &Fold) -> Result<()> {
+        let _headers = self.headers.lock();
         finish(&self.region, fold.gone())
     }
 
@@ -182,11 +202,11 @@ impl Host {
     }
 
     /// The header first: what a folding layer's header says beyond its key is not asked.
-    fn commit_sealed(&self, fold: &Fold, row: &LayerRow, layer: &Layer, mark: SealedMark) -> Result<()> {
+    fn commit_sealed(&self, fold: &Fold, layer: &Layer, mark: SealedMark) -> Result<()> {
         let (parent, child) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
         let place = match fold.way {
             FoldWay::Up => LayerRow { parent: parent.parent, ..child.clone() },
-            FoldWay::Down => LayerRow { size_bytes: child.size_bytes, ..row.clone() },
+            FoldWay::Down => LayerRow { size_bytes: child.size_bytes, ..parent.clone() },
         };
         self.write_sealed_header(&place, child.id, mark, layer)?;
         let stored = layer.stored_bytes()?;
@@ -212,21 +232,16 @@ impl Host {
     }
 
     /// Live volumes go on through the layers that are left; the space of the one that goes is free once nobody has it open.
+    /// Through those that the rows name, and not those they had but for one: where this failed after an earlier fold they
+    /// still have what that one took away, which is no harm until what is left goes on without it.
     fn replace_in_stacks(&self, fold: &Fold) -> Result<()> {
         for open in self.live() {
-            let stack = open.disk.stack();
-            let layers = stack.chain.layers();
-            if !layers.iter().any(|l| l.id() == fold.gone()) {
+            if !open.disk.stack().chain.layers().iter().any(|l| l.id() == fold.gone()) {
                 continue;
             }
-            let mut left = Vec::with_capacity(layers.len());
-            for layer in layers.iter().filter(|l| l.id() != fold.gone()) {
-                left.push(match layer.id() == fold.kept() {
-                    true => self.open_sealed(&self.region.catalog()?.read(|tx| tx.layer(fold.kept()))?)?,
-                    false => layer.clone(),
-                });
-            }
-            open.disk.replace_chain(Chain::new(left));
+            let active = open.disk.active().id();
+            let rows = self.region.catalog()?.read(|tx| tx.layer_chain(active))?;
+            open.disk.replace_chain(Chain::new(self.open_sealed_rows(&rows[1..])?));
         }
         Ok(())
     }
@@ -242,7 +257,7 @@ impl Host {
         let reopen = |row: &LayerRow, size_bytes: u64| -> Result<Into> {
             let opening = Opening::Reopen(size_bytes.max(row.size_bytes));
             let layer = folder::open_layer(&self.region, &self.cache, row, opening)?;
-            Ok(Into::Sealed { row: Box::new(row.clone()), layer: Box::new(layer), resumed })
+            Ok(Into::Sealed { layer: Box::new(layer), resumed })
         };
         let (from, into) = match fold.way {
             FoldWay::Down => (self.open_sealed(&child)?, reopen(parent, child.size_bytes)?),
@@ -285,6 +300,11 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
         };
         Ok((Some(fold), named_by))
     })?;
+    // Who makes a layer writes its header as it found the rows, until it is whole: the row of the one that goes stays so long,
+    // by which such a header is known.
+    if named_by.iter().any(|row| row.state == LayerState::Preparing) {
+        return Ok(());
+    }
     for row in named_by.iter().filter(|row| row.id != gone && has_header(row.state)) {
         folder::name_parent(region, row)?;
     }

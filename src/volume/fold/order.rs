@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{Job, SMALL_BYTES, WORTH_IT, finish, overtaken};
-use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState, WriteTx};
+use super::{Job, SMALL_BYTES, WORTH_IT, overtaken};
+use crate::catalog::{CatalogError, Fold, FoldWay, Layer as LayerRow, LayerState, ReadTx, WriteTx};
 use crate::ids::LayerId;
 use crate::units::SECTOR_BYTES;
-use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 
@@ -16,19 +15,20 @@ enum Choice {
     Fold(FoldWay),
     /// Its child takes a volume's writes, and is small beside it: it is sealed first, and then joined.
     Seal,
-    /// Its child holds too little yet, or one of them is being read.
+    /// Its child holds too little yet.
     Leave,
 }
 
 impl Host {
-    /// The next fold, its row committed; `None` where there is nothing to fold. Errors name the parent.
+    /// The next fold, its row committed; `None` where there is nothing to fold. Errors name the parent, unless they are of the catalog.
     pub(super) fn begin_fold(
         self: &Arc<Self>,
         keep: bool,
         failed: &HashSet<LayerId>,
-    ) -> Result<Option<Job>, (LayerId, Box<HostError>)> {
+    ) -> Result<Option<Job>, (Option<LayerId>, Box<HostError>)> {
         let _one = self.changing.lock();
-        let of_catalog = |e: HostError| (LayerId::random(), Box::new(e));
+        let of_catalog = |e: HostError| (None, Box::new(e));
+        self.call_off_overtaken().map_err(of_catalog)?;
         let read = || -> Result<_> {
             Ok(self.region.catalog()?.read(|tx| -> Result<_, crate::catalog::CatalogError> {
                 Ok((tx.folds()?, tx.foldable_layers()?))
@@ -37,14 +37,14 @@ impl Host {
         let (begun, candidates) = read().map_err(of_catalog)?;
         for fold in begun.into_iter().filter(|f| !failed.contains(&f.parent)) {
             let parent = fold.parent;
-            let name = |e| (parent, Box::new(e));
+            let name = |e| (Some(parent), Box::new(e));
             match fold.is_moved {
-                true => finish(&self.region, fold.gone()).map_err(name)?,
+                true => self.replace_in_stacks(&fold).and_then(|()| self.finish_fold(&fold)).map_err(name)?,
                 false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
         for (parent, child) in candidates.into_iter().filter(|(p, _)| !failed.contains(&p.id)) {
-            let name = |e| (parent.id, Box::new(e));
+            let name = |e| (Some(parent.id), Box::new(e));
             match self.choose(&parent, &child, keep).map_err(name)? {
                 Choice::Leave => {}
                 Choice::Fold(way) => return self.start(&parent, &child, way, keep).map(Some).map_err(name),
@@ -59,12 +59,25 @@ impl Host {
         Ok(None)
     }
 
-    fn choose(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, keep: bool) -> Result<Choice> {
-        // Who reads a snapshot from another process holds the header of its layer, which a fold replaces.
-        let is_read = |row: &LayerRow| folder::lock_for_removal(&self.region, row.id).is_err();
-        if is_read(parent) || is_read(child) {
-            return Ok(Choice::Leave);
+    /// A fold into a volume's active layer, cut short, whose layer was sealed since: nobody was told that it is written to,
+    /// so it may not be. The fold begins anew with the layers as they are; what was moved stays.
+    fn call_off_overtaken(&self) -> Result<()> {
+        let is_overtaken = |tx: &ReadTx, fold: &Fold| -> Result<bool, CatalogError> {
+            let child = tx.find_layer(fold.child)?;
+            Ok(!fold.is_moved
+                && fold.way == FoldWay::Up
+                && child.is_some_and(|row| row.state == LayerState::Sealed))
+        };
+        let mut catalog = self.region.catalog()?;
+        for fold in catalog.read(|tx| tx.folds())? {
+            if catalog.read(|tx| is_overtaken(tx, &fold))? {
+                catalog.write(|tx| tx.delete_fold(fold.parent))?;
+            }
         }
+        Ok(())
+    }
+
+    fn choose(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, keep: bool) -> Result<Choice> {
         let bytes = |sectors: u64| sectors * SECTOR_BYTES;
         let alike = |row: &LayerRow| (row.key, row.cipher, row.account);
         let is_active = child.state == LayerState::Active;

@@ -1,0 +1,301 @@
+//! Guards against a fold (engine rule 20) that goes wrong by what else a region is doing: writes, seals and discards of the
+//! disk, readers and copies of other processes, a key that is disabled.
+
+mod copy_support;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use copy_support::{Disk, World, name};
+use terrane::catalog::{DiskKind, Fold, FoldWay, KeyState};
+use terrane::copy::{self, Copy, CopyError, KeyChoice, Watch};
+use terrane::ids::SnapshotId;
+use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeSpec, create_volume};
+
+const MIB: usize = 1 << 20;
+const SECTOR: usize = 4096;
+
+fn fold(host: &Arc<Host>) {
+    host.fold(false, &mut |_| true).unwrap();
+}
+
+/// A fold that is told to stop after its first chunk, as by the end of a mount.
+fn begin_to_fold(host: &Arc<Host>) {
+    host.fold(false, &mut |_| false).unwrap();
+}
+
+fn delete(host: &Arc<Host>, snapshot: SnapshotId) -> Result<(), HostError> {
+    host.execute(&Order::DeleteSnapshot { snapshot: snapshot.to_string() }, false)
+}
+
+fn take(host: &Arc<Host>, disk: &Disk, called: &str) -> SnapshotId {
+    let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let id = SnapshotId::random();
+    let item = SnapshotItem { volume: disk.id.to_string(), snapshot: id.to_string(), name: called.into() };
+    let order = Order::Snapshot {
+        items: vec![item],
+        account: account.to_string(),
+        group: None,
+        description: None,
+        tags: vec![],
+        retention_days: None,
+    };
+    host.execute(&order, false).unwrap();
+    id
+}
+
+fn disk(world: &World) -> Disk {
+    Disk::new(world, "north", 8 * MIB, Some(world.default_key("north")), DiskKind::Data)
+}
+
+fn live_bytes(host: &Arc<Host>, disk: &Disk) -> Vec<u8> {
+    let mut bytes = vec![0xaa; disk.model.len()];
+    host.open_volume(disk.id, false).unwrap().disk.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A zero over a layer that hides data of the one below it: once that layer has gone, the zero is all that hides it.
+#[test]
+fn what_is_discarded_amid_a_fold_stays_zero() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    disk.change(&world, "base", |c| c.write(0, &[1; 4 * MIB]));
+    let middle = disk.change(&world, "middle", |c| {
+        c.discard(0, 2 * MIB);
+        c.write(2 * MIB, &[2; SECTOR]);
+    });
+    let host = world.owner("north");
+    let open = host.open_volume(disk.id, false).unwrap();
+    open.disk.write((5 * SECTOR) as u64, &[3; SECTOR]).unwrap();
+    delete(&host, middle).unwrap();
+    let mut discarded = false;
+    host.fold(false, &mut |_| {
+        if !std::mem::replace(&mut discarded, true) {
+            open.disk.discard((5 * SECTOR) as u64, SECTOR as u64).unwrap();
+        }
+        true
+    })
+    .unwrap();
+    assert!(discarded);
+    assert!(live_bytes(&host, &disk) == disk.model, "what was discarded is back");
+}
+
+/// The child took a volume's writes when the fold began, and is sealed when it goes on.
+#[test]
+fn a_fold_goes_on_over_a_seal() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 8 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap().disk.write(0, &[2; SECTOR]).unwrap();
+    disk.model[..SECTOR].fill(2);
+    delete(&host, first).unwrap();
+    begin_to_fold(&host);
+    let second = take(&host, &disk, "second");
+    host.close().unwrap();
+    drop(host);
+    // Cut short again and again, by a process that ends without a word.
+    for _ in 0..3 {
+        let host = world.owner("north");
+        begin_to_fold(&host);
+        drop(host);
+        world.equal("north", second, &disk.model);
+        let host = world.owner("north");
+        assert!(live_bytes(&host, &disk) == disk.model);
+        host.close().unwrap();
+    }
+    let host = world.owner("north");
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    drop(host);
+    world.equal("north", second, &disk.model);
+}
+
+/// A snapshot of a volume nobody wrote to names the layer below, also where a fold was taking that away.
+#[test]
+fn a_layer_that_is_being_taken_away_gets_no_new_name() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    delete(&host, first).unwrap();
+    // A cut right after the fold's row.
+    let mut catalog = host.region().catalog().unwrap();
+    let child = catalog.read(|tx| tx.volume(disk.id)).unwrap().active;
+    let parent = catalog.read(|tx| tx.layer(child)).unwrap().parent.unwrap();
+    let row = Fold { parent, child, way: FoldWay::Up, next_chunk: 0, moved_bytes: 0, is_moved: false };
+    catalog.write(|tx| tx.insert_fold(&row)).unwrap();
+    drop(catalog);
+    let second = take(&host, &disk, "second");
+    host.close().unwrap();
+    drop(host);
+    let host = world.owner("north");
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    assert_eq!(host.region().catalog().unwrap().read(|tx| tx.folds()).unwrap(), [], "it never ends");
+    host.close().unwrap();
+    world.equal("north", second, &disk.model);
+}
+
+/// Another process that has a layer open from before a fold opens it again amid the next one.
+#[test]
+fn a_layer_open_from_before_is_not_taken_for_what_it_became() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(300 * SECTOR, &[2; SECTOR]));
+    let third = disk.change(&world, "third", |c| c.write(700 * SECTOR, &[3; SECTOR]));
+    let reader = world.reader("north");
+    let _open = reader.open_snapshot(third).unwrap();
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    fold(&host);
+    delete(&host, second).unwrap();
+    begin_to_fold(&host);
+    let stack = reader.open_snapshot(third).unwrap();
+    let mut bytes = vec![0xaa; 8 * MIB];
+    bytes.chunks_mut(MIB).enumerate().for_each(|(i, c)| stack.read((i * MIB) as u64, c).unwrap());
+    assert!(bytes == disk.model, "a reader amid the second fold misses what the first moved");
+}
+
+/// A snapshot that another process reads can't be deleted, wherever folds have brought its name and its header.
+#[test]
+fn a_snapshot_that_is_read_elsewhere_stays_after_a_fold() {
+    for way in [FoldWay::Down, FoldWay::Up] {
+        let world = World::new(&["north"]);
+        let mut disk = disk(&world);
+        let (large, small) = if way == FoldWay::Down { (MIB, SECTOR) } else { (SECTOR, MIB) };
+        let first = disk.change(&world, "first", |c| c.write(0, &vec![1; large]));
+        let second = disk.change(&world, "second", |c| c.write(2 * MIB, &vec![2; small]));
+        let wanted = disk.model.clone();
+        disk.change(&world, "third", |c| c.write(0, &[3; SECTOR]));
+        let reader = world.reader("north");
+        let open = reader.open_snapshot_file(second, std::process::id()).unwrap();
+        let host = world.owner("north");
+        delete(&host, first).unwrap();
+        fold(&host);
+        let deleted = delete(&host, second);
+        fold(&host);
+        let mut bytes = vec![0xaa; SECTOR];
+        open.stack.read(0, &mut bytes).unwrap();
+        assert!(bytes == wanted[..SECTOR], "{way:?}: a snapshot that is open holds the bytes of a later one");
+        assert!(matches!(deleted, Err(HostError::InUse { .. })), "{way:?}: {deleted:?}");
+        drop(open);
+        delete(&host, second).unwrap();
+    }
+}
+
+/// A live volume goes on without the layer that went, also where its key was disabled at that moment.
+#[test]
+fn a_key_disabled_amid_a_fold_mixes_no_layers() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(0, &[2; SECTOR]));
+    disk.change(&world, "third", |c| c.write(0, &[3; SECTOR]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    let set = |state| {
+        let key = world.default_key("north");
+        world.region("north").catalog().unwrap().write(|tx| tx.set_key_state(key, state)).unwrap();
+    };
+    delete(&host, first).unwrap();
+    let _ = host.fold(false, &mut |_| {
+        set(KeyState::Disabled);
+        true
+    });
+    set(KeyState::Enabled);
+    fold(&host);
+    delete(&host, second).unwrap();
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model, "the disk is what it was two snapshots ago");
+}
+
+/// A row that nobody can have written ends the folding, and not the patience of who waits for its end.
+#[test]
+fn a_damaged_row_of_a_fold_is_told_and_not_asked_for_ever() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap();
+    delete(&host, first).unwrap();
+    begin_to_fold(&host);
+    let connection = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    assert_eq!(connection.execute("UPDATE folds SET way = 'sideways'", []).unwrap(), 1);
+    let (answer, answered) = std::sync::mpsc::channel();
+    let folding = host.clone();
+    std::thread::spawn(move || answer.send(folding.fold(false, &mut |_| true).is_err()));
+    assert_eq!(answered.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+    assert!(live_bytes(&host, &disk) == disk.model);
+}
+
+/// While a copy is written the layer below it may be folded into the one below that, and goes.
+#[test]
+fn a_fold_below_a_copy_being_made() {
+    let world = World::new(&["north", "south"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(300 * SECTOR, &[2; SECTOR]));
+    let third = disk.change(&world, "third", |c| c.write(700 * SECTOR, &[3; SECTOR]));
+    let base = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    let (source, target) = (world.reader("north"), world.reader("south"));
+    let plan = copy::plan(&source, third, &target, &name("third"), &KeyChoice::AsSource).unwrap();
+    let mut folded = false;
+    let mut progress = |_| {
+        if !std::mem::replace(&mut folded, true) {
+            let host = world.owner("south");
+            delete(&host, base).unwrap();
+            fold(&host);
+            host.close().unwrap();
+        }
+    };
+    let copy = Copy::new(&source, &target, plan, world.details("south", "third"));
+    let copied = copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut progress }).unwrap();
+    assert!(folded);
+    world.equal("south", copied, &disk.model);
+    let host = world.owner("south");
+    fold(&host);
+    drop(host);
+    world.equal("south", copied, &disk.model);
+    assert_eq!(world.holdings("south"), (2, 2, 2), "what was folded is gone");
+}
+
+/// Between a copy's plan and its beginning its base may have gone, and its layer be another's.
+#[test]
+fn a_copy_is_not_put_on_what_its_base_became() {
+    let world = World::new(&["north", "south"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(700 * SECTOR, &[2; SECTOR]));
+    let base = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let south = world.region("south");
+    let account = south.catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let spec = VolumeSpec {
+        account,
+        name: None,
+        size_bytes: (8 * MIB) as u64,
+        kind: DiskKind::Data,
+        snapshot: Some(base),
+        key: Some(world.default_key("south")),
+    };
+    let id = create_volume(&south, &spec).unwrap();
+    let mut other = Disk { region: "south".into(), id, model: disk.model.clone() };
+    other.change(&world, "other", |c| c.write(0, &[9; SECTOR]));
+    let (source, target) = (world.reader("north"), world.reader("south"));
+    let plan = copy::plan(&source, second, &target, &name("second"), &KeyChoice::AsSource).unwrap();
+    assert!(plan.base.is_some());
+    let host = world.owner("south");
+    delete(&host, base).unwrap();
+    fold(&host);
+    host.close().unwrap();
+    drop(host);
+    let copy = Copy::new(&source, &target, plan, world.details("south", "second"));
+    match copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} }) {
+        Ok(copied) => world.equal("south", copied, &disk.model),
+        Err(CopyError::Overtaken { .. }) => {}
+        Err(e) => panic!("{e}"),
+    }
+}
