@@ -134,6 +134,7 @@ fn serve(
 ) -> Outcome {
     process::become_io_flusher();
     process::raise_open_files();
+    process::limit_arenas();
     let region = app.region()?;
     refuse_place(args.read_only, &args.mount_point, &region)?;
     // Wrong or missing: said now, and not at the first open. Before the layers are taken: nobody waits for a person.

@@ -116,7 +116,12 @@ impl Layer {
             log.latched = true;
             return Err(self.damaged_slot(slot));
         }
-        log.done()
+        log.done()?;
+        if log.ended.is_some() {
+            // Nothing follows. Until its seal is finished, its log need not fill the memory of the process.
+            self.data.release_log();
+        }
+        Ok(())
     }
 
     /// The map named a slot that no sector can have.
