@@ -336,29 +336,6 @@ pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
         .map_err(HostError::io("writing a layer's header", &path))
 }
 
-/// Commits what makes a new layer count, once its header names the parent that its row does: where another process makes it,
-/// the owner of the layers may have folded its parent away since the header was written.
-pub fn commit_made<T, E>(
-    region: &Region,
-    id: LayerId,
-    commit: impl Fn(&crate::catalog::WriteTx) -> Result<T, E>,
-) -> Result<T, E>
-where
-    E: From<HostError> + From<crate::catalog::CatalogError> + From<crate::region::RegionError>,
-{
-    loop {
-        let row = region.catalog()?.read(|tx| tx.layer(id))?;
-        name_parent(region, &row)?;
-        let committed = region.catalog()?.write(|tx| match tx.layer(id)?.parent == row.parent {
-            true => commit(tx).map(Some),
-            false => Ok(None),
-        })?;
-        if let Some(committed) = committed {
-            return Ok(committed);
-        }
-    }
-}
-
 fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {
     LayerError::Corrupted { what: format!("layer {layer}"), expected, found }.into()
 }

@@ -305,7 +305,7 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
     if named_by.iter().any(|row| row.state == LayerState::Preparing) {
         return Ok(());
     }
-    for row in named_by.iter().filter(|row| row.id != gone && has_header(row.state)) {
+    for row in named_by.iter().filter(|row| row.id != gone && row.state != LayerState::Deleting) {
         folder::name_parent(region, row)?;
     }
     folder::remove_unneeded(region, gone)?;
@@ -313,11 +313,6 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
         Some(fold) => Ok(region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?),
         None => Ok(()),
     }
-}
-
-/// Who makes one sees to its header himself ([`folder::commit_made`]).
-fn has_header(state: LayerState) -> bool {
-    !matches!(state, LayerState::Preparing | LayerState::Deleting)
 }
 
 fn overtaken() -> HostError {
