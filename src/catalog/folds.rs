@@ -27,6 +27,8 @@ pub struct Fold {
     pub way: FoldWay,
     /// The first chunk not moved for good.
     pub next_chunk: u64,
+    /// By the key of the layer that stays, over all before; without it nothing counts as moved.
+    pub mac: Option<[u8; 16]>,
     /// Bytes moved so far.
     pub moved_bytes: u64,
     /// All is moved and the layers' rows say so; what is left is to take the emptied one away.
@@ -52,17 +54,20 @@ impl Fold {
 }
 
 fn fold(f: &Fields) -> Result<Fold, CatalogError> {
+    let mac = f.opt_blob("mac", 16)?.and_then(|bytes| bytes.try_into().ok());
     Ok(Fold {
         parent: f.parsed("parent", "a layer's id")?,
         child: f.parsed("child", "a layer's id")?,
         way: f.parsed("way", "a way")?,
         next_chunk: f.unsigned("next_chunk")?,
+        mac,
         moved_bytes: f.unsigned("moved_bytes")?,
         is_moved: f.flag("is_moved")?,
     })
 }
 
-const FOLD: &str = "SELECT parent AS id, parent, child, way, next_chunk, moved_bytes, is_moved FROM folds";
+const FOLD: &str =
+    "SELECT parent AS id, parent, child, way, next_chunk, mac, moved_bytes, is_moved FROM folds";
 
 impl ReadTx<'_> {
     /// Folds under way.
@@ -124,12 +129,14 @@ impl WriteTx<'_> {
         self.insert(
             Kind::Layer,
             &row.parent.to_string(),
-            "INSERT INTO folds (parent, child, way, next_chunk, moved_bytes, is_moved) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO folds (parent, child, way, next_chunk, mac, moved_bytes, is_moved)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 row.parent.to_string(),
                 row.child.to_string(),
                 row.way.as_str(),
                 stored(row.next_chunk)?,
+                row.mac.map(|mac| mac.to_vec()),
                 stored(row.moved_bytes)?,
                 row.is_moved
             ],
@@ -137,16 +144,16 @@ impl WriteTx<'_> {
     }
 
     /// Records how far a fold is; whether it is still there (its layers may have been removed).
-    pub fn set_fold_progress(
-        &self,
-        parent: LayerId,
-        next_chunk: u64,
-        moved_bytes: u64,
-        is_moved: bool,
-    ) -> Result<bool, CatalogError> {
+    pub fn set_fold_progress(&self, fold: &Fold) -> Result<bool, CatalogError> {
         let changed = self.execute(
-            "UPDATE folds SET next_chunk = ?2, moved_bytes = ?3, is_moved = ?4 WHERE parent = ?1",
-            params![parent.to_string(), stored(next_chunk)?, stored(moved_bytes)?, is_moved],
+            "UPDATE folds SET next_chunk = ?2, mac = ?3, moved_bytes = ?4, is_moved = ?5 WHERE parent = ?1",
+            params![
+                fold.parent.to_string(),
+                stored(fold.next_chunk)?,
+                fold.mac.map(|mac| mac.to_vec()),
+                stored(fold.moved_bytes)?,
+                fold.is_moved
+            ],
         )?;
         Ok(changed == 1)
     }

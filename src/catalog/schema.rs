@@ -93,6 +93,6 @@ CREATE INDEX tasks_state ON tasks (state, created_at);
 const V2: &str = "
 CREATE TABLE folds (
   parent TEXT PRIMARY KEY REFERENCES layers ON DELETE CASCADE, child TEXT NOT NULL UNIQUE REFERENCES layers ON DELETE CASCADE,
-  way TEXT NOT NULL, next_chunk INTEGER NOT NULL, moved_bytes INTEGER NOT NULL, is_moved INTEGER NOT NULL
+  way TEXT NOT NULL, next_chunk INTEGER NOT NULL, mac BLOB, moved_bytes INTEGER NOT NULL, is_moved INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";

@@ -124,7 +124,7 @@ impl Host {
             let go_on = watch(progress);
             if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
                 (unflushed, since) = (0, Instant::now());
-                failed = self.record_progress(&fold, job.into.layer());
+                failed = self.record_progress(&mut fold, job.into.layer());
             }
             go_on && failed.is_ok()
         });
@@ -144,12 +144,10 @@ impl Host {
     }
 
     /// What was moved is durable, and the catalog knows how far the fold is.
-    fn record_progress(&self, fold: &Fold, into: &Layer) -> Result<()> {
+    fn record_progress(&self, fold: &mut Fold, into: &Layer) -> Result<()> {
         into.flush()?;
-        let row = |tx: &crate::catalog::WriteTx| {
-            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, false)
-        };
-        match self.region.catalog()?.write(row)? {
+        fold.mac = Some(vouch(fold, into));
+        match self.region.catalog()?.write(|tx| tx.set_fold_progress(fold))? {
             true => Ok(()),
             false => Err(overtaken()),
         }
@@ -196,7 +194,7 @@ impl Host {
             let (parent, _) = order::check(tx, fold)?;
             tx.set_layer_parent(fold.child, parent.parent)?;
             tx.set_layer_state(fold.parent, LayerState::Deleting)?;
-            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, true)?;
+            tx.set_fold_progress(&Fold { is_moved: true, ..fold.clone() })?;
             Ok(())
         })
     }
@@ -226,7 +224,7 @@ impl Host {
             tx.set_layer_stored_bytes(fold.kept(), stored)?;
             tx.set_layer_state(fold.kept(), LayerState::Sealed)?;
             tx.set_layer_state(fold.gone(), LayerState::Deleting)?;
-            tx.set_fold_progress(fold.parent, fold.next_chunk, fold.moved_bytes, true)?;
+            tx.set_fold_progress(&Fold { is_moved: true, ..fold.clone() })?;
             Ok(())
         })
     }
@@ -267,6 +265,12 @@ impl Host {
             }
             FoldWay::Up => (self.open_sealed(parent)?, reopen(&child, child.size_bytes)?),
         };
+        let mut fold = fold;
+        // The catalog has no MAC of its own: what it made us leave out would be lost.
+        if fold.next_chunk > 0 && fold.mac != Some(vouch(&fold, into.layer())) {
+            tracing::warn!(layer = %fold.parent, "how far a fold was is not vouched for: it begins anew");
+            fold.next_chunk = 0;
+        }
         Ok(Job { fold, from, into, below })
     }
 
@@ -280,6 +284,18 @@ impl Host {
             false => Err(overtaken()),
         }
     }
+}
+
+/// What the layer that stays says of how far a fold is.
+fn vouch(fold: &Fold, kept: &Layer) -> [u8; 16] {
+    let numbers = fold.next_chunk.to_le_bytes();
+    kept.keys().header().mac(&[
+        b"fold\0",
+        &fold.parent.0,
+        &fold.child.0,
+        fold.way.as_str().as_bytes(),
+        &numbers,
+    ])
 }
 
 fn seal_again(layer: &Layer, resumed: bool) -> Result<SealedMark> {

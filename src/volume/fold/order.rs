@@ -99,8 +99,15 @@ impl Host {
     }
 
     fn start(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, way: FoldWay, keep: bool) -> Result<Job> {
-        let fold =
-            Fold { parent: parent.id, child: child.id, way, next_chunk: 0, moved_bytes: 0, is_moved: false };
+        let fold = Fold {
+            parent: parent.id,
+            child: child.id,
+            way,
+            next_chunk: 0,
+            mac: None,
+            moved_bytes: 0,
+            is_moved: false,
+        };
         self.region.catalog()?.write(|tx| -> Result<_> {
             check(tx, &fold)?;
             match way {
