@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use copy_support::{Disk, World, name};
-use terrane::catalog::{DiskKind, Fold, FoldWay, KeyState};
+use terrane::catalog::{DiskKind, Fold, FoldWay, KeyState, LayerState};
 use terrane::copy::{self, Copy, CopyError, KeyChoice, Watch};
 use terrane::ids::SnapshotId;
 use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeSpec, create_volume};
@@ -139,6 +139,38 @@ fn how_far_a_fold_is_is_not_believed_of_the_catalog() {
         assert!(live_bytes(&host, &disk) == disk.model, "{way:?}");
         host.close().unwrap();
         world.equal("north", second, &disk.model);
+    }
+}
+
+/// Rows that say a fold is under way make no layer stand on another than its header says.
+#[test]
+fn a_layer_stands_where_its_own_key_says() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let change = |disk: &mut Disk, called: &str, n: u8| {
+        disk.change(&world, called, |c| c.write(n as usize * MIB, &[n; MIB]))
+    };
+    let [first, second, third] =
+        [("first", 1), ("second", 2), ("third", 3)].map(|(called, n)| change(&mut disk, called, n));
+    let host = world.owner("north");
+    let mut catalog = host.region().catalog().unwrap();
+    let [bottom, middle, top] =
+        [first, second, third].map(|id| catalog.read(|tx| tx.snapshot(id)).unwrap().layer);
+    assert_eq!(catalog.read(|tx| tx.layer(top)).unwrap().parent, Some(middle));
+    for (middle_state, top_state) in [
+        (LayerState::Deleting, LayerState::Sealed),
+        (LayerState::Sealed, LayerState::Filling),
+        (LayerState::Deleting, LayerState::Absorbing),
+    ] {
+        catalog
+            .write(|tx| {
+                tx.set_layer_parent(top, Some(bottom))?;
+                tx.set_layer_state(middle, middle_state)?;
+                tx.set_layer_state(top, top_state)
+            })
+            .unwrap();
+        let opened = world.reader("north").open_snapshot(third);
+        assert!(opened.is_err(), "without the layer in the middle: {middle_state:?}, {top_state:?}");
     }
 }
 

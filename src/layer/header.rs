@@ -42,6 +42,8 @@ pub struct Header {
     pub points: Vec<Point>,
     /// Set once sealed.
     pub sealed: Option<SealedMark>,
+    /// A layer whose sectors this one has taken in a fold: what stood on that stands on this.
+    pub took: Option<LayerId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,7 +64,11 @@ struct Text {
     points: Vec<String>,
     sealed_generation: Option<u64>,
     sealed_mac: Option<String>,
+    took: Option<String>,
 }
+
+/// The feature of a header that has `took`.
+const TOOK: &str = "took";
 
 /// A header whose MAC has not been checked.
 pub struct UntrustedHeader {
@@ -83,7 +89,7 @@ impl Header {
     pub fn to_text(&self, prf: &Prf) -> String {
         let text = Text {
             format: FORMAT,
-            features: Vec::new(),
+            features: self.took.iter().map(|_| TOOK.to_owned()).collect(),
             region: self.region.to_string(),
             volume: self.volume.to_string(),
             layer: self.layer.to_string(),
@@ -97,6 +103,7 @@ impl Header {
             points: self.points.iter().map(ToString::to_string).collect(),
             sealed_generation: self.sealed.map(|s| s.generation),
             sealed_mac: self.sealed.map(|s| hex(&s.mac)),
+            took: self.took.map(|t| t.to_string()),
         };
         let body = toml::to_string(&text).expect("plain fields serialise");
         let mac = prf.mac(&[body.as_bytes()]);
@@ -110,11 +117,6 @@ pub fn associated_data(region: RegionId, layer: LayerId, cipher: Cipher) -> Vec<
 }
 
 impl UntrustedHeader {
-    /// Whether it says, true or not, that this is the layer below.
-    pub fn names_parent(&self, parent: Option<LayerId>) -> bool {
-        self.header.parent == parent
-    }
-
     /// Reads a header's text and checks its form.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = |found: String| LayerError::corrupted("header.toml", "a layer's header", found);
@@ -123,7 +125,8 @@ impl UntrustedHeader {
         let mac = last[MAC_LINE.len()..].strip_suffix("\"\n").and_then(unhex).and_then(|m| m.try_into().ok());
         let mac = mac.ok_or_else(|| bad("a malformed MAC".into()))?;
         let t: Text = toml::from_str(body).map_err(|e| bad(e.message().to_owned()))?;
-        if t.format != FORMAT || !t.features.is_empty() {
+        let features: &[&str] = if t.took.is_some() { &[TOOK] } else { &[] };
+        if t.format != FORMAT || t.features != features {
             return Err(bad(format!(
                 "format {} with features {:?}; this program knows format {FORMAT}",
                 t.format, t.features
@@ -160,6 +163,7 @@ impl UntrustedHeader {
             wrapped_key: unhex(&t.wrapped_key).ok_or_else(|| bad("a malformed wrapped key".into()))?,
             points: t.points.iter().map(|p| p.parse()).collect::<Result<_, _>>().map_err(id)?,
             sealed,
+            took: t.took.map(|t| t.parse()).transpose().map_err(id)?,
         };
         Ok(Self { header, body: body.to_owned(), mac })
     }

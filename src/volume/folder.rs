@@ -131,6 +131,7 @@ pub fn write_header(
         wrapped_key: row.wrapped_key.clone(),
         points,
         sealed,
+        took: None,
     };
     let path = region.layer_dir(row.id).join(HEADER);
     let text = header.to_text(keys.header());
@@ -207,9 +208,7 @@ pub fn inspect_layer(
 
 fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bool) -> Result<Parts> {
     let dir = region.layer_dir(row.id);
-    let aad = header::associated_data(region.id(), row.id, row.cipher);
-    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
-    let keys = Arc::new(LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?);
+    let keys = Arc::new(layer_keys(region, row)?);
     check_header(region, row, &keys)?;
     let open = |name: &str| {
         let path = dir.join(name);
@@ -275,15 +274,18 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
     if said != known {
         return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
-    // A fold writes the header before it commits what is in it.
-    if row.state.is_folding() {
-        return Ok(None);
-    }
-    let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
-    if said != known && !(said.1 == known.1 && is_folded_away(region, header.parent, row)?) {
+    let size_fits = match row.state.is_folding() {
+        // A fold writes the header before it commits what is in it.
+        true => header.size_bytes >= row.size_bytes,
+        false => header.size_bytes == row.size_bytes,
+    };
+    let stands_on = header.parent == row.parent || is_folded_away(region, header, row)?;
+    if !size_fits || !stands_on {
+        let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
         return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
     Ok(match (sealed_mark(row), header.sealed) {
+        (Some(mark), Some(sealed)) if row.state.is_folding() && sealed.generation > mark.generation => None,
         (Some(mark), Some(sealed)) if mark != sealed => {
             Some((format!("a seal of generation {}", mark.generation), sealed.generation.to_string()))
         }
@@ -313,26 +315,48 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
     Ok((untrusted.verify(keys.header())?, written))
 }
 
-/// Whether a header names a layer that a fold has just taken from between this one and its parent.
-fn is_folded_away(region: &Region, named: Option<LayerId>, row: &LayerRow) -> Result<bool> {
-    let Some(named) = named else { return Ok(false) };
-    let found = region.catalog()?.read(|tx| tx.find_layer(named))?;
-    Ok(found.is_some_and(|gone| gone.state == LayerState::Deleting && gone.parent == row.parent))
+/// Whether header and row name other parents for a fold's sake, by the word of a layer's own key: the layer itself took the
+/// parent that its row still names, or the parent that its row names took the one that its header names.
+fn is_folded_away(region: &Region, header: &Header, row: &LayerRow) -> Result<bool> {
+    let Some(parent) = row.parent else { return Ok(false) };
+    if header.took == Some(parent) {
+        return Ok(true);
+    }
+    let claims = untrusted_header(region, parent)?;
+    if header.parent.is_none() || claims.claims().took != header.parent {
+        return Ok(false);
+    }
+    let Some(parent) = region.catalog()?.read(|tx| tx.find_layer(parent))? else { return Ok(false) };
+    let keys = layer_keys(region, &parent)?;
+    Ok(claims.verify(keys.header())?.layer == parent.id)
+}
+
+/// A layer's subkeys, by its row.
+fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
+    let aad = header::associated_data(region.id(), row.id, row.cipher);
+    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
+    LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)
 }
 
 /// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
 pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    let untrusted = untrusted_header(region, row.id)?;
-    if untrusted.names_parent(row.parent) {
+    if untrusted_header(region, row.id)?.claims().parent == row.parent {
         return Ok(());
     }
-    let aad = header::associated_data(region.id(), row.id, row.cipher);
-    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
-    let keys = LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)?;
-    let header = untrusted.verify(keys.header())?;
-    let text = Header { parent: row.parent, ..header }.to_text(keys.header());
-    let path = header_path(region, row.id);
-    crashsafe::write_file(&path, text.as_bytes(), 0o600)
+    change_header(region, row.id, &layer_keys(region, row)?, |header| header.parent = row.parent)
+}
+
+/// Changes a header that was written with these keys.
+pub fn change_header(
+    region: &Region,
+    layer: LayerId,
+    keys: &LayerKeys,
+    change: impl FnOnce(&mut Header),
+) -> Result<()> {
+    let mut header = untrusted_header(region, layer)?.verify(keys.header())?;
+    change(&mut header);
+    let path = header_path(region, layer);
+    crashsafe::write_file(&path, header.to_text(keys.header()).as_bytes(), 0o600)
         .map_err(HostError::io("writing a layer's header", &path))
 }
 

@@ -350,7 +350,7 @@ impl Host {
         let mark = layer.finish_seal()?;
         let headers = self.headers.lock();
         let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
-        self.write_sealed_header(&row, row.id, mark, layer)?;
+        self.write_sealed_header(&row, mark, layer)?;
         drop(headers);
         let stored = layer.stored_bytes()?;
         self.commit_finished_seal(layer, mark, stored)?;
@@ -359,21 +359,14 @@ impl Host {
         Ok(())
     }
 
-    /// Writes the header of a layer as its row is or will be, with the points of `points_of`.
-    pub(super) fn write_sealed_header(
-        &self,
-        row: &LayerRow,
-        points_of: LayerId,
-        mark: SealedMark,
-        layer: &Layer,
-    ) -> Result<()> {
+    fn write_sealed_header(&self, row: &LayerRow, mark: SealedMark, layer: &Layer) -> Result<()> {
         let (points, kind) = self.region.catalog()?.read(|tx| -> Result<_> {
             let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
             let kind = match &volume {
                 Some(volume) => volume.kind,
-                None => tx.snapshots_of_layer(points_of)?.first().map_or(DiskKind::Data, |s| s.kind),
+                None => tx.snapshots_of_layer(row.id)?.first().map_or(DiskKind::Data, |s| s.kind),
             };
-            Ok((tx.layer_points(points_of)?, kind))
+            Ok((tx.layer_points(row.id)?, kind))
         })?;
         let volume = row.volume.unwrap_or_else(VolumeId::random);
         folder::write_header(&self.region, row, volume, kind, points, Some(mark), layer.keys())

@@ -165,7 +165,7 @@ impl Host {
         let _one = self.changing.lock();
         let headers = self.headers.lock();
         match sealed {
-            None => self.commit_live(fold)?,
+            None => self.commit_live(fold, job.into.layer())?,
             Some((layer, mark)) => self.commit_sealed(fold, layer, mark)?,
         }
         drop(headers);
@@ -189,7 +189,12 @@ impl Host {
         finish(&self.region, fold.gone())
     }
 
-    fn commit_live(&self, fold: &Fold) -> Result<()> {
+    fn commit_live(&self, fold: &Fold, layer: &Layer) -> Result<()> {
+        let (parent, _) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
+        folder::change_header(&self.region, fold.child, layer.keys(), |header| {
+            header.parent = parent.parent;
+            header.took = Some(fold.parent);
+        })?;
         self.region.catalog()?.write(|tx| {
             let (parent, _) = order::check(tx, fold)?;
             tx.set_layer_parent(fold.child, parent.parent)?;
@@ -199,14 +204,19 @@ impl Host {
         })
     }
 
-    /// The header first: what a folding layer's header says beyond its key is not asked.
+    /// The header first: it vouches for what the rows say afterwards.
     fn commit_sealed(&self, fold: &Fold, layer: &Layer, mark: SealedMark) -> Result<()> {
-        let (parent, child) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
-        let place = match fold.way {
-            FoldWay::Up => LayerRow { parent: parent.parent, ..child.clone() },
-            FoldWay::Down => LayerRow { size_bytes: child.size_bytes, ..parent.clone() },
-        };
-        self.write_sealed_header(&place, child.id, mark, layer)?;
+        let (parent, child, points) = self.region.catalog()?.write(|tx| -> Result<_> {
+            let (parent, child) = order::check(tx, fold)?;
+            Ok((parent, child, tx.layer_points(fold.child)?))
+        })?;
+        folder::change_header(&self.region, fold.kept(), layer.keys(), |header| {
+            header.parent = parent.parent;
+            header.size_bytes = child.size_bytes;
+            header.points = points;
+            header.sealed = Some(mark);
+            header.took = Some(fold.gone());
+        })?;
         let stored = layer.stored_bytes()?;
         // Whoever asks for it by its new row must not get one that was opened before.
         self.unregister(layer.id());
@@ -215,10 +225,6 @@ impl Host {
             match fold.way {
                 FoldWay::Up => tx.set_layer_parent(fold.child, parent.parent)?,
                 FoldWay::Down => tx.give_layers_place(&child, fold.parent)?,
-            }
-            // Between the two lies the row of the one that goes: headers that still name it are known by that.
-            if fold.way == FoldWay::Down {
-                tx.set_layer_parent(fold.child, Some(fold.parent))?;
             }
             tx.set_layer_seal(fold.kept(), mark.generation, mark.mac)?;
             tx.set_layer_stored_bytes(fold.kept(), stored)?;
@@ -311,13 +317,14 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
             return Ok((None, Vec::new()));
         };
         let named_by = match fold.way {
-            FoldWay::Up => vec![tx.layer(fold.child)?],
+            // Its header said so before the rows did.
+            FoldWay::Up => Vec::new(),
             FoldWay::Down => tx.children_of_layer(fold.parent)?,
         };
         Ok((Some(fold), named_by))
     })?;
-    // Who makes a layer writes its header as it found the rows, until it is whole: the row of the one that goes stays so long,
-    // by which such a header is known.
+    // Who makes a layer writes its header as it found the rows, until it is whole. So long the fold's row stays, and with it what
+    // the header of the layer that stays says of the one that goes.
     if named_by.iter().any(|row| row.state == LayerState::Preparing) {
         return Ok(());
     }
