@@ -77,18 +77,19 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         retention_days: args.details.retention_days,
     };
     let cancel = super::progress::cancelled_by_signals()?;
-    for tries_left in (0..PLANS_MAX).rev() {
+    let mut plans = 1;
+    loop {
         let ship_bytes = plan.ship_bytes;
         let mut progress = Progress::new(app, "copying", ship_bytes);
         let copied = Copy::new(&source, &target, plan, details.clone())
             .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done, ship_bytes) });
         progress.end(copied.is_ok());
         match copied {
-            Err(CopyError::Overtaken { .. }) if tries_left > 0 => plan = make_plan()?,
+            Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plan = make_plan()?,
             copied => return app.output().id(copied?),
         }
+        plans += 1;
     }
-    unreachable!("the last try returns")
 }
 
 /// Finishes the seals a killed mount left, where nobody else owns the layers who would.

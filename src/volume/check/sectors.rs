@@ -156,9 +156,7 @@ fn gather(
                 ));
                 let recorded = entries.iter().filter(|e| e.slot().is_some()).count();
                 let left_out = (recorded - (wanted.len() - before)) as u64 * SECTOR_BYTES;
-                let _ = meter.total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |total| {
-                    Some(total.saturating_sub(left_out))
-                });
+                meter.recount(left_out, 0);
             }
         }
         wanted.len() < GATHERED_MAX || hand_on(&mut wanted, meter, watch, &pieces)
