@@ -64,11 +64,12 @@ fn change(world: &World, model: &mut Model, rng: &mut Rng) {
 /// The folders of layers a region needs for one live volume: its active layer and the next one.
 const LEAST: usize = 2;
 
-/// Layers that no snapshot or volume names, and that fewer than two others stand on.
+/// Layers that no snapshot or volume names, and that fewer than two others stand on. One that is being made is none: if its
+/// maker was killed it goes a while later.
 fn foldable(world: &World) -> i64 {
     let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
     let query =
-        "SELECT count(*) FROM layers l WHERE NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = l.id)
+        "SELECT count(*) FROM layers l WHERE l.state <> 'preparing' AND NOT EXISTS (SELECT 1 FROM snapshots s WHERE s.layer = l.id)
         AND NOT EXISTS (SELECT 1 FROM volumes v WHERE l.id IN (v.active, v.next))
         AND (SELECT count(*) FROM layers c WHERE c.parent = l.id) < 2";
     catalog.query_row(query, [], |row| row.get(0)).unwrap()
@@ -119,7 +120,7 @@ fn any_order_of_deletions_leaves_what_is_left_as_it_was() {
         while let Some((name, _)) = model.snapshots.pop_first() {
             world.ok(&["snapshot", "delete", &name]);
         }
-        assert!(within(30, || world.layers() == LEAST), "seed {seed}: {} layers are left", world.layers());
+        assert!(within(150, || world.layers() == LEAST), "seed {seed}: {} layers are left", world.layers());
         model.compare(&world, seed);
         world.unmount();
         world.mount();

@@ -227,7 +227,7 @@ impl<'a> Copy<'a> {
         // 3. The rows, at once.
         let now = self.region().now();
         let point = *self.plan.points.first().ok_or_else(|| no_points(&self.plan.source))?;
-        self.region().catalog()?.write(|tx| {
+        folder::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed)
                 || !tx.finish_snapshot(begun.snapshot, self.plan.changed_bytes, shipped, stored)?
             {

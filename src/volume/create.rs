@@ -74,7 +74,7 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     };
     let cache = Arc::new(PageCache::new(1));
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;
-    let committed = region.catalog()?.write(|tx| -> Result<_> {
+    let committed = folder::commit_made(region, row.id, |tx| -> Result<_> {
         // Before the row of its layer was there the snapshot may have gone, and a fold put something else into its layer.
         if let Some(snapshot) = spec.snapshot
             && tx.layer(row.id)?.parent != Some(tx.snapshot(snapshot)?.layer)

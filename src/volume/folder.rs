@@ -346,6 +346,29 @@ pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
     change_header(region, row.id, &layer_keys(region, row)?, |header| header.parent = row.parent)
 }
 
+/// Commits what makes a new layer count, once its header names the parent that its row does: where another process makes it,
+/// the owner of the layers may have folded its parent away since the header was written.
+pub fn commit_made<T, E>(
+    region: &Region,
+    id: LayerId,
+    commit: impl Fn(&crate::catalog::WriteTx) -> Result<T, E>,
+) -> Result<T, E>
+where
+    E: From<HostError> + From<crate::catalog::CatalogError> + From<crate::region::RegionError>,
+{
+    loop {
+        let row = region.catalog()?.read(|tx| tx.layer(id))?;
+        name_parent(region, &row)?;
+        let committed = region.catalog()?.write(|tx| match tx.layer(id)?.parent == row.parent {
+            true => commit(tx).map(Some),
+            false => Ok(None),
+        })?;
+        if let Some(committed) = committed {
+            return Ok(committed);
+        }
+    }
+}
+
 /// Changes a header that was written with these keys.
 pub fn change_header(
     region: &Region,

@@ -13,6 +13,7 @@ use super::chain::Chain;
 use super::fold::FoldWorker;
 use super::folder::{self, LayerSpec, Opening};
 use super::host_error::{HostError, Result};
+use super::litter;
 use super::live::LiveVolume;
 use super::next::TakenNext;
 use super::open_snapshot::{OpenSnapshot, SnapshotOpeners};
@@ -497,6 +498,14 @@ impl Host {
         let worker = started.map_err(HostError::io("starting a thread for", self.region.dir()))?;
         *self.folding.lock() = Some(worker);
         Ok(())
+    }
+
+    /// Takes away what killed processes left half-made, such as a copy or a layer, which others may stand beside.
+    pub(super) fn sweep(&self) {
+        let _one = self.changing.lock();
+        if let Err(error) = litter::remove_abandoned(&self.region) {
+            tracing::warn!(%error, "what killed processes left could not be removed");
+        }
     }
 
     /// A layer may have lost its last name.

@@ -9,19 +9,27 @@ use crate::region::Region;
 /// What the task of a copy says whose process was killed.
 const ABANDONED: &str = "the process that made the copy ended before the copy did";
 
-/// Takes away copies whose process has ended, and layers that nobody needs. Called by the owner of the layers.
+/// Takes away what killed processes left half-made, and layers that nobody needs. Called by the owner of the layers, before it
+/// has any open.
 pub fn remove_litter(region: &Region) -> Result<()> {
-    remove_abandoned_copies(region)?;
-    let (unneeded, preparing) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        Ok((tx.unneeded_layers()?, tx.layers_in_state(LayerState::Preparing)?))
-    })?;
-    let abandoned = preparing.into_iter().filter(|row| folder::is_abandoned(region, row));
-    for row in unneeded.into_iter().chain(abandoned) {
+    remove_abandoned(region)?;
+    for row in region.catalog()?.read(|tx| tx.unneeded_layers())? {
         tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
         // Such as a header under a disabled key: it is tried again.
         if let Err(error) = super::fold::finish(region, row.id) {
             tracing::warn!(layer = %row.id, %error, "what is left of a layer could not be removed");
         }
+    }
+    Ok(())
+}
+
+/// Takes away copies and layers whose maker was killed; also beside a mount.
+pub(super) fn remove_abandoned(region: &Region) -> Result<()> {
+    remove_abandoned_copies(region)?;
+    let preparing = region.catalog()?.read(|tx| tx.layers_in_state(LayerState::Preparing))?;
+    for row in preparing.iter().filter(|row| folder::is_abandoned(region, row)) {
+        tracing::warn!(layer = %row.id, "a layer whose maker was killed is removed");
+        folder::remove_unneeded(region, row.id)?;
     }
     Ok(())
 }

@@ -325,8 +325,12 @@ impl OnDisk {
 }
 
 impl Drop for OnDisk {
+    /// Threads of a killed process may hold files a while after its first thread has gone.
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        let unmounted = || Command::new("umount").arg(&self.0).output().is_ok_and(|o| o.status.success());
+        if !within(20, unmounted) && !std::thread::panicking() {
+            panic!("{} can't be unmounted", self.0.display());
+        }
     }
 }
 

@@ -323,12 +323,9 @@ pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()
         };
         Ok((Some(fold), named_by))
     })?;
-    // Who makes a layer writes its header as it found the rows, until it is whole. So long the fold's row stays, and with it what
-    // the header of the layer that stays says of the one that goes.
-    if named_by.iter().any(|row| row.state == LayerState::Preparing) {
-        return Ok(());
-    }
-    for row in named_by.iter().filter(|row| row.id != gone && row.state != LayerState::Deleting) {
+    // Who makes a layer sees to its header himself ([`folder::commit_made`]).
+    let is_whole = |row: &&LayerRow| !matches!(row.state, LayerState::Preparing | LayerState::Deleting);
+    for row in named_by.iter().filter(is_whole) {
         folder::name_parent(region, row)?;
     }
     folder::remove_unneeded(region, gone)?;

@@ -8,7 +8,8 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use crate::volume::host::Host;
 
-/// A volume's active layer may have grown enough to be joined with what lies below.
+/// A volume's active layer may have grown enough to be joined with what lies below, and another process may have died over a
+/// layer it made.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The thread, while it lives.
@@ -27,6 +28,7 @@ impl FoldWorker {
         let work = move || {
             while !stopped.load(Ordering::Acquire) {
                 let Some(host) = host.upgrade() else { return };
+                host.sweep();
                 // It has said in the log what it could not do.
                 let _ = host.fold(true, &mut |_| !stopped.load(Ordering::Acquire));
                 drop(host);
