@@ -12,6 +12,7 @@ use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
+use crate::volume::folder;
 use crate::volume::{HostState, Order, SnapshotItem, remove_abandoned_copies};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
@@ -175,7 +176,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         state: s.state,
         progress_percent: s.progress_percent,
         size_bytes: s.size_bytes,
-        stored_bytes: s.stored_bytes,
+        stored_bytes: folder::stored_bytes(region, s.layer).unwrap_or(s.stored_bytes),
         changed_bytes: s.changed_bytes,
         shipped_bytes: s.shipped_bytes,
         encrypted: s.key.is_some(),

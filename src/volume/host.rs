@@ -353,11 +353,17 @@ impl Host {
         let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
         self.write_sealed_header(&row, mark, layer)?;
         drop(headers);
-        let stored = layer.stored_bytes()?;
+        let stored = self.stored_bytes(layer.id())?;
         self.commit_finished_seal(layer, mark, stored)?;
         layer.release_lock();
         self.wake_folding();
         Ok(())
+    }
+
+    /// As the file system below counts.
+    pub(super) fn stored_bytes(&self, layer: LayerId) -> Result<u64> {
+        let dir = self.region.layer_dir(layer);
+        folder::stored_bytes(&self.region, layer).map_err(HostError::io("asking the size of a layer in", &dir))
     }
 
     fn write_sealed_header(&self, row: &LayerRow, mark: SealedMark, layer: &Layer) -> Result<()> {
@@ -486,7 +492,7 @@ impl Host {
         settled?;
         let active = open.disk.active();
         active.close()?;
-        let stored = active.stored_bytes()?;
+        let stored = self.stored_bytes(active.id())?;
         self.region.catalog()?.write(|tx| tx.set_layer_stored_bytes(active.id(), stored))?;
         self.write_anchor(&open, true)
     }

@@ -217,7 +217,7 @@ impl Host {
             header.sealed = Some(mark);
             header.took = Some(fold.gone());
         })?;
-        let stored = layer.stored_bytes()?;
+        let stored = self.stored_bytes(layer.id())?;
         // Whoever asks for it by its new row must not get one that was opened before.
         self.unregister(layer.id());
         self.region.catalog()?.write(|tx| {
