@@ -120,7 +120,10 @@ fn what_a_file_system_trims_is_given_back() {
     stores_at_most(&world, "web", bound(20 * MIB, SIZE), "fstrim");
     drop(disk);
 
-    must("dd", &["if=/dev/urandom", &format!("of={device}"), "bs=1M", "count=200", "conv=fsync", "status=none"]);
+    must(
+        "dd",
+        &["if=/dev/urandom", &format!("of={device}"), "bs=1M", "count=200", "conv=fsync", "status=none"],
+    );
     assert!(shown(&world, "web", "stored_bytes") >= 200 * MIB);
     must("blkdiscard", &[&device]);
     stores_at_most(&world, "web", bound(0, SIZE), "blkdiscard");
@@ -164,6 +167,10 @@ fn stored_and_shared_are_what_they_say() {
 
     // Without its name it is the volume's alone, and is joined with what was written since: 16 MiB, of which 4 are newer.
     world.ok(&["snapshot", "delete", "base"]);
-    assert!(within(60, || shown(&world, "web", "shared_bytes") == 0), "{}", shown(&world, "web", "shared_bytes"));
+    assert!(
+        within(60, || shown(&world, "web", "shared_bytes") == 0),
+        "{}",
+        shown(&world, "web", "shared_bytes")
+    );
     stores_at_most(&world, "web", bound(16 * MIB, 64 * MIB), "after the fold");
 }

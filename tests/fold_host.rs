@@ -295,6 +295,41 @@ fn a_damaged_row_of_a_fold_is_told_and_not_asked_for_ever() {
     assert!(live_bytes(&host, &disk) == disk.model);
 }
 
+/// A damaged sector ends its fold: what was moved is right, the rest stays where it is, and nobody reads it again and again.
+#[test]
+fn damage_is_met_once_and_stays_where_it_is() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let layer =
+        world.reader("north").region().catalog().unwrap().read(|tx| tx.snapshot(first)).unwrap().layer;
+    let data =
+        std::fs::File::options().write(true).open(world.path(&format!("north/layers/{layer}/data"))).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&data, b"rot", (64 << 20) + 3 * SECTOR as u64).unwrap();
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    assert!(host.fold(false, &mut |_| true).is_err());
+    host.fold(false, &mut |_| true).expect("it was tried again");
+    let damaged = |host: &Arc<Host>| {
+        let open = host.open_volume(disk.id, false).unwrap();
+        let mut sector = vec![0; SECTOR];
+        let damaged: Vec<usize> = (0..disk.model.len() / SECTOR)
+            .filter(|n| match open.disk.read((n * SECTOR) as u64, &mut sector) {
+                Ok(()) => sector != disk.model[n * SECTOR..(n + 1) * SECTOR],
+                Err(_) => true,
+            })
+            .collect();
+        assert_eq!(damaged.len(), 1, "{damaged:?}");
+        damaged[0]
+    };
+    let sector = damaged(&host);
+    host.close().unwrap();
+    drop(host);
+    let host = world.owner("north");
+    assert!(host.fold(false, &mut |_| true).is_err(), "the next process tries again");
+    assert_eq!(damaged(&host), sector);
+}
+
 /// While a copy is written the layer below it may be folded into the one below that, and goes.
 #[test]
 fn a_fold_below_a_copy_being_made() {

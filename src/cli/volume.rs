@@ -173,18 +173,9 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
     }
 }
 
-/// A loop device is named, where the kernel's own opening would show a meaningless process.
 fn refuse_attached(region: &Region, volume: &Volume) -> Result<()> {
-    let Some(state) = owner::mounted(region)? else { return Ok(()) };
-    let loops = owner::loops_over(&state, "volumes", &volume.id.to_string());
-    let Some(device) = loops.first() else { return Ok(()) };
     let what = volume.name.as_ref().map_or_else(|| volume.id.to_string(), ToString::to_string);
-    Err(super::Failure {
-        exit: super::Exit::InUse,
-        message: format!("volume {what} is attached as {}", device.device.display()),
-        hint: Some(format!("unmount what is on it, then: terrane detach {}", device.device.display())),
-    }
-    .into())
+    owner::refuse_attached(region, "volumes", &volume.id.to_string(), &format!("volume {what}"))
 }
 
 fn create(args: Create, app: &App, region: &Region) -> Outcome {

@@ -3,7 +3,7 @@
 //! The host that owns the region's layers (it holds `run/layers.lock`) is the only one that recovers, seals or removes
 //! existing layers; another may only read what is sealed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,8 @@ pub struct Host {
     /// When anchors were last written.
     anchored: Mutex<HashMap<VolumeId, Instant>>,
     folding: Mutex<Option<FoldWorker>>,
+    /// Layers whose fold met damage: reading it again would tell the same.
+    pub(super) unfoldable: Mutex<HashSet<LayerId>>,
 }
 
 struct Kept {
@@ -70,6 +72,7 @@ impl Host {
             headers: Mutex::default(),
             anchored: Mutex::default(),
             folding: Mutex::default(),
+            unfoldable: Mutex::default(),
         })
     }
 
@@ -363,7 +366,8 @@ impl Host {
     /// As the file system below counts.
     pub(super) fn stored_bytes(&self, layer: LayerId) -> Result<u64> {
         let dir = self.region.layer_dir(layer);
-        folder::stored_bytes(&self.region, layer).map_err(HostError::io("asking the size of a layer in", &dir))
+        folder::stored_bytes(&self.region, layer)
+            .map_err(HostError::io("asking the size of a layer in", &dir))
     }
 
     fn write_sealed_header(&self, row: &LayerRow, mark: SealedMark, layer: &Layer) -> Result<()> {

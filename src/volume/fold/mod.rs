@@ -12,7 +12,6 @@ mod order;
 mod sectors;
 mod worker;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,9 +78,10 @@ impl Into {
 
 impl Host {
     /// Folds what can be folded, until nothing is left or `watch` says no. `keep`: volumes opened for it stay live. What fails
-    /// is left as it is, readable, until the next call; the first such error is the answer.
+    /// is left as it is, readable, until the next call, or where it is damaged until the next host; the first such error is the
+    /// answer.
     pub fn fold(self: &Arc<Self>, keep: bool, watch: Watch) -> Result<()> {
-        let mut failed = HashSet::new();
+        let mut failed = self.unfoldable.lock().clone();
         let mut first = Ok(());
         loop {
             let (parent, done) = match self.begin_fold(keep, &failed) {
@@ -102,6 +102,9 @@ impl Host {
                 Err(error) => {
                     tracing::warn!(layer = %parent, %error, "a layer without a name could not be folded");
                     failed.insert(parent);
+                    if matches!(&error, HostError::Volume(e) if e.is_corruption()) {
+                        self.unfoldable.lock().insert(parent);
+                    }
                     first = first.and(Err(error));
                 }
             }
