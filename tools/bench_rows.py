@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import bench_commands
+
 # Row, what fio is told, and whether the number is a rate (higher is better) or a time (lower is better).
 ROWS = [
     ("sequential write 1 MiB, depth 4", "rate", ["--rw=write", "--bs=1M", "--iodepth=4"]),
@@ -199,7 +201,8 @@ def main():
     # An exception takes the running fio along.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
-    fill(targets, options.size)
+    if options.only != "commands":
+        fill(targets, options.size)
     rows = run_rows(options, targets)
     result = {
         "machine": {"kernel": platform.release(), "cpus": os.cpu_count()},
@@ -209,8 +212,9 @@ def main():
         "rows": rows,
         "memory": {"bare": memory(options.bare_pid)},
     }
-    print_table(rows, list(targets))
-    print("medians of the rounds; a rate's ratio should be high, the last row's (a time) low")
+    if rows:
+        print_table(rows, list(targets))
+        print("medians of the rounds; a rate's ratio should be high, the last row's (a time) low")
     if "volume" in targets and not options.only:
         result["snapshots"] = snapshot_latency(options, targets["volume"])
         found = result["snapshots"]
@@ -220,6 +224,8 @@ def main():
             f"{'within' if found['within_bound'] else 'PAST'} median + 10 ms; "
             f"a command took {found['command_median_ms']:.0f} ms, {found['command_max_ms']:.0f} ms at most"
         )
+    if "volume" in targets and options.only in ("", "commands"):
+        result["commands"] = bench_commands.measure(options.terrane, options.work, options.size, options.rounds)
     if "volume" in targets:
         result["memory"]["volume"] = memory(options.volume_pid)
     for name, used in result["memory"].items():
