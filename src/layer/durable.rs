@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, Superblock};
+use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, HALF_BYTES, Superblock};
 use super::engine::Layer;
 use super::error::{LayerError, Result, no_space_or};
-use super::log::Log;
+use super::log::{Log, half_offset};
 use super::recover::Anchor;
 use super::tree::Leaf;
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
@@ -117,11 +117,20 @@ impl Layer {
             return Err(self.damaged_slot(slot));
         }
         log.done()?;
-        if log.ended.is_some() {
-            // Nothing follows. Until its seal is finished, its log need not fill the memory of the process.
-            self.data.release_log();
+        let ended = log.ended.is_some();
+        let durable = log.take_durable_windows();
+        drop(log);
+        // What is not written again need not fill the memory of the process.
+        match ended {
+            true => self.release_log(),
+            false => durable.into_iter().for_each(|(offset, len)| self.data.release_log(offset, len)),
         }
         Ok(())
+    }
+
+    /// Nothing is appended any more.
+    fn release_log(&self) {
+        [0, 1].map(|half| self.data.release_log(half_offset(half), HALF_BYTES));
     }
 
     /// The map named a slot that no sector can have.
@@ -219,6 +228,7 @@ impl Layer {
         let io = LayerError::io;
         // 1. Slots before the map that names them: else entries name data that never came.
         self.data.sync().map_err(io("syncing a layer"))?;
+        self.data.release_log(half_offset(1 - next.half), HALF_BYTES);
         // 2. Pages, each to the place not in use: else a torn one takes its chunk with it.
         let top = self.tree.write_frozen(&self.overlay, recovered)?;
         // 3. Pages before the superblock that names them: else a lost page write leaves an old page.
@@ -268,7 +278,7 @@ impl Layer {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
             self.punch_sealed();
-            self.data.release_log();
+            self.release_log();
         }
         Ok(mark)
     }
@@ -309,7 +319,7 @@ impl Layer {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
             self.punch(self.slots.take_all_punchable());
-            self.data.release_log();
+            self.release_log();
         }
         Ok(mark)
     }

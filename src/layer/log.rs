@@ -33,8 +33,14 @@ pub struct Log {
     /// Where the next record goes.
     at: LogStart,
     pos: u64,
-    /// Bytes of each half that can be appended to without fail.
+    /// Bytes of each half that are backed.
     prepared: [u64; 2],
+    /// Bytes of each half that are, or since the half began were, in memory to be appended to without fail.
+    held: [u64; 2],
+    /// Where the log goes on after the mark that is being made durable: half, bytes.
+    marked_end: (usize, u64),
+    /// Bytes of the live half that are durable and not in memory any more.
+    released: u64,
     /// Recovery appends behind a list that must stay as it is until the superblock moves on: by plain writes.
     resuming: bool,
     /// What waits here was read by recovery, not answered by this process.
@@ -75,6 +81,11 @@ pub struct Log {
     pub closed: Option<Closed>,
 }
 
+/// Where a half lies in the file.
+pub fn half_offset(half: usize) -> u64 {
+    LOG_OFFSET + half as u64 * HALF_BYTES
+}
+
 /// What a checkpoint of a closed half needs to know.
 pub struct Closed {
     /// Seq of the record that closed the half.
@@ -106,6 +117,9 @@ impl Log {
             at: start,
             pos: 0,
             prepared,
+            held: prepared,
+            marked_end: (start.half, 0),
+            released: 0,
             resuming: false,
             recovered: false,
             buffer: RecordBuffer::default(),
@@ -159,7 +173,7 @@ impl Log {
         let len = record.len() as u64;
         let LogStart { half, epoch, seq, chain } = self.at;
         let (bytes, mac) = record.finish(self.keys.log(), seq, epoch, self.confirmed, &chain);
-        let offset = LOG_OFFSET + half as u64 * HALF_BYTES + self.pos;
+        let offset = half_offset(half) + self.pos;
         self.since_mark += 1;
         self.mark_ahead = None;
         let appended = match self.resuming || (self.sparse && self.since_mark <= SPARSE) {
@@ -196,6 +210,7 @@ impl Log {
         self.single = self.since_mark <= SINGLE;
         self.since_mark = 0;
         self.unflushed_bytes = 0;
+        self.marked_end = (self.at.half, self.pos);
         Ok(seq)
     }
 
@@ -205,6 +220,17 @@ impl Log {
         Ok(seq)
     }
 
+    /// The newest mark is durable: the windows (offset, length) before it, which are never written again.
+    pub fn take_durable_windows(&mut self) -> Option<(u64, u64)> {
+        let (half, pos) = self.marked_end;
+        let end = pos / WINDOW * WINDOW;
+        if half != self.at.half || end <= self.released {
+            return None;
+        }
+        let from = std::mem::replace(&mut self.released, end);
+        Some((half_offset(half) + from, end - from))
+    }
+
     /// After a write: where each is flushed by itself, appends the flush's mark now. The block is full with it, so that the
     /// device can have it while the program that wrote asks for the flush; the block's offset. If another write comes first,
     /// the mark was in vain, and so will be none until the next flush of one write.
@@ -212,7 +238,7 @@ impl Log {
         if !self.single || self.resuming || self.ended.is_some() || !self.has_room(BARE_RECORD_LEN, 0) {
             return None;
         }
-        let block = LOG_OFFSET + self.at.half as u64 * HALF_BYTES + self.pos / BLOCK * BLOCK;
+        let block = half_offset(self.at.half) + self.pos / BLOCK * BLOCK;
         // An error has latched the layer.
         self.mark_ahead = self.append_mark().ok();
         self.mark_ahead.map(|_| block)
@@ -239,9 +265,11 @@ impl Log {
         }
         let seq = self.append_bare(Kind::Close, tags)?;
         self.resuming = false;
+        self.held[self.at.half] = 0;
         self.at.half = 1 - self.at.half;
         self.at.epoch += 1;
         self.pos = 0;
+        self.released = 0;
         self.entries = 0;
         self.other_free = false;
         let superseded = self.take_superseded();
@@ -322,11 +350,14 @@ impl Log {
             return Ok(());
         }
         let end = end.min(HALF_BYTES);
-        while self.prepared[half] < end {
-            let from = self.prepared[half];
+        while self.held[half] < end {
+            let from = self.held[half];
             let len = if from == 0 { FIRST_WINDOW } else { WINDOW.min(HALF_BYTES - from) };
-            let offset = LOG_OFFSET + half as u64 * HALF_BYTES + from;
-            match self.store.prepare_log(offset, len) {
+            let done = match from < self.prepared[half] {
+                true => self.store.hold_log(half_offset(half) + from, len),
+                false => self.store.prepare_log(half_offset(half) + from, len),
+            };
+            match done {
                 Ok(()) => {}
                 Err(e) if is_no_space(&e) => return Err(LayerError::NoSpace),
                 Err(e) => {
@@ -334,7 +365,8 @@ impl Log {
                     return Err(LayerError::io("preparing the log")(e));
                 }
             }
-            self.prepared[half] = from + len;
+            self.held[half] = from + len;
+            self.prepared[half] = self.prepared[half].max(from + len);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// `len` bytes of a file from `offset`. The file must stay at least that long, or a touch of the missing part is SIGBUS;
 /// the caller locks and populates the part it uses. Bytes written are in the page cache at once; `fdatasync` of the file
@@ -71,11 +71,22 @@ impl LogMapping {
         }
     }
 
-    /// Keeps the range in memory, where the limits allow it; says whether they did. Unlocked by dropping the mapping.
+    /// Keeps the range in memory, where the limits allow it; says whether they did. Unlocked by [`LogMapping::release`] or dropping the mapping.
     pub fn lock(&self, range: Range<usize>) -> bool {
         self.check(range.start, range.len());
         // SAFETY: the range lies in the mapping; locking changes no byte of it.
         unsafe { libc::mlock(self.raw.as_ptr().add(range.start).cast(), range.len()) == 0 }
+    }
+
+    /// Gives up the memory of a range of whole pages, locked or not. What was written stays in the page cache; a later touch
+    /// finds it there, or reads it from the file.
+    pub fn release(&self, range: Range<usize>) {
+        self.check(range.start, range.len());
+        // SAFETY: the range lies in the mapping; of a shared mapping of a file, unmapped pages lose no byte.
+        unsafe {
+            libc::munlock(self.raw.as_ptr().add(range.start).cast(), range.len());
+            let _ = self.raw.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len());
+        }
     }
 
     fn check(&self, at: usize, len: usize) {
@@ -91,6 +102,31 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+
+    #[test]
+    fn what_is_released_is_still_there() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mapping = LogMapping::new(&file, 0, 1 << 20).unwrap();
+        let resident = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = format!("{:x}-", mapping.raw.as_ptr() as usize);
+            let kib =
+                smaps.lines().skip_while(|l| !l.starts_with(&ours)).find(|l| l.starts_with("Rss:")).unwrap();
+            kib.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap()
+        };
+        mapping.populate(0..1 << 20).unwrap();
+        mapping.lock(0..1 << 20);
+        mapping.write(5000, b"kept");
+        assert_eq!(resident(), 1024);
+        mapping.release(0..1 << 20);
+        assert_eq!(resident(), 0);
+        let mut read = [0; 4];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut read, 5000).unwrap();
+        assert_eq!(&read, b"kept");
+        mapping.read(5000, &mut read);
+        assert_eq!(&read, b"kept");
+    }
 
     #[test]
     fn what_is_written_is_in_the_file() {
