@@ -1,7 +1,7 @@
 //! A simulated disk: files whose changes wait for a sync, a trace of all that was done to them, and what a power cut after
 //! any part of that trace may leave. Faults can be set on operations, and bytes changed behind the engine's back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,79 +10,10 @@ use parking_lot::Mutex;
 use terrane::layer::Store;
 
 use super::Random;
+#[allow(unused_imports)] // each test file uses a part
+pub use super::image::{CUTS, Cut};
+use super::image::{Image, Op, PAGE};
 use super::shelf::Rows;
-
-const PAGE: u64 = 4096;
-type PageBytes = [u8; PAGE as usize];
-/// The device writes this much at once or not at all.
-const DEVICE_SECTOR: u64 = 512;
-
-/// Bytes of a file, by page; absent pages are holes. Copies share pages.
-#[derive(Clone, Default)]
-struct Image {
-    pages: HashMap<u64, Arc<PageBytes>>,
-    len: u64,
-}
-
-impl Image {
-    fn read(&self, into: &mut [u8], offset: u64) {
-        let mut done = 0;
-        while done < into.len() {
-            let at = offset + done as u64;
-            let within = (at % PAGE) as usize;
-            let take = (PAGE as usize - within).min(into.len() - done);
-            match self.pages.get(&(at / PAGE)) {
-                Some(page) if at < self.len => {
-                    into[done..done + take].copy_from_slice(&page[within..within + take]);
-                }
-                _ => into[done..done + take].fill(0),
-            }
-            done += take;
-        }
-    }
-
-    fn write(&mut self, from: &[u8], offset: u64) {
-        let mut done = 0;
-        while done < from.len() {
-            let at = offset + done as u64;
-            let within = (at % PAGE) as usize;
-            let take = (PAGE as usize - within).min(from.len() - done);
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
-            Arc::make_mut(page)[within..within + take].copy_from_slice(&from[done..done + take]);
-            done += take;
-        }
-        self.len = self.len.max(offset + from.len() as u64);
-    }
-
-    fn apply(&mut self, op: &Op) {
-        match op {
-            Op::Write(offset, bytes) => self.write(bytes, *offset),
-            Op::Zeros(offset, len) => {
-                let zeros = Arc::new([0; PAGE as usize]);
-                (offset / PAGE..(offset + len) / PAGE)
-                    .for_each(|p| drop(self.pages.insert(p, zeros.clone())));
-                self.len = self.len.max(offset + len);
-            }
-            Op::Punch(offset, len) => {
-                (offset / PAGE..(offset + len) / PAGE).for_each(|p| drop(self.pages.remove(&p)));
-            }
-            Op::SetLen(len) => {
-                self.len = *len;
-                self.pages.retain(|page, _| page * PAGE < *len);
-            }
-        }
-    }
-}
-
-/// A change of a file.
-#[derive(Debug)]
-enum Op {
-    Write(u64, Vec<u8>),
-    /// Whole pages of zeros that take space.
-    Zeros(u64, u64),
-    Punch(u64, u64),
-    SetLen(u64),
-}
 
 /// Something a program did to the machine.
 #[derive(Clone, Debug)]
@@ -105,30 +36,6 @@ struct SimFile {
     /// Since the last sync.
     pending: Vec<Arc<Change>>,
 }
-
-/// What a cut leaves of the operations that no sync covered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// Nothing.
-    None,
-    /// Everything, as after `kill -9`.
-    All,
-    /// A random prefix of each file's.
-    Prefix,
-    /// All but one.
-    AllButOne,
-    /// Only one.
-    One,
-    /// A random subset.
-    Subset,
-    /// A random subset, and writes torn at device sectors.
-    Torn,
-    /// A random subset, and one device sector that was being written is garbage.
-    Garbage,
-}
-
-pub const CUTS: [Cut; 8] =
-    [Cut::None, Cut::All, Cut::Prefix, Cut::AllButOne, Cut::One, Cut::Subset, Cut::Torn, Cut::Garbage];
 
 /// An error that operations give.
 #[derive(Clone, Copy, Debug)]
@@ -201,7 +108,11 @@ impl State {
                 Cut::All => file.current.clone(),
                 _ => {
                     let mut image = file.durable.clone();
-                    keep_some(&mut image, &file.pending, cut, &mut chosen, random);
+                    let prefix = random.below(file.pending.len() as u64 + 1) as usize;
+                    for (i, op) in file.pending.iter().enumerate() {
+                        cut.leave(&mut image, &op.0, chosen == 0, i < prefix, random);
+                        chosen = chosen.wrapping_sub(1);
+                    }
                     image
                 }
             };
@@ -209,47 +120,6 @@ impl State {
             left.files.insert(name.clone(), file);
         }
         Machine::of(left)
-    }
-}
-
-/// Applies to `image` what the cut keeps; `chosen` counts down to the one operation that is treated apart.
-fn keep_some(image: &mut Image, pending: &[Arc<Change>], cut: Cut, chosen: &mut u64, random: &mut Random) {
-    let prefix = random.below(pending.len() as u64 + 1) as usize;
-    for (i, op) in pending.iter().enumerate() {
-        let is_chosen = *chosen == 0;
-        *chosen = chosen.wrapping_sub(1);
-        let kept = match cut {
-            Cut::None => false,
-            Cut::All => true,
-            Cut::Prefix => i < prefix,
-            Cut::AllButOne => !is_chosen,
-            Cut::One => is_chosen,
-            Cut::Subset | Cut::Torn | Cut::Garbage => random.one_in(2),
-        };
-        match &op.0 {
-            Op::Write(offset, bytes) if cut == Cut::Torn => tear(image, *offset, bytes, random),
-            Op::Write(offset, bytes) if cut == Cut::Garbage && is_chosen => {
-                image.write(bytes, *offset);
-                let at = (offset + random.below(bytes.len() as u64)) / DEVICE_SECTOR * DEVICE_SECTOR;
-                let mut garbage = [0; DEVICE_SECTOR as usize];
-                random.fill(&mut garbage);
-                image.write(&garbage, at);
-            }
-            op if kept => image.apply(op),
-            _ => {}
-        }
-    }
-}
-
-fn tear(image: &mut Image, offset: u64, bytes: &[u8], random: &mut Random) {
-    let mut at = offset;
-    let end = offset + bytes.len() as u64;
-    while at < end {
-        let next = end.min((at / DEVICE_SECTOR + 1) * DEVICE_SECTOR);
-        if random.one_in(2) {
-            image.write(&bytes[(at - offset) as usize..(next - offset) as usize], at);
-        }
-        at = next;
     }
 }
 
@@ -449,11 +319,7 @@ impl Store for SimStore {
     }
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        let whole = offset.is_multiple_of(PAGE) && (from.len() as u64).is_multiple_of(PAGE);
-        let op = match whole && from.iter().all(|b| *b == 0) {
-            true => Op::Zeros(offset, from.len() as u64),
-            false => Op::Write(offset, from.to_vec()),
-        };
+        let op = Op::write(offset, from);
         // Where the log was prepared, space is there already.
         let pages = offset / PAGE..(offset + from.len() as u64).div_ceil(PAGE);
         let prepared = LOG.contains(&offset)
