@@ -184,3 +184,30 @@ fn a_fault_anywhere_leaves_whole_regions() {
         each_seed(seeds, |mount, regions, steps, seed| run_failing(mount, regions, steps, seed, faults));
     println!("{failing} disks after a cut and faults of whole regions");
 }
+
+/// Rule 9: the kernel tells of a failed writeback once to each open file. Who has it open from the beginning is told even
+/// where another was told before, as `sync` in a shell may be.
+#[test]
+fn a_writeback_that_failed_is_told_to_the_layer_too() {
+    use std::os::unix::fs::FileExt;
+    use terrane::layer::{FileStore, Store};
+    let mount = FsMount::new();
+    let disk = mount.empty_disk();
+    let path = disk.path().join("data");
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    let store = FileStore::new(file);
+    store.set_len(64 << 20).unwrap();
+    store.prepare_log(1 << 20, 256 << 10).unwrap();
+    store.sync().unwrap();
+    store.append(&[7; 512], 1 << 20).unwrap();
+    let another = std::fs::File::open(&path).unwrap();
+    let fault = FsFault { failing: Failing::Changes, at: 0, for_ever: false, errno: libc::EIO };
+    disk.set_fault(Some(fault));
+    another.sync_data().expect_err("the mapped page can't be written");
+    assert!(disk.fault_fired());
+    store.sync().expect_err("what was appended is not durable");
+    let mut bytes = [0; 512];
+    another.read_exact_at(&mut bytes, 1 << 20).unwrap();
+    assert_eq!(bytes, [7; 512], "the page cache has it still, and the next sync would say yes");
+    store.sync().unwrap();
+}

@@ -55,16 +55,3 @@ fn shortest<S: Clone>(script: &[S], why: String, run: &impl Fn(&[S])) -> (Vec<S>
     }
     (script, why)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn two_steps_that_fail_together_are_left() {
-        let script: Vec<u32> = (0..60).collect();
-        let run = |steps: &[u32]| assert!(!(steps.contains(&17) && steps.contains(&41)), "both");
-        let found = failure(|| run_or_shrink("seed 1", &script, run)).unwrap();
-        assert_eq!(found, "seed 1: the shortest of its scripts that fail has 2 of 60 steps, [17, 41]: both");
-    }
-}

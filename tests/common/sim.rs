@@ -37,9 +37,22 @@ struct SimFile {
     pending: Vec<Arc<Change>>,
 }
 
-/// An error that operations give.
+/// What a disk does to a write without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// It never comes.
+    Lost,
+    /// It comes over the pages that follow where it should have come.
+    Astray,
+}
+
+/// What goes wrong: an error that operations give, or a lie about a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
+    /// Reads are counted, and fail; else everything else.
+    pub of_reads: bool,
+    /// Not an error.
+    pub lie: Option<Lie>,
     /// The number of the operation.
     pub at: u64,
     /// All from there on, too.
@@ -49,6 +62,12 @@ pub struct Fault {
     pub half_done: bool,
     /// Not where space is there already: writes to the prepared log, the catalog, and syncs but for the one at `at`.
     pub fresh_only: bool,
+}
+
+impl Fault {
+    fn meets(&self, n: u64) -> bool {
+        n == self.at || self.for_ever && n > self.at
+    }
 }
 
 /// Files and a catalog.
@@ -128,6 +147,7 @@ struct Inner {
     /// What was done since [`Machine::start_trace`].
     trace: Option<Vec<Event>>,
     operations: u64,
+    reads: u64,
     fault: Option<Fault>,
     fired: bool,
 }
@@ -143,7 +163,7 @@ impl Machine {
     }
 
     fn of(state: State) -> Arc<Self> {
-        let inner = Inner { state, trace: None, operations: 0, fault: None, fired: false };
+        let inner = Inner { state, trace: None, operations: 0, reads: 0, fault: None, fired: false };
         Arc::new(Self { inner: Mutex::new(inner) })
     }
 
@@ -173,10 +193,16 @@ impl Machine {
         self.inner.lock().operations
     }
 
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        self.inner.lock().reads
+    }
+
     /// Sets the one fault, counted from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
         let mut inner = self.inner.lock();
         inner.operations = 0;
+        inner.reads = 0;
         inner.fired = false;
         inner.fault = fault;
     }
@@ -244,21 +270,60 @@ impl Inner {
     fn operate_unless(&mut self, event: Event, spared: bool) -> io::Result<()> {
         let n = self.operations;
         self.operations += 1;
-        if let Some(fault) = self.fault
-            && (n == fault.at || fault.for_ever && n > fault.at)
-            && !(spared && fault.fresh_only)
-        {
+        let fault = self.fault.filter(|f| !f.of_reads && f.meets(n) && !(spared && f.fresh_only));
+        if let Some(lie) = fault.and_then(|f| f.lie) {
+            self.fired = true;
+            return self.lie(event, lie);
+        }
+        if let Some(fault) = fault {
             self.fired = true;
             if fault.half_done {
                 self.half_do(&event);
             }
             return Err(io::Error::from_raw_os_error(fault.errno));
         }
+        self.carry_out(event);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, event: Event) {
         self.state.apply(&event);
         if let Some(trace) = &mut self.trace {
             trace.push(event);
         }
+    }
+
+    fn lie(&mut self, event: Event, lie: Lie) -> io::Result<()> {
+        let astray = match &event {
+            Event::Change(name, change) => match &change.0 {
+                Op::Write(offset, bytes) => Some((name, Op::Write(offset + PAGE, bytes.clone()))),
+                Op::Zeros(offset, len) => Some((name, Op::Zeros(offset + PAGE, *len))),
+                Op::Punch(..) | Op::SetLen(_) => None,
+            },
+            Event::Sync(_) | Event::Commit(_) => None,
+        };
+        match (astray, lie) {
+            (Some((name, op)), Lie::Astray) => {
+                let astray = Event::Change(name.clone(), Arc::new(Change(op)));
+                self.carry_out(astray);
+            }
+            (Some(_), Lie::Lost) => {}
+            // No write.
+            (None, _) => self.carry_out(event),
+        }
         Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let n = self.reads;
+        self.reads += 1;
+        match self.fault.filter(|f| f.of_reads && f.meets(n)) {
+            Some(fault) => {
+                self.fired = true;
+                Err(io::Error::from_raw_os_error(fault.errno))
+            }
+            None => Ok(()),
+        }
     }
 
     fn half_do(&mut self, event: &Event) {
@@ -314,6 +379,7 @@ impl Store for SimStore {
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.machine.inner.lock().read()?;
         self.with_image(|i| i.read(into, offset));
         Ok(())
     }

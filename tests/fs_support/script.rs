@@ -69,9 +69,10 @@ pub enum Step {
         from: usize,
         to: usize,
     },
-    /// Everything that can be folded.
+    /// What can be folded, up to so many chunks.
     Fold {
         region: usize,
+        chunks: u64,
     },
     Reopen {
         clean: bool,
@@ -107,7 +108,7 @@ impl Step {
             80..82 => Self::Create,
             82..84 => Self::CreateFrom { of },
             84..89 => Self::Copy { of, from: usize::from(r.one_in(4)), to: region },
-            89..94 => Self::Fold { region: usize::from(r.one_in(4)) },
+            89..94 => Self::Fold { region: usize::from(r.one_in(4)), chunks: 1 + r.below(8) },
             94..97 => Self::Reopen { clean: true },
             _ => Self::Reopen { clean: false },
         }
@@ -208,9 +209,14 @@ impl<'m> Script<'m> {
                 None => Ok(()),
             },
             Step::Copy { of, from, to } => self.copy(of, REGIONS[from], REGIONS[to]),
-            Step::Fold { region } => {
-                self.with_owner(REGIONS[region], |host| Ok(host.fold(false, &mut |_| true)?))
-            }
+            Step::Fold { region, chunks } => self.with_owner(REGIONS[region], |host| {
+                let mut left = chunks;
+                let mut goes_on = |_| {
+                    left -= 1;
+                    left > 0
+                };
+                Ok(host.fold(false, &mut goes_on)?)
+            }),
             Step::Reopen { clean } => self.close(clean),
         }
     }
@@ -420,11 +426,12 @@ impl<'m> Script<'m> {
         if self.history.present(to).len() >= SNAPSHOTS_MAX {
             return Ok(());
         }
-        // Its seal is finished by who has the volumes open.
-        self.close(true)?;
         let known = &self.history.snapshots[number];
         let (source, content) = (known.name.clone(), known.content.clone());
         let id = self.world.region(from)?.catalog()?.read(|tx| tx.resolve_snapshot(&source))?.id;
+        // Its seal is finished by who owns the layers; a copy waits for that.
+        self.with_owner(from, |host| Ok(host.open_snapshot(id).map(drop)?))?;
+        self.close(true)?;
         let called = self.new_name("copy");
         let (group, began) = (self.history.snapshots.len(), self.at());
         self.history.snapshots.push(SnapshotHistory {
