@@ -150,6 +150,7 @@ struct Inner {
     reads: u64,
     fault: Option<Fault>,
     fired: bool,
+    before_read: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// A machine with a disk.
@@ -163,7 +164,15 @@ impl Machine {
     }
 
     fn of(state: State) -> Arc<Self> {
-        let inner = Inner { state, trace: None, operations: 0, reads: 0, fault: None, fired: false };
+        let inner = Inner {
+            state,
+            trace: None,
+            operations: 0,
+            reads: 0,
+            fault: None,
+            fired: false,
+            before_read: None,
+        };
         Arc::new(Self { inner: Mutex::new(inner) })
     }
 
@@ -191,6 +200,11 @@ impl Machine {
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         self.inner.lock().operations
+    }
+
+    /// Does this between the next read's beginning and what it reads.
+    pub fn before_next_read(&self, deed: impl FnOnce() + Send + 'static) {
+        self.inner.lock().before_read = Some(Box::new(deed));
     }
 
     /// Reads so far.
@@ -379,6 +393,10 @@ impl Store for SimStore {
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let deed = self.machine.inner.lock().before_read.take();
+        if let Some(deed) = deed {
+            deed();
+        }
         self.machine.inner.lock().read()?;
         self.with_image(|i| i.read(into, offset));
         Ok(())
