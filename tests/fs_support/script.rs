@@ -114,11 +114,35 @@ impl Step {
         }
     }
 
-    /// A script of so many steps, which begins with a volume.
+    /// A script of so many steps, which begins with a volume; every third is of a fold that stops and goes on.
     pub fn script(seed: u64, steps: usize) -> Vec<Self> {
         let mut random = Random::new(seed);
+        if seed.is_multiple_of(3) {
+            return Self::fold_script(&mut random);
+        }
         let mut script = vec![Self::Create];
         script.extend((1..steps).map(|_| Self::random(&mut random)));
+        script
+    }
+}
+
+impl Step {
+    fn fold_script(r: &mut Random) -> Vec<Self> {
+        let mut write = |most| {
+            let (at, len) = sectors(r, most);
+            Self::Write { of: 0, at, len, fill: r.next() }
+        };
+        let all = Self::Write { of: 0, at: 0, len: BYTES, fill: 1 };
+        let fold = |chunks| Self::Fold { region: 0, chunks };
+        let [first, second, third] = std::array::from_fn(|_| write(6));
+        let gone = Self::DeleteSnapshot { of: 0, region: 0 };
+        let (snapshot, flush) = (Self::Snapshot { of: 0 }, Self::Flush { of: 0 });
+        let mut script = vec![Self::Create, all, snapshot.clone(), first, flush];
+        if r.one_in(2) {
+            // Two sealed layers, else one and the active one.
+            script.extend([snapshot, third]);
+        }
+        script.extend([gone, fold(1), second, fold(1), Self::Reopen { clean: false }, fold(9)]);
         script
     }
 }
