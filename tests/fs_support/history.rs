@@ -112,8 +112,7 @@ impl History {
             let name = row.name.expect("all have names").to_string();
             assert!(found.insert(name, content).is_none(), "two volumes have one name");
         }
-        let found = self.volumes.iter().map(|v| v.find(n, found.remove(&v.name).as_ref())).collect();
-        found
+        self.volumes.iter().map(|v| v.find(n, found.remove(&v.name).as_ref())).collect()
     }
 
     /// Every snapshot holds what it should; those answered are there, those gone are not, and of a group all are or none.
