@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use terrane::catalog::DiskKind;
+use terrane::catalog::{CatalogError, DiskKind};
 use terrane::ids::SnapshotId;
 use terrane::volume::{Host, OpenVolume, Order, VolumeSpec, create_volume};
 
 use super::common::Random;
 use super::history::{History, SnapshotHistory, VolumeHistory};
-use super::world::{BYTES, Content, Failure, REGIONS, SIZES, World, name, order_of_snapshots};
+use super::world::{BYTES, Content, Failure, OTHER_KEY, REGIONS, SIZES, World, name, order_of_snapshots};
 use super::{FsDisk, FsMount, FsState};
 
 /// Volumes there may be at once.
@@ -452,7 +452,15 @@ impl<'m> Script<'m> {
         }
         let known = &self.history.snapshots[number];
         let (source, content) = (known.name.clone(), known.content.clone());
-        let id = self.world.region(from)?.catalog()?.read(|tx| tx.resolve_snapshot(&source))?.id;
+        let (row, other) =
+            self.world.region(from)?.catalog()?.read(|tx| {
+                Ok::<_, CatalogError>((tx.resolve_snapshot(&source)?, tx.resolve_key(OTHER_KEY)?))
+            })?;
+        if from == to && row.key == Some(other.id) {
+            // Refused: a copy within a region is for another key.
+            return Ok(());
+        }
+        let id = row.id;
         // Its seal is finished by who owns the layers; a copy waits for that.
         self.with_owner(from, |host| Ok(host.open_snapshot(id).map(drop)?))?;
         self.close(true)?;
