@@ -7,9 +7,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::Random;
 use common::shelf::{Place, Shelf};
-use common::sim::{CUTS, Cut, Event, Fault, Machine};
+use common::sim::{CUTS, Cut, Event, Fault, Lie, Machine, State};
+use common::{Random, seeds};
 use terrane::crypto::Cipher;
 use terrane::layer::LayerError;
 use terrane::volume::{LiveVolume, Seal, VolumeError, seal_together};
@@ -22,6 +22,7 @@ const WINDOW: usize = 40 * 4096;
 enum Step {
     Write(usize, usize),
     Discard(usize, usize),
+    Read(usize, usize),
     Flush,
     Checkpoint,
     Punch,
@@ -33,7 +34,7 @@ fn steps(seed: u64) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut of = |n: u64| random.below(n) as usize;
     let mut steps: Vec<_> = (0..45)
-        .map(|i| match of(20) {
+        .map(|i| match of(26) {
             0..5 => Step::Write(of(36) * 4096, (1 + of(4)) * 4096),
             5..8 => Step::Write(of(30 * 4096), 1 + of(9000)),
             8 => Step::Write(of(10) * 4096, 30 * 4096),
@@ -42,6 +43,7 @@ fn steps(seed: u64) -> Vec<Step> {
             14 | 15 => Step::Checkpoint,
             16 | 17 => Step::Punch,
             18 if i > 10 => Step::Seal,
+            20.. => Step::Read(of(30) * 4096, (1 + of(10)) * 4096),
             _ => Step::Finish,
         })
         .collect();
@@ -71,7 +73,7 @@ enum Outcome {
 impl Run {
     fn new() -> Self {
         let machine = Machine::new();
-        let shelf = Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256);
+        let shelf = shelf_of(&machine);
         let volume = shelf.open().unwrap();
         let (states, random) = (vec![vec![0; WINDOW]], Random::new(9));
         Self { machine, shelf, volume, states, flushed: 0, snapshots: Vec::new(), random }
@@ -96,6 +98,12 @@ impl Run {
                     state[at..at + len].fill(0);
                     self.states.push(state);
                 })
+            }
+            Step::Read(at, len) => {
+                let mut bytes = vec![0xaa; len];
+                let done = self.volume.read(WINDOW_AT + at as u64, &mut bytes);
+                assert!(done.is_err() || bytes == self.last()[at..at + len], "{step:?} reads wrong");
+                done
             }
             Step::Flush => self.volume.flush().map(|()| self.flushed = self.states.len() - 1),
             Step::Checkpoint => self.volume.active().checkpoint().map_err(Into::into),
@@ -132,8 +140,16 @@ impl Run {
     }
 
     fn check_reopened(&self, cut: Cut, least: usize) {
-        let machine = self.machine.state().after(cut, &mut Random::new(least as u64 + 3));
-        let shelf = Shelf::new(Place::Machine(machine), DISK, Cipher::XtsAes256);
+        let mut random = Random::new(least as u64 + 3);
+        let machine = self.machine.state().after(cut, &mut random);
+        // The first opening meets a fault too: that may fail, and does no harm.
+        let second = Fault { at: random.below(24), of_reads: random.one_in(2), ..ONCE };
+        machine.set_fault(Some(second));
+        let opened = shelf_of(&machine).open();
+        drop(opened);
+        machine.set_fault(None);
+        let again = Cut::any(&mut random);
+        let shelf = shelf_of(&machine.state().after(again, &mut random));
         let volume = shelf.open().expect("a volume opens when what failed works again");
         let mut bytes = vec![0xaa; WINDOW];
         volume.read(WINDOW_AT, &mut bytes).unwrap();
@@ -143,13 +159,29 @@ impl Run {
             assert!(bytes == *expected, "snapshot {number} differs, {cut:?}");
         }
     }
+
+    /// A disk that lied: what a sector reads, if anything, it has held before.
+    fn check_believed(&self, left: &State) {
+        let Ok(volume) = shelf_of(&left.machine()).open() else { return };
+        for sector in 0..WINDOW / 4096 {
+            let mut bytes = [0xaa; 4096];
+            if volume.read(WINDOW_AT + sector as u64 * 4096, &mut bytes).is_ok() {
+                let held = self.states.iter().any(|state| state[sector * 4096..][..4096] == bytes);
+                assert!(held, "sector {sector} of the window reads what it never held");
+            }
+        }
+    }
 }
 
-fn run(seed: u64, fault: Fault, failing: &Event) {
+fn shelf_of(machine: &Arc<Machine>) -> Shelf {
+    Shelf::new(Place::Machine(machine.clone()), DISK, Cipher::XtsAes256)
+}
+
+fn run(seed: u64, fault: Fault, failing: Option<&Event>) {
     let context = format!("seed {seed}, {fault:?}");
     let mut run = Run::new();
     run.machine.set_fault(Some(fault));
-    let full = fault.errno == libc::ENOSPC && !matches!(failing, Event::Sync(_));
+    let full = fault.errno == libc::ENOSPC && !matches!(failing, Some(Event::Sync(_)));
     let mut stopped = false;
     for step in steps(seed) {
         let was_latched = run.volume.active().is_latched();
@@ -176,7 +208,7 @@ fn run(seed: u64, fault: Fault, failing: &Event) {
                 let tells =
                     matches!(step, Step::Write(..) | Step::Discard(..) | Step::Flush | Step::Checkpoint);
                 assert!(
-                    latched || !tells || fault.errno == libc::ENOSPC,
+                    latched || !tells || fault.of_reads || fault.errno == libc::ENOSPC,
                     "{context}: {step:?} failed and nothing is latched"
                 );
             }
@@ -187,6 +219,7 @@ fn run(seed: u64, fault: Fault, failing: &Event) {
         }
     }
     let fired = run.machine.fault_fired();
+    run.check_live();
     run.machine.set_fault(None);
     run.check_live();
     if full && !stopped {
@@ -203,22 +236,39 @@ fn run(seed: u64, fault: Fault, failing: &Event) {
     }
 }
 
+/// Each operation of some scripts fails in turn, or each read.
 fn every_operation(fault: Fault) {
-    for seed in 1..=3 {
+    let (seeds, _) = seeds(1);
+    let mut runs = 0;
+    for seed in seeds {
         let mut plain = Run::new();
+        plain.machine.set_fault(None);
         plain.machine.start_trace();
         for step in steps(seed) {
             assert!(matches!(plain.step(step), Outcome::Done));
         }
+        let reads = plain.machine.reads();
         plain.check_live();
         let trace = plain.machine.take_trace();
-        for (at, failing) in trace.iter().enumerate() {
-            run(seed, Fault { at: at as u64, ..fault }, failing);
+        let count = if fault.of_reads { reads } else { trace.len() as u64 };
+        for at in 0..count {
+            let failing = trace.get(at as usize).filter(|_| !fault.of_reads);
+            run(seed, Fault { at, ..fault }, failing);
         }
+        runs += count;
     }
+    println!("{} disks after a cut and a fault", runs * (CUTS.len() as u64 + 1) * 2);
 }
 
-const ONCE: Fault = Fault { at: 0, for_ever: false, errno: libc::EIO, half_done: false, fresh_only: false };
+const ONCE: Fault = Fault {
+    of_reads: false,
+    lie: None,
+    at: 0,
+    for_ever: false,
+    errno: libc::EIO,
+    half_done: false,
+    fresh_only: false,
+};
 
 #[test]
 fn an_error_latches_until_reopened() {
@@ -236,6 +286,69 @@ fn a_failed_sync_that_drops_pages_is_never_followed_by_a_yes() {
 fn a_full_disk_fails_the_write_and_nothing_else() {
     every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, ..ONCE });
     every_operation(Fault { errno: libc::ENOSPC, fresh_only: true, for_ever: true, ..ONCE });
+}
+
+#[test]
+fn a_read_that_fails_is_an_error_and_nothing_else() {
+    every_operation(Fault { of_reads: true, ..ONCE });
+    every_operation(Fault { of_reads: true, for_ever: true, ..ONCE });
+}
+
+/// Rule 5: the room for a mark, a close or an end is there before it is needed, also at the end of what was prepared.
+#[test]
+fn a_full_disk_never_meets_a_flush() {
+    // The log's first window has 64 blocks, of which each flush takes one. Discards take no slots, so that only the log could
+    // be full; how many come first moves the end of the window between the record, the mark and nothing.
+    for before in 0..8 {
+        let mut run = Run::new();
+        let write = |run: &mut Run, n: usize| {
+            assert!(matches!(run.step(Step::Write(n % 40 * 4096, 4096)), Outcome::Done));
+        };
+        for n in 0..63 {
+            write(&mut run, n);
+            assert!(matches!(run.step(Step::Flush), Outcome::Done));
+        }
+        (0..before).for_each(|n| write(&mut run, n));
+        let full = Fault { errno: libc::ENOSPC, fresh_only: true, for_ever: true, ..ONCE };
+        run.machine.set_fault(Some(full));
+        for n in 0..40 {
+            let done = run.step(Step::Discard(n * 4096, 4096));
+            let flushed = if n % 4 == 3 || n > 30 { run.step(Step::Flush) } else { Outcome::Done };
+            let discard_fits =
+                matches!(done, Outcome::Done | Outcome::Failed(VolumeError::Layer(LayerError::NoSpace)));
+            assert!(discard_fits, "discard {n} after {before} writes fails otherwise");
+            assert!(matches!(flushed, Outcome::Done), "a flush fails after {before} writes, {n} discards");
+        }
+        run.machine.set_fault(None);
+        run.check_reopened(Cut::None, run.flushed);
+    }
+}
+
+/// A write that is lost, or comes elsewhere, is found by keys: no bytes are read that were not written there.
+#[test]
+fn a_disk_that_lies_is_not_believed() {
+    for (seed, lie) in seeds(1).0.flat_map(|seed| [(seed, Lie::Lost), (seed, Lie::Astray)]) {
+        let mut plain = Run::new();
+        plain.machine.start_trace();
+        steps(seed).into_iter().for_each(|step| drop(plain.step(step)));
+        let count = plain.machine.take_trace().len() as u64;
+        let mut damaged = 0;
+        for at in 0..count {
+            let mut run = Run::new();
+            run.machine.set_fault(Some(Fault { at, lie: Some(lie), ..ONCE }));
+            for step in steps(seed) {
+                if matches!(run.step(step), Outcome::Stop) {
+                    break;
+                }
+            }
+            run.check_live();
+            let errors = |run: &Run| run.volume.read(WINDOW_AT, &mut vec![0; WINDOW]).is_err();
+            damaged += u64::from(errors(&run));
+            run.check_believed(&run.machine.state());
+        }
+        assert!(damaged > 0, "no lie is seen at all");
+        println!("{} disks after a cut and a fault", count * 2);
+    }
 }
 
 /// Rule 14: of a group, all layers end or none goes on.

@@ -213,3 +213,29 @@ fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
     }
     println!("{states} disks after a cut amid a fold");
 }
+
+/// Rule 15: data and map of a sealed layer, both as they were sealed once, put back after a fold has sealed them anew.
+#[test]
+fn a_layer_from_before_a_fold_is_refused() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine);
+    let volume = shelf.open().unwrap();
+    let mut random = Random::new(1);
+    let mut model = vec![0; WINDOW];
+    for _ in 0..2 {
+        (0..4).for_each(|_| change(&volume, &mut model, &mut random));
+        shelf.seal(&volume).unwrap();
+    }
+    shelf.finish_seals(&volume).unwrap();
+    let before = machine.state();
+    shelf.begin_fold(0, FoldWay::Down).unwrap();
+    shelf.fold(&volume, &mut || {}).unwrap();
+    volume.flush().unwrap();
+    let kept = shelf.rows().sealed[0].0.to_string();
+    let mut after = machine.state();
+    let reopened = self::shelf(&after.machine()).open().expect("as the fold left it");
+    assert!(window_of(&reopened.stack()) == model);
+    after.put_back(&before, &kept, &kept);
+    let refused = self::shelf(&after.machine()).open();
+    assert!(refused.is_err_and(|e| e.is_corruption()), "an older seal is believed");
+}

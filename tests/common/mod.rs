@@ -1,7 +1,9 @@
 //! What several tests share: a simulated disk, and a volume kept in layers without a catalog.
 #![allow(dead_code)]
 
+pub mod image;
 pub mod shelf;
+pub mod shrink;
 pub mod sim;
 
 /// A small, fast, seeded random source: the same everywhere, so that a printed seed replays.

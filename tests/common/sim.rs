@@ -1,7 +1,7 @@
 //! A simulated disk: files whose changes wait for a sync, a trace of all that was done to them, and what a power cut after
 //! any part of that trace may leave. Faults can be set on operations, and bytes changed behind the engine's back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,79 +10,10 @@ use parking_lot::Mutex;
 use terrane::layer::Store;
 
 use super::Random;
+#[allow(unused_imports)] // each test file uses a part
+pub use super::image::{CUTS, Cut};
+use super::image::{Image, Op, PAGE};
 use super::shelf::Rows;
-
-const PAGE: u64 = 4096;
-type PageBytes = [u8; PAGE as usize];
-/// The device writes this much at once or not at all.
-const DEVICE_SECTOR: u64 = 512;
-
-/// Bytes of a file, by page; absent pages are holes. Copies share pages.
-#[derive(Clone, Default)]
-struct Image {
-    pages: HashMap<u64, Arc<PageBytes>>,
-    len: u64,
-}
-
-impl Image {
-    fn read(&self, into: &mut [u8], offset: u64) {
-        let mut done = 0;
-        while done < into.len() {
-            let at = offset + done as u64;
-            let within = (at % PAGE) as usize;
-            let take = (PAGE as usize - within).min(into.len() - done);
-            match self.pages.get(&(at / PAGE)) {
-                Some(page) if at < self.len => {
-                    into[done..done + take].copy_from_slice(&page[within..within + take]);
-                }
-                _ => into[done..done + take].fill(0),
-            }
-            done += take;
-        }
-    }
-
-    fn write(&mut self, from: &[u8], offset: u64) {
-        let mut done = 0;
-        while done < from.len() {
-            let at = offset + done as u64;
-            let within = (at % PAGE) as usize;
-            let take = (PAGE as usize - within).min(from.len() - done);
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
-            Arc::make_mut(page)[within..within + take].copy_from_slice(&from[done..done + take]);
-            done += take;
-        }
-        self.len = self.len.max(offset + from.len() as u64);
-    }
-
-    fn apply(&mut self, op: &Op) {
-        match op {
-            Op::Write(offset, bytes) => self.write(bytes, *offset),
-            Op::Zeros(offset, len) => {
-                let zeros = Arc::new([0; PAGE as usize]);
-                (offset / PAGE..(offset + len) / PAGE)
-                    .for_each(|p| drop(self.pages.insert(p, zeros.clone())));
-                self.len = self.len.max(offset + len);
-            }
-            Op::Punch(offset, len) => {
-                (offset / PAGE..(offset + len) / PAGE).for_each(|p| drop(self.pages.remove(&p)));
-            }
-            Op::SetLen(len) => {
-                self.len = *len;
-                self.pages.retain(|page, _| page * PAGE < *len);
-            }
-        }
-    }
-}
-
-/// A change of a file.
-#[derive(Debug)]
-enum Op {
-    Write(u64, Vec<u8>),
-    /// Whole pages of zeros that take space.
-    Zeros(u64, u64),
-    Punch(u64, u64),
-    SetLen(u64),
-}
 
 /// Something a program did to the machine.
 #[derive(Clone, Debug)]
@@ -106,33 +37,22 @@ struct SimFile {
     pending: Vec<Arc<Change>>,
 }
 
-/// What a cut leaves of the operations that no sync covered.
+/// What a disk does to a write without a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// Nothing.
-    None,
-    /// Everything, as after `kill -9`.
-    All,
-    /// A random prefix of each file's.
-    Prefix,
-    /// All but one.
-    AllButOne,
-    /// Only one.
-    One,
-    /// A random subset.
-    Subset,
-    /// A random subset, and writes torn at device sectors.
-    Torn,
-    /// A random subset, and one device sector that was being written is garbage.
-    Garbage,
+pub enum Lie {
+    /// It never comes.
+    Lost,
+    /// It comes over the pages that follow where it should have come.
+    Astray,
 }
 
-pub const CUTS: [Cut; 8] =
-    [Cut::None, Cut::All, Cut::Prefix, Cut::AllButOne, Cut::One, Cut::Subset, Cut::Torn, Cut::Garbage];
-
-/// An error that operations give.
+/// What goes wrong: an error that operations give, or a lie about a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
+    /// Reads are counted, and fail; else everything else.
+    pub of_reads: bool,
+    /// Not an error.
+    pub lie: Option<Lie>,
     /// The number of the operation.
     pub at: u64,
     /// All from there on, too.
@@ -142,6 +62,12 @@ pub struct Fault {
     pub half_done: bool,
     /// Not where space is there already: writes to the prepared log, the catalog, and syncs but for the one at `at`.
     pub fresh_only: bool,
+}
+
+impl Fault {
+    fn meets(&self, n: u64) -> bool {
+        n == self.at || self.for_ever && n > self.at
+    }
 }
 
 /// Files and a catalog.
@@ -201,7 +127,11 @@ impl State {
                 Cut::All => file.current.clone(),
                 _ => {
                     let mut image = file.durable.clone();
-                    keep_some(&mut image, &file.pending, cut, &mut chosen, random);
+                    let prefix = random.below(file.pending.len() as u64 + 1) as usize;
+                    for (i, op) in file.pending.iter().enumerate() {
+                        cut.leave(&mut image, &op.0, chosen == 0, i < prefix, random);
+                        chosen = chosen.wrapping_sub(1);
+                    }
                     image
                 }
             };
@@ -212,54 +142,15 @@ impl State {
     }
 }
 
-/// Applies to `image` what the cut keeps; `chosen` counts down to the one operation that is treated apart.
-fn keep_some(image: &mut Image, pending: &[Arc<Change>], cut: Cut, chosen: &mut u64, random: &mut Random) {
-    let prefix = random.below(pending.len() as u64 + 1) as usize;
-    for (i, op) in pending.iter().enumerate() {
-        let is_chosen = *chosen == 0;
-        *chosen = chosen.wrapping_sub(1);
-        let kept = match cut {
-            Cut::None => false,
-            Cut::All => true,
-            Cut::Prefix => i < prefix,
-            Cut::AllButOne => !is_chosen,
-            Cut::One => is_chosen,
-            Cut::Subset | Cut::Torn | Cut::Garbage => random.one_in(2),
-        };
-        match &op.0 {
-            Op::Write(offset, bytes) if cut == Cut::Torn => tear(image, *offset, bytes, random),
-            Op::Write(offset, bytes) if cut == Cut::Garbage && is_chosen => {
-                image.write(bytes, *offset);
-                let at = (offset + random.below(bytes.len() as u64)) / DEVICE_SECTOR * DEVICE_SECTOR;
-                let mut garbage = [0; DEVICE_SECTOR as usize];
-                random.fill(&mut garbage);
-                image.write(&garbage, at);
-            }
-            op if kept => image.apply(op),
-            _ => {}
-        }
-    }
-}
-
-fn tear(image: &mut Image, offset: u64, bytes: &[u8], random: &mut Random) {
-    let mut at = offset;
-    let end = offset + bytes.len() as u64;
-    while at < end {
-        let next = end.min((at / DEVICE_SECTOR + 1) * DEVICE_SECTOR);
-        if random.one_in(2) {
-            image.write(&bytes[(at - offset) as usize..(next - offset) as usize], at);
-        }
-        at = next;
-    }
-}
-
 struct Inner {
     state: State,
     /// What was done since [`Machine::start_trace`].
     trace: Option<Vec<Event>>,
     operations: u64,
+    reads: u64,
     fault: Option<Fault>,
     fired: bool,
+    before_read: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// A machine with a disk.
@@ -273,7 +164,15 @@ impl Machine {
     }
 
     fn of(state: State) -> Arc<Self> {
-        let inner = Inner { state, trace: None, operations: 0, fault: None, fired: false };
+        let inner = Inner {
+            state,
+            trace: None,
+            operations: 0,
+            reads: 0,
+            fault: None,
+            fired: false,
+            before_read: None,
+        };
         Arc::new(Self { inner: Mutex::new(inner) })
     }
 
@@ -303,10 +202,21 @@ impl Machine {
         self.inner.lock().operations
     }
 
+    /// Does this between the next read's beginning and what it reads.
+    pub fn before_next_read(&self, deed: impl FnOnce() + Send + 'static) {
+        self.inner.lock().before_read = Some(Box::new(deed));
+    }
+
+    /// Reads so far.
+    pub fn reads(&self) -> u64 {
+        self.inner.lock().reads
+    }
+
     /// Sets the one fault, counted from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
         let mut inner = self.inner.lock();
         inner.operations = 0;
+        inner.reads = 0;
         inner.fired = false;
         inner.fault = fault;
     }
@@ -374,21 +284,60 @@ impl Inner {
     fn operate_unless(&mut self, event: Event, spared: bool) -> io::Result<()> {
         let n = self.operations;
         self.operations += 1;
-        if let Some(fault) = self.fault
-            && (n == fault.at || fault.for_ever && n > fault.at)
-            && !(spared && fault.fresh_only)
-        {
+        let fault = self.fault.filter(|f| !f.of_reads && f.meets(n) && !(spared && f.fresh_only));
+        if let Some(lie) = fault.and_then(|f| f.lie) {
+            self.fired = true;
+            return self.lie(event, lie);
+        }
+        if let Some(fault) = fault {
             self.fired = true;
             if fault.half_done {
                 self.half_do(&event);
             }
             return Err(io::Error::from_raw_os_error(fault.errno));
         }
+        self.carry_out(event);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, event: Event) {
         self.state.apply(&event);
         if let Some(trace) = &mut self.trace {
             trace.push(event);
         }
+    }
+
+    fn lie(&mut self, event: Event, lie: Lie) -> io::Result<()> {
+        let astray = match &event {
+            Event::Change(name, change) => match &change.0 {
+                Op::Write(offset, bytes) => Some((name, Op::Write(offset + PAGE, bytes.clone()))),
+                Op::Zeros(offset, len) => Some((name, Op::Zeros(offset + PAGE, *len))),
+                Op::Punch(..) | Op::SetLen(_) => None,
+            },
+            Event::Sync(_) | Event::Commit(_) => None,
+        };
+        match (astray, lie) {
+            (Some((name, op)), Lie::Astray) => {
+                let astray = Event::Change(name.clone(), Arc::new(Change(op)));
+                self.carry_out(astray);
+            }
+            (Some(_), Lie::Lost) => {}
+            // No write.
+            (None, _) => self.carry_out(event),
+        }
         Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let n = self.reads;
+        self.reads += 1;
+        match self.fault.filter(|f| f.of_reads && f.meets(n)) {
+            Some(fault) => {
+                self.fired = true;
+                Err(io::Error::from_raw_os_error(fault.errno))
+            }
+            None => Ok(()),
+        }
     }
 
     fn half_do(&mut self, event: &Event) {
@@ -444,16 +393,17 @@ impl Store for SimStore {
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let deed = self.machine.inner.lock().before_read.take();
+        if let Some(deed) = deed {
+            deed();
+        }
+        self.machine.inner.lock().read()?;
         self.with_image(|i| i.read(into, offset));
         Ok(())
     }
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
-        let whole = offset.is_multiple_of(PAGE) && (from.len() as u64).is_multiple_of(PAGE);
-        let op = match whole && from.iter().all(|b| *b == 0) {
-            true => Op::Zeros(offset, from.len() as u64),
-            false => Op::Write(offset, from.to_vec()),
-        };
+        let op = Op::write(offset, from);
         // Where the log was prepared, space is there already.
         let pages = offset / PAGE..(offset + from.len() as u64).div_ceil(PAGE);
         let prepared = LOG.contains(&offset)
