@@ -19,7 +19,7 @@ use super::KmsError;
 use crate::catalog::KeyVersion;
 use crate::ids::KeyId;
 use crate::region::{Region, check_format, hex};
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, owned};
 
 const FORMAT: &str = "terrane-key";
 const FORMAT_VERSION: i64 = 1;
@@ -75,7 +75,7 @@ pub(super) fn read_version(region: &Region, key: KeyId, version: u32) -> Option<
 
 fn fields(region: &Region, key: KeyId, version: u32) -> Option<Fields> {
     let path = path(region, key, version);
-    let bytes = crashsafe::read_file(&path, BYTES_MAX).ok()?;
+    let bytes = owned::read(&path, BYTES_MAX).ok()?;
     let table: toml::Table = std::str::from_utf8(&bytes).ok()?.parse().ok()?;
     check_format(&table, &path, FORMAT, FORMAT_VERSION, &[]).ok()?;
     table.try_into().ok()
