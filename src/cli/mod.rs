@@ -37,7 +37,7 @@ use crate::sys::process;
 
 pub use app::App;
 pub use exit::{Exit, Failure};
-pub use output::{Output, printable};
+pub use output::{Output, printable, printable_json};
 pub use parse::{parse_bytes, parse_volume_size, size_text};
 
 /// What a command gives: nothing, or the error that `exit.rs` turns into a number.
