@@ -9,6 +9,7 @@ mod world;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use hostile::{Ended, Trap, bounded, chmod, make_pipe, names};
@@ -139,7 +140,9 @@ impl Template {
 
 fn check_all(cases: &[Case]) {
     let template = Template::new();
-    cases.iter().for_each(|case| template.check(case));
+    let fails = |case: &&Case| catch_unwind(AssertUnwindSafe(|| template.check(case))).is_err();
+    let failed: Vec<_> = cases.iter().filter(fails).map(|case| case.name).collect();
+    assert!(failed.is_empty(), "{} of {}: {failed:#?}", failed.len(), cases.len());
 }
 
 impl Bad {
