@@ -2,6 +2,7 @@
 //!
 //! Each target is run on bytes made from its seeds by changes that a seed number decides: the same each time. `TERRANE_FUZZ_RUNS`
 //! says how many times as often as in the gate; `TERRANE_FUZZ_FIRST` from which number on. A failure names the number.
+//! `TERRANE_FUZZ_INPUT` names a file to be run instead, such as libFuzzer's artifacts.
 
 mod common;
 mod fuzz_targets;
@@ -50,6 +51,9 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 }
 
 fn run(target: &Target) {
+    if let Some(path) = std::env::var_os("TERRANE_FUZZ_INPUT") {
+        return (target.run)(&std::fs::read(path).unwrap());
+    }
     let seeds = (target.seeds)();
     seeds.iter().for_each(|seed| (target.run)(seed));
     let first = number("TERRANE_FUZZ_FIRST").unwrap_or(1);
