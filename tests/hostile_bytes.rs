@@ -20,7 +20,9 @@ fn number(name: &str) -> Option<u64> {
 fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let any = |random: &mut Random| seeds[random.below(seeds.len() as u64) as usize].clone();
     let mut bytes = any(random);
-    for _ in 0..random.below(8) + 1 {
+    // Mostly few: a text with many changes ends at the first check.
+    let most = 1 << random.below(4);
+    for _ in 0..random.below(most) + 1 {
         let at = random.below(bytes.len() as u64 + 1) as usize;
         let end = (at + random.below(16) as usize).min(bytes.len());
         match random.below(8) {
@@ -41,7 +43,7 @@ fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
             }
         }
         // Bytes of edits are soon used up.
-        if random.one_in(4) {
+        if random.one_in(8) {
             let mut more = vec![0; random.below(64) as usize];
             random.fill(&mut more);
             bytes.append(&mut more);

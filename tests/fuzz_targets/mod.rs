@@ -26,7 +26,7 @@ pub const ALL: &[Target] = &[
     Target { name: "control", run: texts::control, seeds: messages, runs: 30_000 },
     Target { name: "typed", run: texts::typed, seeds: words, runs: 20_000 },
     Target { name: "envelope", run: texts::envelope, seeds: envelopes, runs: 10_000 },
-    Target { name: "catalog", run: rows::catalog, seeds: edits, runs: 300 },
+    Target { name: "catalog", run: rows::catalog, seeds: rows::seeds, runs: 300 },
 ];
 
 pub fn find(name: &str) -> &'static Target {
@@ -74,6 +74,7 @@ fn words() -> Vec<Vec<u8>> {
         "1.5T",
         "0.000000001E",
         "18446744073709551615",
+        "99999999999999999999.999999999E",
         "vol-0123456789abcdef0",
         "00000000000000000000000000000001",
         "a.b_c-9",

@@ -86,6 +86,25 @@ fn value(input: &mut Input) -> Value {
     }
 }
 
+/// Each column, with values that no row of ours has; and changes of bytes.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let values: [&[u8]; 9] = [
+        &[0],
+        &[1, 2, 0],
+        &[1, 1, 0],
+        &[1, 3, 63, 1],
+        &[1, 3, 63, 0],
+        &[1, 3, 47, 0],
+        &[3, 3, 7, 8, 9],
+        &[4, 3, 20, 1],
+        &[5, 8, b'.', b'.', b'/', 0, 0x1b, b'[', b'2', b'J'],
+    ];
+    let columns = 0..base().columns.len() as u8;
+    let of_column = |column| values.iter().map(move |value| [&[1, column], *value].concat());
+    let bytes = (0..8u8).map(|n| (0..60u8).map(|i| i.wrapping_mul(n).wrapping_mul(4)).collect());
+    columns.flat_map(of_column).chain(bytes).collect()
+}
+
 fn change_cells(input: &mut Input) {
     let base = base();
     let catalog = Connection::open(&base.path).unwrap();
