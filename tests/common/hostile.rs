@@ -44,6 +44,7 @@ impl Ended {
 /// Runs it once, killed when it hangs.
 pub fn run(mut command: Command) -> Ended {
     let since = Instant::now();
+    #[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let read = |from: &mut dyn Read| {
