@@ -81,7 +81,10 @@ pub(super) fn check_folder(path: &Path) -> Result<(), RegionError> {
 
 /// Reads `region.toml`, at most 64 KiB of UTF-8.
 pub(super) fn read_own_toml(path: &Path) -> Result<String, RegionError> {
-    let bytes = owned::read(path, TOML_BYTES_MAX).map_err(io_or_damage("reading it", path))?;
+    let bytes = owned::read(path, TOML_BYTES_MAX).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => corrupted(path, "a regular file of at most 64 KiB", source.to_string()),
+        _ => RegionError::io("reading it", path)(source),
+    })?;
     String::from_utf8(bytes).map_err(|_| corrupted(path, "UTF-8", "something else".into()))
 }
 
