@@ -12,10 +12,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use fuse_support::{MemoryExport, SIZE, TestMount, VOLUME, errno, is_root, must, run};
-use terrane::fuse::{MountError, Options, Shelf, mount, mounts, unmount};
+use terrane::fuse::{Life, MountError, Options, Shelf, life, mount, mounts, unmount};
 use terrane::sys;
 
 const NOBODY: u32 = 65534;
+/// Longer than an answer takes.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server in a process of its own, killed and unmounted when dropped.
 struct Server {
@@ -104,7 +106,7 @@ fn a_mount_point_that_is_none_is_refused_in_words() {
     assert!(words(&file).contains("is not a directory"));
     assert!(words(&file.join("below")).contains("below"));
     assert!(words(folder.path()).contains("not empty"));
-    assert!(mounts().unwrap().iter().all(|(mount, _)| !mount.path.starts_with(folder.path())));
+    assert!(mounts().unwrap().iter().all(|mount| !mount.path.starts_with(folder.path())));
 }
 
 #[test]
@@ -114,8 +116,8 @@ fn a_second_mount_on_a_live_one_is_refused() {
     assert!(matches!(error, MountError::AlreadyMounted { .. }), "{error}");
     assert!(error.is_busy());
     let listed = mounts().unwrap();
-    let (listed, dead) = listed.iter().find(|(mount, _)| mount.path == first.path()).unwrap();
-    assert_eq!((listed.kind.as_str(), *dead), ("fuse.terrane", false));
+    let listed = listed.iter().find(|mount| mount.path == first.path()).unwrap();
+    assert_eq!((listed.kind.as_str(), life(first.path(), PATIENCE)), ("fuse.terrane", Life::Live));
     assert_eq!(listed.device, first.mounted.device());
     let stat = fs::metadata(first.path()).unwrap();
     assert_eq!(listed.device, (libc::major(stat.dev()), libc::minor(stat.dev())));
@@ -190,7 +192,8 @@ fn a_dead_mount_is_named_and_cleared() {
     let error = mount(export.clone(), &server.path, &Options::default()).err().unwrap();
     assert!(matches!(error, MountError::Dead(_)));
     assert!(error.to_string().contains("terrane unmount"), "{error}");
-    assert!(mounts().unwrap().iter().any(|(mount, dead)| mount.path == server.path && *dead));
+    assert!(mounts().unwrap().iter().any(|mount| mount.path == server.path));
+    assert_eq!(life(&server.path, PATIENCE), Life::Dead);
     unmount(&server.path).unwrap();
     assert!(unmount(&server.path).unwrap_err().to_string().contains("not mounted"));
     drop(mount(export, &server.path, &Options::default()).unwrap());

@@ -1,23 +1,28 @@
+use std::collections::HashSet;
+use std::io;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, Params, Transaction, TransactionBehavior};
 
 use super::error::{from_sqlite, is_duplicate};
 use super::row::Fields;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
 use super::{CatalogError, Kind, SCHEMA_VERSION};
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, owned};
 
 /// How long a transaction waits for those of other processes.
 pub(super) const BUSY_SECONDS: u64 = 60;
 /// SQLite's own limit on a path is 512 bytes, and it appends `-journal`.
 const PATH_BYTES_MAX: usize = 500;
+/// No row and no text is longer; a longer one is not read into memory.
+const ROW_BYTES_MAX: i32 = 1 << 20;
 /// Connections kept for the next caller.
 const IDLE_MAX: usize = 8;
 
@@ -133,18 +138,7 @@ impl Pool {
                 ),
             });
         }
-        // Not a link, not a pipe: SQLite would follow the one and wait for the other.
-        if let Err(source) = crashsafe::open_regular(&self.path) {
-            return Err(match source.kind() {
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData => CatalogError::Corrupted {
-                    region: self.region.to_string(),
-                    what: self.path.display().to_string(),
-                    expected: "a file".into(),
-                    found: source.to_string(),
-                },
-                _ => CatalogError::Io { path: self.path.clone(), source },
-            });
-        }
+        self.check_files()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -165,11 +159,44 @@ impl Pool {
             .map_err(sql)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;
+        // There are none, and what is not of our schema is refused; these would run before that is seen.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(sql)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false).map_err(sql)?;
+        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, ROW_BYTES_MAX).map_err(sql)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(sql)?;
         connection.pragma_update(None, "cell_size_check", true).map_err(sql)?;
         connection.pragma_update(None, "synchronous", "full").map_err(sql)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(connection)
+    }
+
+    /// Not a link, not a pipe: SQLite would follow the one and wait for the other. And no rollback journal: a catalog is in
+    /// WAL mode from before it gets its name, and SQLite believes a journal, which may name any file to be removed.
+    fn check_files(&self) -> Result<(), CatalogError> {
+        let refused = |path: &Path, expected: &str, source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidData => CatalogError::Corrupted {
+                region: self.region.to_string(),
+                what: path.display().to_string(),
+                expected: expected.into(),
+                found: source.to_string(),
+            },
+            _ => CatalogError::Io { path: path.to_owned(), source },
+        };
+        owned::open(&self.path, false).map_err(|e| refused(&self.path, "a file", e))?;
+        let beside = |suffix: &str| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(suffix);
+            PathBuf::from(path)
+        };
+        for path in ["-wal", "-shm"].map(beside) {
+            owned::check_if_there(&path).map_err(|e| refused(&path, "a file", e))?;
+        }
+        let journal = beside("-journal");
+        let there = io::Error::new(io::ErrorKind::InvalidData, "there: move it away");
+        match journal.symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            found => Err(refused(&journal, "absent", found.err().unwrap_or(there))),
+        }
     }
 
     fn check(&self, connection: &Connection) -> Result<u32, CatalogError> {
@@ -199,8 +226,77 @@ impl Pool {
         if found == 0 {
             return Err(corrupted("user_version", format!("1 to {SCHEMA_VERSION}"), version));
         }
+        self.check_schema(connection, found)?;
         Ok(found)
     }
+}
+
+impl Pool {
+    /// A catalog has the tables and indexes of its version, word for word, and nothing else: a trigger, a view, an expression in
+    /// an index or a check would run within our statements, and need not end.
+    fn check_schema(&self, connection: &Connection, version: u32) -> Result<(), CatalogError> {
+        let sql = |error| from_sqlite(&self.region, error);
+        let corrupted = |what: &str, expected: &str, found: &str| CatalogError::Corrupted {
+            region: self.region.to_string(),
+            what: what.into(),
+            expected: expected.into(),
+            found: found.into(),
+        };
+        let mode: String =
+            connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).map_err(sql)?;
+        if mode != "wal" {
+            return Err(corrupted("the journal mode of catalog.db", "wal", &mode));
+        }
+        let known = objects_of_version(version).map_err(sql)?;
+        let found = objects(connection).map_err(sql)?;
+        match found.iter().find(|object| !known.contains(object)) {
+            Some(other) => Err(corrupted(
+                &format!(
+                    "the {} {:?} of catalog.db",
+                    other.kind,
+                    other.name.chars().take(64).collect::<String>()
+                ),
+                &format!("one of schema {version}"),
+                "another",
+            )),
+            None if found.len() < known.len() => {
+                Err(corrupted("catalog.db", &format!("all tables of schema {version}"), "fewer"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A table, index, trigger or view.
+#[derive(PartialEq, Eq, Hash)]
+struct Object {
+    kind: String,
+    name: String,
+    sql: Option<String>,
+}
+
+/// What a database has, but for what ANALYZE notes.
+fn objects(connection: &Connection) -> Result<HashSet<Object>, rusqlite::Error> {
+    let mut statement = connection.prepare(
+        "SELECT type, name, sql FROM sqlite_schema WHERE type <> 'table' OR name NOT IN ('sqlite_stat1', 'sqlite_stat4')",
+    )?;
+    let rows = statement
+        .query_map([], |row| Ok(Object { kind: row.get(0)?, name: row.get(1)?, sql: row.get(2)? }))?;
+    rows.collect()
+}
+
+/// What the schema of a version has.
+fn objects_of_version(version: u32) -> Result<Arc<HashSet<Object>>, rusqlite::Error> {
+    static KNOWN: Mutex<Option<(u32, Arc<HashSet<Object>>)>> = Mutex::new(None);
+    let mut known = KNOWN.lock();
+    if let Some((_, objects)) = known.as_ref().filter(|(of, _)| *of == version) {
+        return Ok(objects.clone());
+    }
+    let scratch = Connection::open_in_memory()?;
+    MIGRATIONS.iter().take(version as usize).try_for_each(|step| scratch.execute_batch(step))?;
+    let objects = Arc::new(objects(&scratch)?);
+    *known = Some((version, objects.clone()));
+    Ok(objects)
 }
 
 /// Steps a catalog from its `user_version` through the rest of `steps`, all in one transaction.

@@ -4,7 +4,7 @@ use std::io;
 
 use serde_json::json;
 
-use super::output::printable;
+use super::output::{printable, printable_json};
 use crate::catalog::CatalogError;
 use crate::control::ControlError;
 use crate::copy::CopyError;
@@ -97,7 +97,7 @@ impl Failure {
     pub fn print(&self, json: bool) {
         if json {
             let error = json!({ "exit": self.exit.number(), "message": self.message, "hint": self.hint });
-            eprintln!("{}", json!({ "error": error }));
+            eprintln!("{}", printable_json(&json!({ "error": error }).to_string()));
             return;
         }
         eprintln!("terrane: {}", printable(&self.message));

@@ -1,14 +1,15 @@
 //! Where log lines go: stderr; for a process in the background a file that is rotated, and syslog where there is one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::SystemTime;
+
+use crate::sys::owned;
 
 /// A log of this size becomes `NAME.1`, and the one before goes.
 const LOG_BYTES_MAX: u64 = 4 << 20;
@@ -35,8 +36,7 @@ fn syslog() -> Option<UnixDatagram> {
 
 impl LogFile {
     fn open(path: &Path) -> io::Result<Self> {
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+        let file = owned::open_to_append(path)?;
         let bytes = file.metadata()?.len();
         Ok(Self { path: path.to_owned(), file, bytes, syslog: syslog() })
     }

@@ -37,7 +37,7 @@ use crate::sys::process;
 
 pub use app::App;
 pub use exit::{Exit, Failure};
-pub use output::{Output, printable};
+pub use output::{Output, printable, printable_json};
 pub use parse::{parse_bytes, parse_volume_size, size_text};
 
 /// What a command gives: nothing, or the error that `exit.rs` turns into a number.
@@ -154,6 +154,9 @@ pub fn main() -> i32 {
     }
 }
 
+/// No line of what clap says is longer.
+const LINE_CHARS_MAX: usize = 400;
+
 /// What clap says: help and version to stdout, anything else is a usage error.
 fn usage(error: &clap::Error, json: bool) -> i32 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -164,12 +167,29 @@ fn usage(error: &clap::Error, json: bool) -> i32 {
         let text = error.render().to_string();
         // The first paragraph is the sentence; usage and help follow it.
         let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim();
+        let message = shortened(message);
         let hint = Some("`terrane --help` shows the commands and options".to_owned());
-        Failure { exit: Exit::Usage, message: message.to_owned(), hint }.print(true);
+        Failure { exit: Exit::Usage, message, hint }.print(true);
     } else {
-        let _ = error.print();
+        let plain = error.render().to_string();
+        let shown = printable(&plain.lines().map(shortened).collect::<Vec<_>>().join("\n"));
+        // What was typed, or expanded by a shell, may steer the terminal or fill it; else as clap has it, in colours.
+        match shown.trim_end() == plain.trim_end() {
+            true => drop(error.print()),
+            false => eprintln!("{}", shown.trim_end()),
+        }
     }
     Exit::Usage.number()
+}
+
+/// A line of a reasonable length: the reason stands at its end, what was typed before.
+fn shortened(line: &str) -> String {
+    let chars = line.chars().count();
+    if chars <= LINE_CHARS_MAX {
+        return line.to_owned();
+    }
+    let half = LINE_CHARS_MAX / 2;
+    line.chars().take(half).chain(['…']).chain(line.chars().skip(chars - half)).collect()
 }
 
 /// Whether the arguments ask for JSON, where they could not be parsed.

@@ -17,7 +17,7 @@ use crate::crypto::Secret;
 use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
 use crate::region::Region;
 use crate::sys::mount::MountError as System;
-use crate::sys::{loopdev, process};
+use crate::sys::{loopdev, owned, process};
 use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
 
 /// How long an unmount waits for the server to have written everything.
@@ -326,10 +326,15 @@ pub fn unmount(mount_point: &Path) -> Outcome {
 
 /// The process that serves the read-write mount at `path`.
 fn server_of(lock: &Path, path: &Path) -> Option<OwnedFd> {
-    let text = std::fs::read_to_string(lock).ok()?;
+    let text = text_of(lock)?;
     let mut lines = text.lines();
     let pid = lines.next()?.parse().ok()?;
     (lines.next()? == path.display().to_string()).then(|| process::watch(pid)).flatten()
+}
+
+fn text_of(lock: &Path) -> Option<String> {
+    // A process and a path.
+    String::from_utf8(owned::read(lock, 8192).ok()?).ok()
 }
 
 /// Unmounts, or names who keeps it busy. Programs that close their files now may keep it so for a moment longer: the
@@ -353,11 +358,11 @@ fn unmount_idle(mount_point: &Path, path: &Path, device: Option<(u32, u32)>) -> 
 
 /// Waits until the server that was mounted at `path` has let go of the layers.
 fn wait_for_close(lock: &Path, path: &Path) -> Result<()> {
-    let Ok(file) = std::fs::File::open(lock) else { return Ok(()) };
+    let Ok(file) = owned::open(lock, false) else { return Ok(()) };
     let since = Instant::now();
     while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err() {
         // Somebody else's by now.
-        let text = std::fs::read_to_string(lock).unwrap_or_default();
+        let text = text_of(lock).unwrap_or_default();
         if text.lines().nth(1) != Some(&path.display().to_string()) {
             return Ok(());
         }

@@ -40,7 +40,7 @@ impl Output {
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<()> {
         if self.is_json() {
-            return emit(&format!("{}\n", serde_json::to_string_pretty(things)?));
+            return emit(&format!("{}\n", printable_json(&serde_json::to_string_pretty(things)?)));
         }
         let mut table = plain_table();
         table.set_header(columns.iter().map(|column| column.to_uppercase()));
@@ -57,7 +57,7 @@ impl Output {
         fields: impl FnOnce(&T) -> Vec<(&'static str, String)>,
     ) -> Result<()> {
         if self.is_json() {
-            return emit(&format!("{}\n", serde_json::to_string_pretty(thing)?));
+            return emit(&format!("{}\n", printable_json(&serde_json::to_string_pretty(thing)?)));
         }
         let mut table = plain_table();
         for (field, value) in fields(thing) {
@@ -91,15 +91,31 @@ impl Output {
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        // Beside control characters: marks that reorder what is read (Trojan Source, CVE-2021-42574).
-        let reorders = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if (c.is_control() && c != '\n') || reorders {
-            let _ = write!(shown, "\\u{{{:x}}}", u32::from(c));
-        } else {
-            shown.push(c);
+        match steers(c) {
+            true => drop(write!(shown, "\\u{{{:x}}}", u32::from(c))),
+            false => shown.push(c),
         }
     }
     shown
+}
+
+/// JSON for a terminal: the same characters in JSON's own escapes (they stand in strings alone), so that it means the same.
+pub fn printable_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        match steers(c) {
+            true => drop(write!(shown, "\\u{:04x}", u32::from(c))),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Control characters but line ends, and marks that reorder what is read (Trojan Source, CVE-2021-42574).
+fn steers(c: char) -> bool {
+    let reorders =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\n') || reorders
 }
 
 fn plain_table() -> Table {
@@ -139,5 +155,7 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2Jb"), "a\\u{1b}[2Jb");
         assert_eq!(printable("a\u{202e}b\u{9b}c\r"), "a\\u{202e}b\\u{9b}c\\u{d}");
         assert_eq!(printable("plain é 文\n"), "plain é 文\n");
+        let json = serde_json::to_string(&["a\u{1b}\u{9b}\u{202e}\u{7f}é"]).unwrap();
+        assert_eq!(printable_json(&json), "[\"a\\u001b\\u009b\\u202e\\u007fé\"]");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::Failure;
 use super::exit::Exit;
 use crate::control::{self, ControlError};
-use crate::fuse;
+use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::sys::mount::MountedAt;
@@ -17,8 +17,12 @@ use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_li
 pub const SOCKET: &str = "mount.sock";
 /// A command without a mount folds layers for so long; others may be waiting for it.
 const FOLD_TIME: Duration = Duration::from_secs(5);
+/// The same, where layers are damaged.
+const FAILING_TIME: Duration = Duration::from_millis(500);
 /// Other commands hold the layers briefly.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What a mount may take to say that it is there.
+pub const MOUNT_TIME: Duration = Duration::from_secs(10);
 /// What a mount may take for an order.
 const ANSWER_TIME: Duration = Duration::from_secs(600);
 
@@ -33,7 +37,9 @@ pub fn perform(region: Region, order: &Order) -> Result<()> {
                 if done.is_ok() && may_free_layers(order) {
                     let since = std::time::Instant::now();
                     // What is left is folded by the next such command, or the next mount; it has said why in the log.
-                    let _ = host.fold(false, &mut |_| since.elapsed() < FOLD_TIME);
+                    let _ = host.fold(false, &mut |fold| {
+                        since.elapsed() < if fold.failures == 0 { FOLD_TIME } else { FAILING_TIME }
+                    });
                 }
                 let closed = host.close();
                 done?;
@@ -84,10 +90,17 @@ pub fn loops_over(state: &HostState, shelf: &str, id: &str) -> Vec<loopdev::Loop
 /// the kernel's own opening would show a meaningless process.
 pub fn refuse_attached(region: &Region, shelf: &str, id: &str, what: &str) -> Result<()> {
     let ours = |at: &MountedAt| at.source == region.dir().as_os_str();
-    for (at, dead) in fuse::mounts()? {
+    for at in fuse::mounts()?.iter().filter(|at| ours(at)) {
         let file = at.path.join(shelf).join(id);
-        if dead || !ours(&at) {
-            continue;
+        match fuse::life(&at.path, MOUNT_TIME) {
+            Life::Live => {}
+            Life::Dead => continue,
+            Life::Silent => {
+                let message =
+                    format!("{what} may be in use: the mount at {} does not answer", at.path.display());
+                let hint = Some("let its server go on (`terrane status` names it), or end it".into());
+                return Err(Failure { exit: Exit::InUse, message, hint }.into());
+            }
         }
         if let Some(device) = loopdev::backed_by(&file).unwrap_or_default().first() {
             let device = device.device.display();

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::exit::Exit;
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::TaskState;
-use crate::fuse;
+use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::volume::HostState;
 
@@ -47,10 +47,20 @@ pub fn run(app: &App) -> Outcome {
             }
         }
     }
-    let dead: Vec<_> = fuse::mounts()?.into_iter().filter(|(_, dead)| *dead).collect();
-    let dead_mounts: Vec<_> = dead.iter().map(|(at, _)| at.path.display().to_string()).collect();
-    problems
-        .extend(dead_mounts.iter().map(|at| format!("{at} is a dead mount; clear it: terrane unmount {at}")));
+    let mut dead_mounts = Vec::new();
+    for at in fuse::mounts()?.into_iter().map(|mount| mount.path) {
+        let name = at.display().to_string();
+        match fuse::life(&at, owner::MOUNT_TIME) {
+            Life::Live => {}
+            Life::Dead => {
+                problems.push(format!("{name} is a dead mount; clear it: terrane unmount {name}"));
+                dead_mounts.push(name);
+            }
+            Life::Silent => {
+                problems.push(format!("the mount at {name} does not answer; its server may be stopped"))
+            }
+        }
+    }
     let status = Status { regions, dead_mounts, problems };
     app.output().object(&status, |s| {
         let mut fields = Vec::new();

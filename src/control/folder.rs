@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::geteuid;
 
@@ -56,8 +56,12 @@ impl RunFolder {
         Ok(SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()))?)
     }
 
-    /// A connection under way to a socket; never waits.
+    /// A connection under way to a socket; never waits. A link to a socket elsewhere is none of ours.
     pub(super) fn connect(&self, name: &str) -> io::Result<OwnedFd> {
+        let found = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is no socket")));
+        }
         let socket = new_socket()?;
         rustix::net::connect(&socket, &self.address(name)?)?;
         Ok(socket)

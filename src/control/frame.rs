@@ -19,7 +19,7 @@ pub(super) enum Reply<T> {
 
 /// Why bytes are no message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum FrameError {
+pub(crate) enum FrameError {
     Magic,
     Version(u32),
     TooLong(usize),
@@ -49,7 +49,7 @@ pub(super) fn encode(body: &[u8]) -> Vec<u8> {
 }
 
 /// The body, if all of it is there; refused as early as the bytes show that it never will be.
-pub(super) fn decode(bytes: &[u8]) -> Result<Option<&[u8]>, FrameError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Option<&[u8]>, FrameError> {
     let begins = bytes.len().min(MAGIC.len());
     if bytes[..begins] != MAGIC[..begins] {
         return Err(FrameError::Magic);

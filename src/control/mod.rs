@@ -22,6 +22,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use client::call;
+pub(crate) use frame::decode as decode_frame;
 pub use server::{Server, serve};
 
 /// How long a message may take to arrive.

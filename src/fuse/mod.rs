@@ -22,7 +22,9 @@ mod session; // mount, serve, unmount
 mod shelves; // a host's volumes and snapshots
 mod tree; // what stands under each name
 
-pub use session::{Cache, MountError, Mounted, Options, check_mount_point, mount, mounts, unmount};
+pub use session::{
+    Cache, Life, MountError, Mounted, Options, check_mount_point, life, mount, mounts, unmount,
+};
 pub use shelves::Shelves;
 /// An errno as the kernel wants it (`libc::EIO`, …).
 pub type Errno = i32;

@@ -166,10 +166,38 @@ pub fn unmount(at: &Path) -> Result<(), MountError> {
     }
 }
 
-/// All terrane mounts this process sees, and whether each is dead.
-pub fn mounts() -> io::Result<Vec<(MountedAt, bool)>> {
-    let ours = sys::mount::mounts()?.into_iter().filter(MountedAt::is_ours);
-    Ok(ours.map(|mount| (is_dead(&mount.path), mount)).map(|(dead, mount)| (mount, dead)).collect())
+/// All terrane mounts of this user that this process sees. Another's may call itself as it likes, and need not answer when
+/// it is asked something.
+pub fn mounts() -> io::Result<Vec<MountedAt>> {
+    let user = rustix::process::geteuid().as_raw();
+    Ok(sys::mount::mounts()?
+        .into_iter()
+        .filter(|mount| mount.is_ours() && mount.user == Some(user))
+        .collect())
+}
+
+/// How a mount stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// Its server answers.
+    Live,
+    /// Its server is gone.
+    Dead,
+    /// Its server is there, and does not answer.
+    Silent,
+}
+
+/// How a mount stands, asked for so long at most.
+pub fn life(path: &Path, patience: Duration) -> Life {
+    let (tell, told) = std::sync::mpsc::channel();
+    let asked = path.to_owned();
+    // Left behind where there is no answer: it ends with the process.
+    std::thread::spawn(move || tell.send(is_dead(&asked)));
+    match told.recv_timeout(patience) {
+        Ok(true) => Life::Dead,
+        Ok(false) => Life::Live,
+        Err(_) => Life::Silent,
+    }
 }
 
 /// A mount being served by threads of this process. Dropping it unmounts, by force if need be.

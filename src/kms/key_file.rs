@@ -11,7 +11,7 @@
 //! wrapped_key = "…"              # associated data: region, key, version
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use super::KmsError;
 use crate::catalog::KeyVersion;
 use crate::ids::KeyId;
 use crate::region::{Region, check_format, hex};
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, owned};
 
 const FORMAT: &str = "terrane-key";
 const FORMAT_VERSION: i64 = 1;
@@ -74,11 +74,18 @@ pub(super) fn read_version(region: &Region, key: KeyId, version: u32) -> Option<
 }
 
 fn fields(region: &Region, key: KeyId, version: u32) -> Option<Fields> {
-    let path = path(region, key, version);
-    let bytes = crashsafe::read_file(&path, BYTES_MAX).ok()?;
-    let table: toml::Table = std::str::from_utf8(&bytes).ok()?.parse().ok()?;
-    check_format(&table, &path, FORMAT, FORMAT_VERSION, &[]).ok()?;
+    parse(&owned::read(&path(region, key, version), BYTES_MAX).ok()?)
+}
+
+fn parse(bytes: &[u8]) -> Option<Fields> {
+    let table: toml::Table = std::str::from_utf8(bytes).ok()?.parse().ok()?;
+    check_format(&table, Path::new("a key file"), FORMAT, FORMAT_VERSION, &[]).ok()?;
     table.try_into().ok()
+}
+
+/// Whether bytes have the form of a key file.
+pub(crate) fn parse_key_file(bytes: &[u8]) -> bool {
+    parse(bytes).is_some_and(|fields| hex::decode(&fields.wrapped_key).is_some())
 }
 
 fn path(region: &Region, key: KeyId, version: u32) -> PathBuf {

@@ -515,7 +515,8 @@ impl Record {
 
 fn parse_run(b: &[u8], disk_sectors: u64) -> Option<Run> {
     let (sector, place, count) = (u64_at(b, 0), u64_at(b, 8), u64_at(b, 16));
-    let count = u32::try_from(count).ok().filter(|c| *c > 0)?;
+    // A run is of one request, or of a discard's part in one chunk: a larger one would be work and memory without end.
+    let count = u32::try_from(count).ok().filter(|c| (1..=CHUNK_SECTORS as u32).contains(c))?;
     let entry = Entry { tag: U64::ZERO, place: U64::new(place) };
     if !entry.is_valid() || sector.checked_add(u64::from(count))? > disk_sectors {
         return None;
@@ -634,5 +635,11 @@ mod tests {
             assert!(Record::parse(&changed, keys().log(), 1 << 20).is_none(), "byte {at}");
         }
         assert!(Record::parse(&bytes, keys().log(), 520).is_none(), "a run past the end of the disk");
+        for (count, is_taken) in [(0, false), (1, true), (512, true), (513, false), (u32::MAX, false)] {
+            let mut buffer = RecordBuffer::default();
+            buffer.lay_out(Kind::Write, &[Run { sector: 9, state: State::Zero, count }], &[]);
+            let bytes = buffer.finish(keys().log(), 77, 4, 70, &[9; 16]).0;
+            assert_eq!(Record::parse(bytes, keys().log(), 1 << 40).is_some(), is_taken, "a run of {count}");
+        }
     }
 }

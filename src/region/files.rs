@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::RegionError;
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, owned};
 
 /// The largest TOML file this room reads.
 pub(super) const TOML_BYTES_MAX: u64 = 64 << 10;
@@ -52,14 +52,45 @@ pub(super) fn check_dir(path: &Path) -> Result<(), RegionError> {
     Ok(())
 }
 
-/// Reads a TOML file of this user's, at most 64 KiB of UTF-8.
-pub(super) fn read_toml(path: &Path) -> Result<String, RegionError> {
-    let corrupted = |expected: &str, found: String| RegionError::Corrupted {
+/// What of a region's files is not as [`owned`] wants it is damage.
+pub(super) fn io_or_damage(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RegionError {
+    move |source| match source.kind() {
+        io::ErrorKind::InvalidData => corrupted(path, "a file of the region", source.to_string()),
+        _ => RegionError::io(doing, path)(source),
+    }
+}
+
+fn corrupted(path: &Path, expected: &str, found: String) -> RegionError {
+    RegionError::Corrupted {
         path: path.to_owned(),
         what: "the file".into(),
         expected: expected.into(),
         found,
-    };
+    }
+}
+
+/// A folder of the region: there, no link, its owner's, and closed to the writing of others.
+pub(super) fn check_folder(path: &Path) -> Result<(), RegionError> {
+    owned::check_folder(path).map_err(|error| RegionError::Corrupted {
+        path: path.to_owned(),
+        what: "it".into(),
+        expected: "a folder of the region".into(),
+        found: error.to_string(),
+    })
+}
+
+/// Reads `region.toml`, at most 64 KiB of UTF-8.
+pub(super) fn read_own_toml(path: &Path) -> Result<String, RegionError> {
+    let bytes = owned::read(path, TOML_BYTES_MAX).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidData => corrupted(path, "a regular file of at most 64 KiB", source.to_string()),
+        _ => RegionError::io("reading it", path)(source),
+    })?;
+    String::from_utf8(bytes).map_err(|_| corrupted(path, "UTF-8", "something else".into()))
+}
+
+/// Reads a TOML file of this user's configuration, at most 64 KiB of UTF-8.
+pub(super) fn read_toml(path: &Path) -> Result<String, RegionError> {
+    let corrupted = |expected: &str, found: String| corrupted(path, expected, found);
     let read = || -> io::Result<(File, Vec<u8>)> {
         let file = crashsafe::open_regular(path)?;
         let bytes = crashsafe::read_open(&file, TOML_BYTES_MAX)?;

@@ -136,7 +136,7 @@ impl Header {
     }
 
     /// As it is written.
-    pub(super) fn to_toml(&self) -> String {
+    pub(crate) fn to_toml(&self) -> String {
         let fields = Fields {
             format: FORMAT.into(),
             format_version: FORMAT_VERSION,
@@ -158,7 +158,7 @@ impl Header {
     }
 
     /// Reads what [`Header::to_toml`] wrote; `path` is for sentences.
-    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, RegionError> {
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, RegionError> {
         let corrupted = |what: &str, expected: &str, found: &str| RegionError::Corrupted {
             path: path.to_owned(),
             what: what.into(),

@@ -1,14 +1,15 @@
 //! `run/open.lock`: held shared by every process that has the region open, alone by a migration of its format.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::RegionError;
+use super::{RegionError, files};
+use crate::sys::owned;
 
 /// A migration is short; whoever opens the region meanwhile waits so long for it.
 const WAIT: Duration = Duration::from_secs(30);
@@ -43,16 +44,7 @@ impl OpenLock {
     }
 
     fn open(path: &Path) -> Result<Self, RegionError> {
-        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(RegionError::io("opening the lock", path))?;
+        let file = owned::open_or_create(path).map_err(files::io_or_damage("opening the lock", path))?;
         Ok(Self { file })
     }
 

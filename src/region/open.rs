@@ -68,7 +68,7 @@ impl Region {
         files::check_file_system(&dir)?;
         // 2. The lock, before the catalog is touched: a migration has it alone.
         for name in FOLDERS {
-            check_folder(&dir.join(name))?;
+            files::check_folder(&dir.join(name))?;
         }
         let lock_path = dir.join("run").join("open.lock");
         let name = header.name.as_str();
@@ -244,32 +244,18 @@ pub(super) fn find_dir(dir: &Path) -> Result<PathBuf, RegionError> {
     let closed = metadata.mode() & 0o077 == 0;
     if closed || dir.join(HEADER_FILE).exists() {
         files::check_owner(&dir, metadata.uid())?;
+        files::check_folder(&dir)?;
     }
     Ok(dir)
 }
 
 pub(super) fn read_header(dir: &Path) -> Result<Header, RegionError> {
     let path = dir.join(HEADER_FILE);
-    let text = match files::read_toml(&path) {
+    let text = match files::read_own_toml(&path) {
         Err(RegionError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Err(RegionError::NotARegion { dir: dir.to_owned(), why: "it has no region.toml".into() });
         }
         other => other?,
     };
     Header::parse(&text, &path)
-}
-
-/// A folder of the region: there, no link, and its owner's.
-pub(super) fn check_folder(path: &Path) -> Result<(), RegionError> {
-    let corrupted = |found: String| RegionError::Corrupted {
-        path: path.to_owned(),
-        what: "it".into(),
-        expected: "a folder of the region".into(),
-        found,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) => Err(corrupted(error.to_string())),
-        Ok(metadata) if !metadata.is_dir() => Err(corrupted("something else".into())),
-        Ok(metadata) => files::check_owner(path, metadata.uid()),
-    }
 }

@@ -14,15 +14,15 @@ use std::sync::Arc;
 use super::anchor::Anchors;
 use super::clock::Clock;
 use super::lock::OpenLock;
-use super::open::{CATALOG_FILE, FOLDERS, check_folder, find_dir, read_header};
+use super::open::{CATALOG_FILE, FOLDERS, find_dir, read_header};
 use super::{Config, Region, RegionError, RootKeyPlace, files};
 use crate::catalog::{LastTime, Pool};
 use crate::sys::crashsafe;
 
 const REBUILT: &str = "catalog.db.rebuilt";
 const LOCK: &str = "rebuild.lock";
-/// What SQLite keeps beside a database.
-const BESIDE: [&str; 2] = ["-wal", "-shm"];
+/// What SQLite keeps beside a database, or would take for its own.
+const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// A region without a usable catalog, held alone, with an empty one to fill. Dropped before [`Rebuilding::commit`], it leaves
 /// everything as it was.
@@ -44,7 +44,7 @@ impl Rebuilding {
         let dir = find_dir(&dir)?;
         let header = read_header(&dir)?;
         files::check_file_system(&dir)?;
-        FOLDERS.iter().try_for_each(|name| check_folder(&dir.join(name)))?;
+        FOLDERS.iter().try_for_each(|name| files::check_folder(&dir.join(name)))?;
         let alone = OpenLock::alone(&dir.join("run").join("open.lock"), header.name.as_str())?;
         remove_rebuilt(&dir);
         let last = Arc::new(LastTime::default());
@@ -105,7 +105,7 @@ impl Drop for Rebuilding {
 /// What an earlier try left: it is of no worth.
 fn remove_rebuilt(dir: &Path) {
     let rebuilt = dir.join(REBUILT);
-    for suffix in BESIDE.iter().chain(&["", "-journal"]) {
+    for suffix in BESIDE.iter().chain(&[""]) {
         let _ = fs::remove_file(with_suffix(&rebuilt, suffix));
     }
     let _ = fs::remove_file(dir.join("run").join(LOCK));
@@ -126,7 +126,7 @@ fn free_name(dir: &Path, time: &str) -> PathBuf {
         })
     };
     let is_free = |path: &PathBuf| {
-        ["", "-wal", "-shm"].iter().all(|s| fs::symlink_metadata(with_suffix(path, s)).is_err())
+        BESIDE.iter().chain(&[""]).all(|s| fs::symlink_metadata(with_suffix(path, s)).is_err())
     };
     (0..u32::MAX).map(name).find(is_free).expect("fewer files than numbers")
 }

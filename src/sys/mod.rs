@@ -8,5 +8,6 @@ pub mod crashsafe;
 pub mod loopdev;
 pub mod mapping;
 pub mod mount;
+pub mod owned;
 pub mod process;
 pub mod writeback;

@@ -207,6 +207,8 @@ pub struct MountedAt {
     pub kind: String,
     /// What `mount` named as the source.
     pub source: OsString,
+    /// Of a FUSE mount, who mounted it, by the kernel's word.
+    pub user: Option<u32>,
 }
 
 impl MountedAt {
@@ -237,6 +239,10 @@ fn parse_mountinfo(line: &[u8]) -> Option<MountedAt> {
         device: (major.parse().ok()?, minor.parse().ok()?),
         kind: String::from_utf8_lossy(fields.get(dash + 1)?).into_owned(),
         source: unescape_octal(fields.get(dash + 2)?),
+        user: fields.get(dash + 3).and_then(|options| {
+            let options = std::str::from_utf8(options).ok()?;
+            options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+        }),
     })
 }
 
@@ -296,7 +302,9 @@ mod tests {
         assert_eq!(mount.path, Path::new("/mnt/two words"));
         assert_eq!(mount.device, (0, 98));
         assert!(mount.is_ours());
-        assert_eq!(mount.source, "cn-hangzhou");
+        assert_eq!((mount.source.to_str(), mount.user), (Some("cn-hangzhou"), None));
+        let line = br"36 35 0:98 / /mnt rw - fuse.terrane a,user_id=7 rw,user_id=1000,group_id=0";
+        assert_eq!(parse_mountinfo(line).unwrap().user, Some(1000));
         assert_eq!(parse_mountinfo(b"nonsense"), None);
     }
 

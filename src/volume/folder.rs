@@ -1,7 +1,7 @@
 //! A layer's folder in a region: `layers/<id>/{header.toml, data, map}`, made, opened and removed.
 //!
-//! A row precedes its folder (`preparing`) and outlives it (`deleting`) (rule 22). Files are opened without following
-//! links, and their kind and owner are checked: what lies in a region is not trusted.
+//! A row precedes its folder (`preparing`) and outlives it (`deleting`) (rule 22). What lies in a region is not
+//! trusted: files are opened as [`crate::sys::owned`] says.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -20,6 +20,7 @@ use crate::layer::header::{self, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
 use crate::region::Region;
 use crate::sys::crashsafe;
+use crate::sys::owned;
 use crate::sys::process::{self, Holder};
 
 const DATA: &str = "data";
@@ -149,21 +150,6 @@ fn parts(id: LayerId, data: File, map: File, keys: Arc<LayerKeys>, cache: &Arc<P
     Parts { id, data, map, keys, cache: cache.clone() }
 }
 
-/// Opens one of a layer's files: a regular file of ours with one name, no link.
-fn open_file(path: &Path, write: bool) -> io::Result<File> {
-    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?;
-    let found = file.metadata()?;
-    let ours = found.uid() == rustix::process::geteuid().as_raw();
-    if !found.is_file() || found.nlink() != 1 || !ours || found.mode() & 0o022 != 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is not a plain file of this user with one name",
-        ));
-    }
-    Ok(file)
-}
-
 /// How a layer is opened.
 #[derive(Clone, Copy, Debug)]
 pub enum Opening {
@@ -211,9 +197,10 @@ fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bo
     let dir = region.layer_dir(row.id);
     let keys = Arc::new(layer_keys(region, row)?);
     check_header(region, row, &keys)?;
+    owned::check_folder(&dir).map_err(HostError::io("opening a layer", &dir))?;
     let open = |name: &str| {
         let path = dir.join(name);
-        open_file(&path, write).map_err(HostError::io("opening a layer", &path))
+        owned::open(&path, write).map_err(HostError::io("opening a layer", &path))
     };
     let (data, map) = (open(DATA)?, open(MAP)?);
     if write {
@@ -248,7 +235,7 @@ fn lock_data(data: &File, layer: LayerId) -> Result<()> {
 /// A layer's header as it stands; its MAC is not checked.
 fn untrusted_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
     let path = header_path(region, layer);
-    let bytes = crashsafe::read_file(&path, header::HEADER_LEN_MAX)
+    let bytes = owned::read(&path, header::HEADER_LEN_MAX)
         .map_err(HostError::io("reading a layer's header", &path))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
@@ -298,7 +285,7 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
 pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, std::time::SystemTime)> {
     let path = header_path(region, layer);
     let io = |what| HostError::io(what, &path);
-    let file = crashsafe::open_regular(&path).map_err(io("reading a layer's header"))?;
+    let file = owned::open(&path, false).map_err(io("reading a layer's header"))?;
     let written = file.metadata().and_then(|m| m.modified()).map_err(io("reading a layer's header"))?;
     let bytes =
         crashsafe::read_open(&file, header::HEADER_LEN_MAX).map_err(io("reading a layer's header"))?;
@@ -414,10 +401,7 @@ impl ReadLock {
 
 fn open_lock(region: &Region, snapshot: SnapshotId) -> io::Result<ReadLock> {
     let path = region.run_dir().join(format!("{snapshot}.lock"));
-    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
-    Ok(ReadLock { file: options.open(&path)?, path })
+    Ok(ReadLock { file: owned::open_or_create(&path)?, path })
 }
 
 /// Locks a snapshot against deletion while it is read by another process than the owner of the layers. The caller asks for
@@ -476,6 +460,10 @@ pub fn remove_unneeded(region: &Region, layer: LayerId) -> Result<()> {
 /// Removes a layer's folder. Its row goes afterwards.
 pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
     let dir = region.layer_dir(layer);
+    // A link instead of a folder: what it leads to is not ours to remove.
+    if fs::symlink_metadata(&dir).is_ok_and(|found| !found.is_dir()) {
+        return crashsafe::remove_file(&dir).map_err(HostError::io("removing a layer", &dir));
+    }
     for name in [DATA, MAP, HEADER] {
         match fs::remove_file(dir.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -494,7 +482,7 @@ pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
 /// Whether a layer that is being made has lost its maker: that holds the data file's lock, from a moment after the row.
 pub fn is_abandoned(region: &Region, row: &LayerRow) -> bool {
     let age = region.now().as_second() - row.created_at.as_second();
-    match open_file(&region.layer_dir(row.id).join(DATA), true) {
+    match owned::open(&region.layer_dir(row.id).join(DATA), true) {
         Ok(data) => flock(&data, FlockOperation::NonBlockingLockExclusive).is_ok(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => age > 60,
         Err(_) => false,

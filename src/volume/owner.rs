@@ -1,8 +1,7 @@
 //! `run/layers.lock`: held by the one process that may change a region's existing layers. It says who that is.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::host_error::{HostError, Result};
 use crate::region::Region;
+use crate::sys::owned;
 
 /// The lock, held until dropped.
 pub struct LayersLock {
@@ -37,16 +37,7 @@ impl LayersLock {
     pub fn take(region: &Region, mount_point: Option<&Path>) -> Result<Result<Self, Owner>> {
         let path = region.run_dir().join("layers.lock");
         let io = |what| HostError::io(what, &path);
-        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(&path)
-            .map_err(io("opening"))?;
+        let mut file = owned::open_or_create(&path).map_err(io("opening"))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(read_owner(&file))),

@@ -47,6 +47,8 @@ pub struct FoldProgress {
     pub kept: LayerId,
     /// Bytes moved so far.
     pub moved_bytes: u64,
+    /// Folds that could not be carried out so far.
+    pub failures: usize,
 }
 
 /// Says whether to go on.
@@ -86,7 +88,10 @@ impl Host {
         loop {
             let (parent, done) = match self.begin_fold(keep, &failed) {
                 Ok(None) => return first,
-                Ok(Some(job)) => (job.fold.parent, self.carry_out(job, watch)),
+                Ok(Some(job)) => (
+                    job.fold.parent,
+                    self.carry_out(job, &mut |p| watch(FoldProgress { failures: failed.len(), ..p })),
+                ),
                 Err((Some(parent), error)) => (parent, Err(*error)),
                 // The catalog can't say what there is to fold: to ask it at once again would never end.
                 Err((None, error)) => {
@@ -106,6 +111,12 @@ impl Host {
                         self.unfoldable.lock().insert(parent);
                     }
                     first = first.and(Err(error));
+                    // There may be thousands that fail.
+                    let so_far =
+                        FoldProgress { gone: parent, kept: parent, moved_bytes: 0, failures: failed.len() };
+                    if !watch(so_far) {
+                        return first;
+                    }
                 }
             }
         }
@@ -122,8 +133,12 @@ impl Host {
             fold.next_chunk = next;
             fold.moved_bytes += sectors * SECTOR_BYTES;
             unflushed += sectors * SECTOR_BYTES;
-            let progress =
-                FoldProgress { gone: fold.gone(), kept: fold.kept(), moved_bytes: fold.moved_bytes };
+            let progress = FoldProgress {
+                gone: fold.gone(),
+                kept: fold.kept(),
+                moved_bytes: fold.moved_bytes,
+                failures: 0,
+            };
             let go_on = watch(progress);
             if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
                 (unflushed, since) = (0, Instant::now());

@@ -1,0 +1,50 @@
+//! Doors to parsers of untrusted bytes that no public type leads to: for `tests/fuzz_targets`, and no part of the library.
+//!
+//! Each says whether the bytes were taken.
+
+use std::path::Path;
+
+use crate::volume::{Answer, Order};
+
+/// `region.toml`; what was taken is written and taken again.
+pub fn region_toml(text: &str) -> bool {
+    let path = Path::new("region.toml");
+    let Ok(header) = crate::region::Header::parse(text, path) else { return false };
+    let again = crate::region::Header::parse(&header.to_toml(), path).expect("what we write we read");
+    assert_eq!(header.to_toml(), again.to_toml());
+    true
+}
+
+/// `keys/<id>.<version>`.
+pub fn key_file(bytes: &[u8]) -> bool {
+    crate::kms::parse_key_file(bytes)
+}
+
+/// A message to the server, or to a client.
+pub fn control_message(bytes: &[u8]) -> bool {
+    let Ok(Some(body)) = crate::control::decode_frame(bytes) else { return false };
+    let order = serde_json::from_slice::<Order>(body);
+    let answer = serde_json::from_slice::<Answer>(body);
+    order.is_ok() || answer.is_ok()
+}
+
+/// A size on the command line: of anything, or of a volume.
+pub fn size(text: &str) -> bool {
+    let bytes = crate::cli::parse_bytes(text);
+    if let Ok(bytes) = bytes {
+        assert!(bytes > 0 && !crate::cli::size_text(bytes).is_empty());
+    }
+    let volume = crate::cli::parse_volume_size(text);
+    assert!(volume.is_err() || volume == bytes, "{text}");
+    bytes.is_ok()
+}
+
+/// Text and JSON on a terminal.
+pub fn printed(text: &str) {
+    let steers = |c: char| c.is_control() && c != '\n';
+    assert!(!crate::cli::printable(text).contains(steers));
+    let json = serde_json::to_string(text).expect("a string is JSON");
+    let shown = crate::cli::printable_json(&json);
+    assert!(!shown.contains(steers));
+    assert_eq!(serde_json::from_str::<String>(&shown).ok().as_deref(), Some(text));
+}

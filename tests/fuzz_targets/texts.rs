@@ -1,0 +1,110 @@
+//! Texts: `region.toml`, key files, headers of layers, messages, what is typed.
+
+use std::sync::OnceLock;
+
+use terrane::crypto::{self, Cipher, LayerKeys, Secret};
+use terrane::doors;
+use terrane::ids::{
+    AccountId, GroupId, InstanceId, KeyId, LayerId, Name, Point, RegionId, SnapshotId, TaskId, VolumeId,
+};
+use terrane::layer::header::{Header, UntrustedHeader};
+
+pub fn region_toml(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        doors::region_toml(text);
+    }
+}
+
+pub fn key_file(bytes: &[u8]) {
+    doors::key_file(bytes);
+}
+
+/// Header and length are made to fit, where the first byte says so.
+pub fn control(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    if first % 8 == 0 {
+        doors::control_message(rest);
+        return;
+    }
+    let mut message = b"trrn\x01\0\0\0".to_vec();
+    message.extend_from_slice(&(rest.len() as u32).to_le_bytes());
+    message.extend_from_slice(rest);
+    doors::control_message(&message);
+}
+
+fn keys() -> &'static LayerKeys {
+    static KEYS: OnceLock<LayerKeys> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        LayerKeys::derive(Cipher::Plain, &Secret::new(std::array::from_fn(|i| i as u8))).unwrap()
+    })
+}
+
+/// A layer's header with its list of points; the last line is made its MAC.
+pub fn header(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = UntrustedHeader::parse(text);
+    let body = text.rfind("mac = \"").map_or(text, |at| &text[..at]);
+    let mac: String = keys().header().mac(&[body.as_bytes()]).iter().map(|b| format!("{b:02x}")).collect();
+    let Ok(untrusted) = UntrustedHeader::parse(&format!("{body}mac = \"{mac}\"\n")) else { return };
+    let header = untrusted.verify(keys().header()).expect("the MAC fits");
+    let again = UntrustedHeader::parse(&header.to_text(keys().header())).expect("what we write we read");
+    assert_eq!(again.verify(keys().header()).unwrap(), header);
+}
+
+pub fn header_seed() -> String {
+    let header = Header {
+        region: RegionId([1; 16]),
+        volume: "vol-0123456789abcdef0".parse().unwrap(),
+        layer: LayerId([2; 16]),
+        parent: Some(LayerId([3; 16])),
+        size_bytes: 10 << 30,
+        cipher: Cipher::XtsAes256,
+        kind: "data".into(),
+        key: Some("key-0123456789abcdef0".parse().unwrap()),
+        key_version: 1,
+        wrapped_key: vec![9; 93],
+        points: vec![Point([4; 16]), Point([5; 16])],
+        sealed: Some(terrane::layer::SealedMark { generation: 3, mac: [6; 16] }),
+        took: Some(LayerId([8; 16])),
+    };
+    header.to_text(keys().header())
+}
+
+/// A text that was taken means the same once it was printed.
+fn comes_back<T: std::str::FromStr + ToString + PartialEq>(text: &str) {
+    if let Ok(value) = text.parse::<T>() {
+        assert!(value.to_string().parse::<T>().is_ok_and(|again| again == value), "{text}");
+    }
+}
+
+/// Sizes, ids, names, tags.
+pub fn typed(bytes: &[u8]) {
+    let text = &String::from_utf8_lossy(bytes);
+    doors::size(text);
+    doors::printed(text);
+    comes_back::<VolumeId>(text);
+    comes_back::<SnapshotId>(text);
+    comes_back::<GroupId>(text);
+    comes_back::<KeyId>(text);
+    comes_back::<TaskId>(text);
+    comes_back::<AccountId>(text);
+    comes_back::<InstanceId>(text);
+    comes_back::<LayerId>(text);
+    comes_back::<Point>(text);
+    comes_back::<RegionId>(text);
+    comes_back::<Name>(text);
+    comes_back::<Cipher>(text);
+    let _ = text.parse::<terrane::catalog::Tag>();
+    let _ = terrane::catalog::check_description(text);
+}
+
+/// A wrapped key: any bytes, and any bytes that the right key has wrapped.
+pub fn envelope(bytes: &[u8]) {
+    let key = Secret::<32>::new([3; 32]);
+    let _ = crypto::unwrap(&key, b"what for", bytes);
+    let wrapped = crypto::wrap(&key, b"what for", bytes);
+    let opened = crypto::unwrap(&key, b"what for", &wrapped).expect("what we wrap we open");
+    assert_eq!(&opened[..], bytes);
+    let _ = Secret::<64>::try_from_slice(&opened).map(|key| LayerKeys::derive(Cipher::XtsAes256, &key));
+    assert!(crypto::unwrap(&key, b"something else", &wrapped).is_err());
+}

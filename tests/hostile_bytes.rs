@@ -1,0 +1,85 @@
+//! Guards against bytes from a disk, a socket or a keyboard that end a process, or that mean something else once they were read.
+//!
+//! Each target is run on bytes made from its seeds by changes that a seed number decides: the same each time. `TERRANE_FUZZ_RUNS`
+//! says how many times as often as in the gate; `TERRANE_FUZZ_FIRST` from which number on. A failure names the number.
+//! `TERRANE_FUZZ_INPUT` names a file to be run instead, such as libFuzzer's artifacts.
+
+mod common;
+mod fuzz_targets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::Random;
+use fuzz_targets::Target;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|n| n.parse().expect("a number"))
+}
+
+/// A few changes, as fuzzers make them.
+fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let any = |random: &mut Random| seeds[random.below(seeds.len() as u64) as usize].clone();
+    let mut bytes = any(random);
+    // Mostly few: a text with many changes ends at the first check.
+    let most = 1 << random.below(4);
+    for _ in 0..random.below(most) + 1 {
+        let at = random.below(bytes.len() as u64 + 1) as usize;
+        let end = (at + random.below(16) as usize).min(bytes.len());
+        match random.below(8) {
+            0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            1 if at < bytes.len() => bytes[at] = random.next() as u8,
+            2 => bytes.insert(at, random.next() as u8),
+            3 => drop(bytes.drain(at..end)),
+            4 => bytes[at..end].fill([0, 0xff, b'0', b'"'][random.below(4) as usize]),
+            5 => random.fill(&mut bytes[at..end]),
+            6 => {
+                let piece = bytes[at..end].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            _ => {
+                let other = any(random);
+                let from = random.below(other.len() as u64 + 1) as usize;
+                bytes.splice(at.., other[from..].iter().copied());
+            }
+        }
+        // Bytes of edits are soon used up.
+        if random.one_in(8) {
+            let mut more = vec![0; random.below(64) as usize];
+            random.fill(&mut more);
+            bytes.append(&mut more);
+        }
+    }
+    bytes
+}
+
+fn run(target: &Target) {
+    if let Some(path) = std::env::var_os("TERRANE_FUZZ_INPUT") {
+        return (target.run)(&std::fs::read(path).unwrap());
+    }
+    let seeds = (target.seeds)();
+    seeds.iter().for_each(|seed| (target.run)(seed));
+    let first = number("TERRANE_FUZZ_FIRST").unwrap_or(1);
+    let runs = target.runs * number("TERRANE_FUZZ_RUNS").unwrap_or(1);
+    for n in first..first + runs {
+        let bytes = mutate(&mut Random::new(n), &seeds);
+        let done = catch_unwind(AssertUnwindSafe(|| (target.run)(&bytes)));
+        assert!(done.is_ok(), "target {}, number {n} (TERRANE_FUZZ_FIRST={n}): {bytes:02x?}", target.name);
+    }
+}
+
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            run(fuzz_targets::find(stringify!($name)));
+        })*
+
+        #[test]
+        fn every_target_is_run() {
+            let run = [$(stringify!($name)),*];
+            assert!(fuzz_targets::ALL.iter().all(|target| run.contains(&target.name)));
+        }
+    };
+}
+
+targets!(superblock log pages header region_toml key_file control typed envelope catalog);
