@@ -66,6 +66,27 @@ fn at(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// fsx does what comes to its mind and remembers what must be there. Only where it is installed: `cargo install fsx`.
+#[test]
+fn fsx_is_never_surprised() {
+    if !tool("sh", &["-c", "command -v fsx"]).status.success() {
+        return;
+    }
+    let world = World::new();
+    world.volume("web", "16M");
+    world.mount();
+    let config = "blockmode = true\nnosizechecks = true\n[opsize]\nalign = 1\nmax = 131072\n[weights]\ntruncate = 0\npunch_hole = 1\n";
+    fs::write(world.path("fsx.toml"), config).unwrap();
+    let operations = (2000 * times()).to_string();
+    let file = at(&world.file("web"));
+    must(
+        "fsx",
+        &["-q", "-N", &operations, "-S", "5", "-P", &at(&world.path("")), "-f", &world.at("fsx.toml"), &file],
+    );
+    world.unmount();
+    world.ok(&["region", "check"]);
+}
+
 /// badblocks writes and reads four patterns over the whole device.
 #[test]
 fn badblocks_finds_none() {

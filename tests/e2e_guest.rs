@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use world::{OnDisk, SECTOR, World, is_root, must, pattern, read_at, write_at};
@@ -49,10 +49,7 @@ impl Guest {
 
     /// The next line it prints; none when it has ended or the time is up.
     fn line(&self, until: Instant) -> Option<String> {
-        match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(line) => Some(line),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.lines.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
     }
 
     fn kill(&mut self) {
