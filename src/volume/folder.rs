@@ -75,9 +75,10 @@ pub fn make_layer(region: &Region, cache: &Arc<PageCache>, spec: &LayerSpec) -> 
     region.catalog()?.write(|tx| tx.insert_layer(&row, &spec.points))?;
     let made = make_folder(region, cache, &row, spec, keys);
     if made.is_err() {
-        // Best effort: what stays is taken away at the next start.
-        let _ = fs::remove_dir_all(region.layer_dir(id));
-        let _ = region.catalog().map(|mut c| c.write(|tx| tx.delete_layer(id)));
+        // Best effort: what stays is taken away as one whose maker has died, which takes its row.
+        if remove_folder(region, id).is_ok() {
+            let _ = region.catalog().map(|mut c| c.write(|tx| tx.delete_layer(id)));
+        }
     }
     made.map(|layer| (row, layer))
 }
