@@ -96,7 +96,10 @@ fn a_flipped_sector_is_named_and_the_rest_reads() {
     assert_eq!(errno(read_at(&path, 0, LEN)), libc::EIO);
     serves_other(&world);
     let log = world.log();
-    let id = world.json(&["volume", "show", "web"])["id"].as_str().unwrap().to_owned();
+    let shown = world.json(&["volume", "show", "web"]);
+    let id = shown["id"].as_str().unwrap().to_owned();
+    let reason = shown["reason"].as_str().unwrap();
+    assert!(reason.contains("sector 5 is damaged") && reason.contains("terrane status"), "{reason}");
     let line = log.lines().find(|line| line.contains("damaged")).unwrap_or_default();
     assert!(line.contains(&id) && line.contains("sector 5 "), "{log}");
     // Written anew it is whole again; a snapshot holds what it was taken of.
@@ -182,10 +185,15 @@ fn a_flipped_superblock_or_header_or_a_missing_folder_is_refused() {
             _ => assert_eq!(code, libc::EIO, "{name}: {}", world.log()),
         }
         serves_other(&world);
-        let id = world.json(&["volume", "show", "web"])["id"].as_str().unwrap().to_owned();
-        assert!(world.log().contains(&id), "{name}: {}", world.log());
+        // One command says what is wrong and what to do.
+        let shown = world.json(&["volume", "show", "web"]);
+        let (id, reason) = (shown["id"].as_str().unwrap(), shown["reason"].as_str().unwrap());
+        assert!(reason.contains("terrane "), "{name}: {reason}");
+        assert!(shown["state"] == "unreadable" || name == "cut", "{name}: {shown}");
+        assert!(world.log().contains(id), "{name}: {}", world.log());
         assert_eq!(world.json(&["volume", "list"]).as_array().unwrap().len(), 2);
-        world.ok(&["status"]);
+        let told = String::from_utf8(world.run(&["status"]).stdout).unwrap();
+        assert!(told.contains(id), "{name}: {told}");
         if name != "cut" {
             world.fails(&["snapshot", "create", "web", "--name", "s1"], 6, &[]);
         }

@@ -73,10 +73,20 @@ fn a_latched_volume_is_told_of_once() {
         }
         let output = world.run(&["status"]);
         assert_eq!(output.status.code(), Some(6));
+        // One command says what is wrong and what to do.
+        let shown = world.json(&["volume", "show", "web"]);
+        assert_eq!(shown["state"], "latched");
+        let reason = shown["reason"].as_str().unwrap();
+        for word in ["syncing a layer: Input/output error", "close its file and open it again"] {
+            assert!(reason.contains(word), "{reason}");
+        }
+        assert!(String::from_utf8_lossy(&output.stdout).contains(reason));
         assert_eq!(errno(writable(&world.file("other")).unwrap().write_all_at(b"goes on", 0)), 0);
         drop(file);
         // The kernel tells of a close a moment later.
         assert!(within(20, || writable(&world.file("web")).is_ok_and(|f| f.write_all_at(b"x", 0).is_ok())));
+        assert!(world.json(&["volume", "show", "web"])["reason"].is_null());
+        world.ok(&["status"]);
         assert!(read_at(&world.file("web"), 1, 4095).unwrap() == pattern(4096, round)[1..]);
     }
     world.unmount();

@@ -109,6 +109,12 @@ enum Command {
         #[arg(value_name = "VOLUME|FILE|DEVICE")]
         what: String,
     },
+    /// What a mount that ends asks of a process of its own
+    #[command(hide = true)]
+    LetGo {
+        /// A loop device
+        device: std::path::PathBuf,
+    },
     /// What is mounted, what is wrong
     Status,
     /// What another program needs to check the bytes
@@ -126,6 +132,7 @@ fn run(command: Command, app: &App) -> Outcome {
         Command::Unmount { mount_point } => mount::unmount(&mount_point),
         Command::Attach(args) => attach::attach(&args, app),
         Command::Detach { what } => attach::detach(&what, app),
+        Command::LetGo { device } => mount::let_go(&device),
         Command::Status => status::run(app),
         Command::Debug(command) => debug::run(command, app),
     }

@@ -226,6 +226,7 @@ fn listen(run_dir: &Path, host: &Arc<Host>, mounted: &Arc<Mounted>) -> Result<Se
                     pid: std::process::id(),
                     mount_point: mounted.path().display().to_string(),
                     live: host.live_states(),
+                    unopened: host.unopened(),
                 });
             }
             Order::Unmount => mounted.unmount().map_err(anyhow::Error::from),
@@ -273,10 +274,8 @@ fn end_on_signal(
 /// Makes everything durable and unmounts. What is open is served on for the grace; then the mount ends without it.
 fn end_in_order(host: &Host, mounted: &Mounted, grace: Duration) {
     for device in loopdev::below(mounted.path()).unwrap_or_default() {
-        match loopdev::let_go(&device.device) {
-            Ok(true) => {}
-            Ok(false) => tracing::warn!("{} is in use: unmount what is on it", device.device.display()),
-            Err(e) => tracing::warn!("{e}"),
+        if let Err(e) = let_go_elsewhere(&device.device) {
+            tracing::warn!("{e:#}");
         }
     }
     for open in host.live() {
@@ -291,6 +290,33 @@ fn end_in_order(host: &Host, mounted: &Mounted, grace: Duration) {
     if !mounted.end(grace) {
         let users = words_of_users(mounted.device()).unwrap_or_default();
         tracing::warn!("{} has ended though it was in use ({users})", mounted.path().display());
+    }
+}
+
+/// [`loopdev::let_go`] in a process of its own: what the device flushes comes to this one. Were it killed while a thread of its own
+/// waits for that, the thread would keep the descriptor of the mount open, and nobody would ever be answered.
+fn let_go_elsewhere(device: &Path) -> Result<()> {
+    use std::process::{Command, Stdio};
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["let-go".as_ref(), device.as_os_str()]).stdin(Stdio::null()).stdout(Stdio::null());
+    let output = command.output().with_context(|| format!("flushing {}", device.display()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => anyhow::bail!(
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim().trim_start_matches("terrane: ")
+        ),
+    }
+}
+
+/// Detaches a loop device, now or when it is free, for a mount that ends.
+pub fn let_go(device: &Path) -> Outcome {
+    match loopdev::let_go(device)? {
+        true => Ok(()),
+        false => {
+            let message = format!("{} is in use: unmount what is on it", device.display());
+            Err(Failure { exit: Exit::InUse, message, hint: None }.into())
+        }
     }
 }
 

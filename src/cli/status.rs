@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::exit::Exit;
+use super::volume::{could_not_be_opened, in_trouble};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::TaskState;
 use crate::fuse::{self, Life};
@@ -98,14 +99,16 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
 
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
     let mount = owner::mounted(region)?;
-    for live in mount.iter().flat_map(|m| &m.live).filter(|l| l.latched) {
-        problems.push(format!(
-            "volume {} is latched after a failed write or sync: close its file and open it again",
-            live.volume
-        ));
+    for live in mount.iter().flat_map(|m| &m.live) {
+        problems.extend(in_trouble(live).map(|trouble| format!("volume {}: {trouble}", live.volume)));
     }
     let (volumes, snapshots, tasks) =
         region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volumes()?, tx.snapshots()?, tx.tasks()?)) })?;
+    for unopened in mount.iter().flat_map(|m| &m.unopened) {
+        if volumes.iter().any(|v| v.id.to_string() == unopened.volume) {
+            problems.push(format!("volume {}: {}", unopened.volume, could_not_be_opened(unopened)));
+        }
+    }
     let failed = tasks.iter().filter(|t| t.state == TaskState::Failed).count();
     if failed > 0 {
         problems.push(format!("{failed} failed tasks in region {}", region.name()));

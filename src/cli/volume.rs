@@ -11,7 +11,7 @@ use crate::copy::KeyChoice;
 use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
 use crate::volume::folder;
-use crate::volume::{HostState, Order, VolumeSpec, create_volume};
+use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_volume};
 
 /// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -219,8 +219,10 @@ fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Show
         Ok((bytes(v.active, chain[0].stored_bytes), below))
     })?;
     let state = live.and_then(|s| s.live.iter().find(|l| l.volume == v.id.to_string()));
-    let reason = unreadable(region, &v);
-    let state = match (state, &reason) {
+    let unopened = live.and_then(|s| s.unopened.iter().find(|u| u.volume == v.id.to_string()));
+    let unreadable = unreadable(region, &v).or_else(|| unopened.map(could_not_be_opened));
+    let reason = state.and_then(in_trouble).or_else(|| unreadable.clone());
+    let state = match (state, &unreadable) {
         (Some(l), _) if l.latched => "latched",
         (Some(l), _) if !l.openers.is_empty() => "open",
         (_, Some(_)) => "unreadable",
@@ -243,6 +245,26 @@ fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Show
     })
 }
 
+/// Why a volume could not be opened, and what to do.
+pub(super) fn could_not_be_opened(unopened: &Unopened) -> String {
+    format!(
+        "it could not be opened: {}; unmounted, `terrane region check` names all that is wrong",
+        unopened.trouble
+    )
+}
+
+/// What is wrong with a volume that is live, and what to do.
+pub(super) fn in_trouble(live: &LiveState) -> Option<String> {
+    let trouble = live.trouble.as_deref();
+    if live.latched {
+        let first = trouble.map(|t| format!("{t}; ")).unwrap_or_default();
+        return Some(format!(
+            "{first}it is latched after a failed write or sync: see to the disk below the region, close its file and open it again"
+        ));
+    }
+    trouble.map(|t| format!("{t}; the mount's log names all: `terrane status` says where it is"))
+}
+
 /// Why a volume can't be opened, as far as its key and header tell without reading a sector.
 fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
     if let Some(key) = volume.key {
@@ -260,5 +282,6 @@ fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
             Err(e) => return Some(e.to_string()),
         }
     }
-    folder::peek_header(region, volume.active).err().map(|e| e.to_string())
+    let damaged = folder::peek_header(region, volume.active).err();
+    damaged.map(|e| format!("{e}; `terrane region check` names all that is wrong"))
 }

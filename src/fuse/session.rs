@@ -134,11 +134,9 @@ pub fn mount(export: Arc<dyn Export>, at: &Path, options: &Options) -> Result<Mo
         read_only: options.read_only,
     };
     let channel = sys::mount::mount(&path, &request)?;
-    let served = serve(Requests::new(export, options), channel, options).and_then(|state| {
-        fs::metadata(&path)?; // the first answer
-        Ok(state)
-    });
-    let state = match served {
+    // Whoever enters now is answered, or waits for the first thread. We never enter ourselves: killed while we wait for our own
+    // answer, our threads would be gone and our descriptor not, and the kernel would let everybody wait for ever.
+    let state = match serve(Requests::new(export, options), channel, options) {
         Ok(state) => state,
         Err(source) => {
             let _ = sys::mount::unmount(&path, true);

@@ -121,7 +121,7 @@ impl Export for Shelves {
                 let open = loop {
                     let open = told(&what, self.host.open_volume(id, true))?;
                     // A volume that was latched starts anew once nobody has it open any more.
-                    let anew = open.disk.active().is_latched() && self.host.forget_latched(id);
+                    let anew = open.is_latched() && self.host.forget_latched(id);
                     if !anew && open.enter(opener) {
                         break open;
                     }

@@ -130,7 +130,9 @@ impl Layer {
 
     /// Nothing is appended any more.
     fn release_log(&self) {
-        [0, 1].map(|half| self.data.release_log(half_offset(half), HALF_BYTES));
+        for half in [0, 1] {
+            self.data.release_log(half_offset(half), HALF_BYTES);
+        }
     }
 
     /// The map named a slot that no sector can have.

@@ -74,7 +74,8 @@ impl Host {
     pub fn live_states(&self) -> Vec<LiveState> {
         let of = |open: &Arc<OpenVolume>| LiveState {
             volume: open.disk.id().to_string(),
-            latched: open.disk.active().is_latched(),
+            latched: open.is_latched(),
+            trouble: open.trouble(),
             openers: open.openers(),
             unflushed_bytes: open.disk.active().unflushed_bytes(),
         };

@@ -18,6 +18,7 @@ use super::live::LiveVolume;
 use super::next::TakenNext;
 use super::open_snapshot::{OpenSnapshot, SnapshotOpeners};
 use super::open_volume::OpenVolume;
+use super::order::Unopened;
 use super::owner::LayersLock;
 use super::read::Stack;
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState, Volume};
@@ -51,6 +52,8 @@ pub struct Host {
     folding: Mutex<Option<FoldWorker>>,
     /// Layers whose fold met damage: reading it again would tell the same.
     pub(super) unfoldable: Mutex<HashSet<LayerId>>,
+    /// Why volumes could not be opened when they last were to be.
+    unopened: Mutex<HashMap<VolumeId, String>>,
 }
 
 struct Kept {
@@ -73,6 +76,7 @@ impl Host {
             anchored: Mutex::default(),
             folding: Mutex::default(),
             unfoldable: Mutex::default(),
+            unopened: Mutex::default(),
         })
     }
 
@@ -89,6 +93,15 @@ impl Host {
     /// The volumes that are live.
     pub fn live(&self) -> Vec<Arc<OpenVolume>> {
         self.volumes.lock().values().map(|k| k.volume.clone()).collect()
+    }
+
+    /// The volumes that could not be opened when they last were to be, and why.
+    pub fn unopened(&self) -> Vec<Unopened> {
+        let of = |(id, trouble): (&VolumeId, &String)| Unopened {
+            volume: id.to_string(),
+            trouble: trouble.clone(),
+        };
+        self.unopened.lock().iter().map(of).collect()
     }
 
     /// A volume, if it is live.
@@ -114,7 +127,12 @@ impl Host {
         if let Some(open) = self.find_live(id) {
             return Ok(open);
         }
-        let open = Arc::new(self.recover_volume(id)?);
+        let recovered = self.recover_volume(id);
+        match &recovered {
+            Ok(_) => drop(self.unopened.lock().remove(&id)),
+            Err(e) => drop(self.unopened.lock().insert(id, e.to_string())),
+        }
+        let open = Arc::new(recovered?);
         let keeper = match keep {
             true => Some(self.start_keeper(open.clone())?),
             false => None,
@@ -549,7 +567,7 @@ impl Host {
     pub fn forget_latched(&self, id: VolumeId) -> bool {
         let _one = self.changing.lock();
         let Some(open) = self.find_live(id) else { return false };
-        let forgotten = open.disk.active().is_latched() && open.retire().is_ok();
+        let forgotten = open.is_latched() && open.retire().is_ok();
         if forgotten {
             tracing::warn!(volume = %id, "opening the latched volume anew");
             self.drop_volume(id);

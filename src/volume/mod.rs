@@ -38,7 +38,7 @@ pub use litter::{remove_abandoned_copies, remove_copy, remove_litter};
 pub use live::{LiveVolume, Seal, chunks_of_bytes, seal_together};
 pub use open_snapshot::OpenSnapshot;
 pub use open_volume::OpenVolume;
-pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText};
+pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unopened};
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};

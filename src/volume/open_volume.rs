@@ -39,6 +39,14 @@ pub struct OpenVolume {
     poked: Receiver<()>,
     stopping: AtomicBool,
     told_of_latch: AtomicBool,
+    trouble: Mutex<Trouble>,
+}
+
+/// Errors of the disk since it was opened, but for that it is latched.
+#[derive(Default)]
+struct Trouble {
+    first: String,
+    count: u64,
 }
 
 /// Who has a volume's file open.
@@ -67,6 +75,7 @@ impl OpenVolume {
             poked,
             stopping: AtomicBool::new(false),
             told_of_latch: AtomicBool::new(false),
+            trouble: Mutex::default(),
         }
     }
 
@@ -123,6 +132,11 @@ impl OpenVolume {
         let id = self.disk.id();
         if !matches!(error, VolumeError::Layer(LayerError::Latched)) {
             tracing::error!("volume {id}: {error}");
+            let mut trouble = self.trouble.lock();
+            if trouble.count == 0 {
+                trouble.first = error.to_string();
+            }
+            trouble.count += 1;
         } else if !self.told_of_latch.swap(true, Ordering::Relaxed) {
             tracing::error!(
                 "volume {id} is latched after a failed write or sync: what was not flushed may be lost, and requests are \
@@ -130,6 +144,22 @@ impl OpenVolume {
                  the volume's file (`terrane status --output json` names its openers) and open it again"
             );
         }
+    }
+
+    /// What went wrong since it was opened, in words.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock();
+        match trouble.count {
+            0 => None,
+            1 => Some(trouble.first.clone()),
+            more => Some(format!("{} (the first of {more} errors)", trouble.first)),
+        }
+    }
+
+    /// Whether a failed write or sync has latched it: its active layer, or an ended one whose seal is not finished.
+    pub fn is_latched(&self) -> bool {
+        let stack = self.disk.stack();
+        stack.active.iter().chain(stack.chain.layers()).any(|layer| layer.is_latched())
     }
 
     /// Ends the keeper at its next look.

@@ -86,10 +86,22 @@ pub struct LiveState {
     pub volume: String,
     /// Whether a failed write or sync has latched it.
     pub latched: bool,
+    /// The first error since it was opened, of which requests got EIO, and how many there were.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// The processes that have its file open.
     pub openers: Vec<u32>,
     /// Bytes answered and not yet durable.
     pub unflushed_bytes: u64,
+}
+
+/// A volume that could not be opened.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unopened {
+    /// Its id.
+    pub volume: String,
+    /// Why.
+    pub trouble: String,
 }
 
 /// What the process that serves a region says of itself.
@@ -101,6 +113,9 @@ pub struct HostState {
     pub mount_point: String,
     /// Volumes that are live.
     pub live: Vec<LiveState>,
+    /// Volumes that could not be opened when they last were to be.
+    #[serde(default)]
+    pub unopened: Vec<Unopened>,
 }
 
 /// What came of an order.

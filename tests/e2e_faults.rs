@@ -1,0 +1,188 @@
+//! Guards against what errors of the file system below make of a real mount: wrong bytes, a flush that says yes falsely, a
+//! volume that no reopening brings back, and answered writes or snapshots that are gone with the error.
+//!
+//! The gate takes a sample of the calls; `TERRANE_STRIDE=n` lets each n-th call of the script fail, once and from then on.
+
+#[path = "common/script.rs"]
+mod script;
+#[path = "common/tamper.rs"]
+mod tamper;
+#[path = "common/world.rs"]
+mod world;
+
+use std::os::unix::fs::FileExt;
+
+use script::{Outcome, SCRIPT, SIZE, State, Step, keep, listed, put_back};
+use tamper::{Rule, Tampered, can_tamper};
+use world::{MIB, World, errno, pattern, read_at, writable};
+
+/// What fails: a part of the file's name, and the calls.
+const TARGETS: &[(&str, &str)] = &[
+    ("/data", "pwrite64"),
+    ("/data", "fdatasync"),
+    ("/data", "pread64"),
+    ("/data", "fallocate"),
+    ("/map", "pwrite64"),
+    ("/map", "fdatasync"),
+    ("/map", "pread64"),
+    ("/layers/", "write,fsync,ftruncate"),
+    ("/catalog.db", "pwrite64,fdatasync,fsync,ftruncate"),
+    ("/catalog.db", "pread64"),
+    ("*", "rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat"),
+];
+
+const ONCE: u64 = 1;
+const FOR_EVER: u64 = 1 << 40;
+
+/// What the region may hold.
+struct Allowed {
+    /// What it may be now: more than one where a step failed that may have been carried out all the same.
+    now: Vec<State>,
+    /// What it was since the last flush that said yes, the newest last: a volume opened anew may be one of these.
+    past: Vec<State>,
+}
+
+impl Allowed {
+    /// A step has ended so. `latched`: meanwhile something has latched, or was opened anew; else an error of the file has
+    /// changed nothing.
+    fn step(&mut self, number: usize, step: Step, outcome: &Outcome, latched: bool) {
+        let next: Vec<_> = self.now.iter().map(|state| state.after(number, step)).collect();
+        match outcome {
+            Outcome::NotBegun(_) => {}
+            Outcome::Failed(_) if step.is_of_the_file() && !latched => {}
+            Outcome::Failed(_) => self.now.extend(next),
+            Outcome::Done if step.is_durable() => {
+                self.now = next;
+                self.past.clear();
+            }
+            Outcome::Done => self.past.extend(std::mem::replace(&mut self.now, next)),
+        }
+        if latched {
+            self.now.extend_from_slice(&self.past);
+        }
+        let mut kept: Vec<State> = Vec::new();
+        for state in self.now.drain(..) {
+            if !kept.contains(&state) {
+                kept.push(state);
+            }
+        }
+        self.now = kept;
+        assert!(self.now.len() < 100, "too much is possible to tell right from wrong");
+    }
+
+    /// The catalog was read: it is durable at once.
+    fn list(&mut self, names: &[&str], what: &str) {
+        for states in [&mut self.now, &mut self.past] {
+            states.retain(|state| state.snapshots.keys().eq(names));
+        }
+        assert!(!self.now.is_empty(), "{what}: the snapshots are {names:?}");
+    }
+
+    /// The volume was read.
+    fn read(&mut self, disk: &[u8], what: &str) {
+        let possible = self.now.len();
+        self.now.retain(|state| state.disk == disk);
+        assert!(!self.now.is_empty(), "{what}: wrong bytes; {possible} disks were possible");
+        if let Some(at) = self.past.iter().rposition(|state| state.disk == disk) {
+            // Opened anew as that: what came later is gone.
+            self.past.truncate(at);
+        }
+    }
+}
+
+fn is_told(error: &std::io::Error, rule: &Rule) -> bool {
+    let code = error.raw_os_error();
+    code == Some(libc::EIO) || code == rule.act.parse().ok() && code == Some(libc::ENOSPC)
+}
+
+/// The script under a fault: what is read is always right or EIO.
+fn endure(world: &World, mount: &mut Tampered, rule: &Rule) -> Allowed {
+    let mut allowed = Allowed { now: vec![State::new()], past: Vec::new() };
+    let mut latches = 0;
+    for (number, step) in SCRIPT.iter().enumerate() {
+        let outcome = step.perform(world, number, 1);
+        let what = format!("{rule:?}, step {number}, {step:?}, {:?}", outcome.error());
+        assert!(outcome.error().is_none() || !mount.hits().is_empty(), "{what}, and nothing was hit");
+        let before = std::mem::replace(&mut latches, mount.log().matches("latched").count());
+        allowed.step(number, *step, &outcome, latches > before);
+        allowed.list(&listed(world), &what);
+        match read_at(&world.file("web"), 0, SIZE) {
+            Ok(disk) => allowed.read(&disk, &what),
+            // A latched volume can't be opened anew while there is no space for that.
+            Err(e) if !mount.hits().is_empty() && is_told(&e, rule) => {}
+            Err(e) => panic!("{what}, read: {e}, {:?}", mount.hits()),
+        }
+    }
+    assert!(!mount.has_ended(), "{rule:?}: the server has ended: {}", mount.log());
+    allowed
+}
+
+/// The script under a fault; and when the fault is gone everything is there and goes on, without a remount. Whether anything
+/// was hit.
+fn withstands(world: &World, rule: &Rule) -> bool {
+    put_back(world);
+    let mut mount = Tampered::mount(world, None);
+    mount.arm(rule);
+    let mut allowed = endure(world, &mut mount, rule);
+    mount.disarm();
+    let hits = mount.hits();
+    let what = format!("{rule:?}, {:?}, {}", hits.first(), mount.log());
+    let disk = read_at(&world.file("web"), 0, SIZE).unwrap_or_else(|e| panic!("reopened: {e}: {what}"));
+    allowed.read(&disk, &what);
+    assert!(allowed.now.contains(&State::found(world)), "a snapshot differs: {what}");
+    // It goes on: writes, flushes, snapshots.
+    let file = writable(&world.file("web")).unwrap();
+    assert_eq!(errno(file.write_all_at(&pattern(12345, 77), 5 * MIB)), 0, "{what}");
+    assert_eq!(errno(file.sync_all()), 0, "{what}");
+    drop(file);
+    let taken = world.run(&["snapshot", "create", "web", "--name", "after"]);
+    assert!(taken.status.success(), "{}: {what}", world::words(&taken));
+    let disk = read_at(&world.file("web"), 0, SIZE).unwrap();
+    let unmounted = world.run(&["unmount", &world.mnt()]);
+    assert!(unmounted.status.success(), "{}: {what}", world::words(&unmounted));
+    let log = mount.log();
+    mount.end();
+    let checked = world.run(&["region", "check"]);
+    assert!(checked.status.success(), "{}: {what} {log}", world::words(&checked));
+    world.mount();
+    assert!(read_at(&world.file("web"), 0, SIZE).unwrap() == disk, "{what}");
+    assert!(read_at(&world.snapshot_file("after"), 0, SIZE).unwrap() == disk, "{what}");
+    world.unmount();
+    !hits.is_empty()
+}
+
+#[test]
+fn an_error_of_any_call_gives_eio_and_never_wrong_bytes() {
+    if !can_tamper() {
+        return;
+    }
+    let mut world = World::new();
+    world.expect_disorder();
+    world.volume("web", "8M");
+    keep(&world);
+    let stride = tamper::stride();
+    let (mut faults, mut turn) = (0u64, 0u64);
+    for (path, calls) in TARGETS {
+        for act in [libc::EIO, libc::ENOSPC] {
+            for times in [ONCE, FOR_EVER] {
+                turn += 1;
+                let act = act.to_string();
+                let rule = |first| Rule { act: &act, first, times, within: (0, u64::MAX), path, calls };
+                if let Some(stride) = stride {
+                    let mut places = (1..9.min(stride)).chain((9.min(stride)..).step_by(stride as usize));
+                    let hit = places.by_ref().take_while(|first| withstands(&world, &rule(*first))).count();
+                    faults += hit as u64;
+                    println!("{hit} faults: {path} {calls} {act} {times}");
+                } else if turn % 4 == 1 {
+                    faults += u64::from(withstands(&world, &rule(1 + turn % 7)));
+                }
+            }
+        }
+    }
+    // A layer that can neither be made nor taken away leaves no folder without a row.
+    let (path, calls) = TARGETS[TARGETS.len() - 1];
+    let rule = Rule { act: "5", first: 2, times: FOR_EVER, within: (0, u64::MAX), path, calls };
+    faults += u64::from(withstands(&world, &rule));
+    assert!(faults >= 7, "{faults}");
+    println!("{faults} faults in all");
+}

@@ -1,0 +1,243 @@
+//! Guards against disks that other people's programs find wrong: fio, badblocks, stress-ng, e2fsck, xfs_repair, btrfs check,
+//! qemu-img, veritysetup and OpenSSL, each with a mind of its own of what a disk must hold.
+//!
+//! `TERRANE_FRIENDS=n` makes the random ones n times as long.
+
+#[path = "common/world.rs"]
+mod world;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use world::{MIB, OnDisk, SECTOR, World, is_root, must, pattern, read_at, tool, write_at};
+
+/// How much longer than in the gate.
+fn times() -> u64 {
+    std::env::var("TERRANE_FRIENDS").map_or(1, |n| n.parse().expect("a number"))
+}
+
+/// Each way fio knows to tell what it wrote; read again in a snapshot, and after a kill.
+#[test]
+fn fio_verifies_in_each_of_its_patterns() {
+    let mut world = World::new();
+    world.expect_disorder();
+    world.volume("web", "16M");
+    world.mount();
+    let io_size = format!("--io_size={}M", 4 * times());
+    let ways: [&[&str]; 5] = [
+        &["--verify=crc32c", "--bsrange=512-64k", "--bs_unaligned=0", "--rw=randwrite"],
+        &["--verify=md5", "--bs=4k", "--rw=randwrite", "--fsync=16"],
+        &["--verify=meta", "--bs=16k", "--rw=randwrite"],
+        &["--verify=pattern", "--verify_pattern=0xdeadface", "--bs=8k", "--rw=write"],
+        // Trims want a device.
+        &["--verify=sha256", "--bs=4k", "--rw=randtrimwrite", "--direct=1"],
+    ];
+    for (turn, way) in ways.iter().enumerate() {
+        let on_device = turn == 4;
+        if on_device && !is_root() {
+            continue;
+        }
+        let path = if on_device { world.ok(&["attach", "web"]) } else { at(&world.file("web")) };
+        let file = format!("--filename={path}");
+        let job =
+            [&file, "--name=w", "--size=16M", "--allow_file_create=0", "--randseed=7", "--verify_fatal=1"];
+        let job = [&job[..], &["--serialize_overlap=1", "--ioengine=psync", "--do_verify=1", &io_size], way]
+            .concat();
+        must("fio", &job);
+        if on_device {
+            world.ok(&["detach", &path]);
+        }
+        let before = read_at(&world.file("web"), 0, 16 << 20).unwrap();
+        let name = format!("s{turn}");
+        world.snapshot("web", &name);
+        if turn % 2 == 0 {
+            world.kill_server();
+            world.mount_again();
+        }
+        assert!(read_at(&world.file("web"), 0, 16 << 20).unwrap() == before, "{way:?}");
+        assert!(read_at(&world.snapshot_file(&name), 0, 16 << 20).unwrap() == before, "{way:?}");
+    }
+    world.unmount();
+    world.ok(&["region", "check"]);
+}
+
+fn at(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// fsx does what comes to its mind and remembers what must be there. Only where it is installed: `cargo install fsx`.
+#[test]
+fn fsx_is_never_surprised() {
+    if !tool("sh", &["-c", "command -v fsx"]).status.success() {
+        return;
+    }
+    let world = World::new();
+    world.volume("web", "16M");
+    world.mount();
+    let config = "blockmode = true\nnosizechecks = true\n[opsize]\nalign = 1\nmax = 131072\n[weights]\ntruncate = 0\npunch_hole = 1\n";
+    fs::write(world.path("fsx.toml"), config).unwrap();
+    let operations = (2000 * times()).to_string();
+    let file = at(&world.file("web"));
+    must(
+        "fsx",
+        &["-q", "-N", &operations, "-S", "5", "-P", &at(&world.path("")), "-f", &world.at("fsx.toml"), &file],
+    );
+    world.unmount();
+    world.ok(&["region", "check"]);
+}
+
+/// badblocks writes and reads four patterns over the whole device.
+#[test]
+fn badblocks_finds_none() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    world.volume("web", "8M");
+    world.mount();
+    let device = world.ok(&["attach", "web"]);
+    let said = tool("badblocks", &["-w", "-b", "4096", "-c", "256", &device]);
+    assert!(said.status.success() && said.stdout.is_empty(), "{said:?}");
+    world.ok(&["detach", "web"]);
+    assert!(
+        read_at(&world.file("web"), 0, 8 << 20).unwrap().iter().all(|b| *b == 0),
+        "the last pattern is zeros"
+    );
+}
+
+/// File systems under load whose server is killed: their own checkers repair by the journal alone, and what was synced is there.
+fn killed_under(mkfs: &[&str], size: &str, check: &[&str]) {
+    if !is_root() {
+        return;
+    }
+    let mut world = World::new();
+    world.expect_disorder();
+    world.volume("web", size);
+    for round in 0..times() {
+        world.mount();
+        let device = world.ok(&["attach", "web"]);
+        if round == 0 {
+            must(mkfs[0], &[&mkfs[1..], &[&device]].concat());
+        }
+        let disk = OnDisk::new(&device, world.path("fs"));
+        let synced = pattern(3 << 20, round);
+        fs::write(world.path("fs/synced"), &synced).unwrap();
+        must("sync", &["-f", &world.at("fs")]);
+        let load = [
+            "--hdd",
+            "1",
+            "--hdd-bytes",
+            "8m",
+            "--temp-path",
+            &world.at("fs"),
+            "--verify",
+            "--timeout",
+            "1",
+            "-q",
+        ];
+        must("stress-ng", &load);
+        fs::write(world.path("fs/not-synced"), pattern(2 << 20, round + 100)).unwrap();
+        world.kill_server();
+        must("umount", &["-l", disk.0.to_str().unwrap()]);
+        std::mem::forget(disk);
+        let _ = tool("losetup", &["-d", &device]);
+        assert!(world::within(30, || world.loops().is_empty()), "{:?}", world.loops());
+        world.mount_again();
+        let device = world.ok(&["attach", "web"]);
+        // Mounting replays the journal; then nothing is left to repair.
+        let disk = OnDisk::new(&device, world.path("fs"));
+        assert!(fs::read(world.path("fs/synced")).unwrap() == synced, "round {round}");
+        drop(disk);
+        must(check[0], &[&check[1..], &[&device]].concat());
+        world.ok(&["detach", "web"]);
+        world.unmount();
+    }
+    world.ok(&["region", "check"]);
+}
+
+#[test]
+fn e2fsck_after_a_kill() {
+    killed_under(&["mkfs.ext4", "-q", "-F"], "64M", &["e2fsck", "-f", "-n"]);
+}
+
+#[test]
+fn xfs_repair_after_a_kill() {
+    killed_under(&["mkfs.xfs", "-q", "-f"], "320M", &["xfs_repair", "-n"]);
+}
+
+#[test]
+fn btrfs_check_after_a_kill() {
+    killed_under(&["mkfs.btrfs", "-q", "-f"], "256M", &["btrfs", "check"]);
+}
+
+/// A snapshot, its copy under another key and a plain file written beside it are the same to qemu-img and veritysetup.
+#[test]
+fn others_find_a_snapshot_equal_to_an_independent_copy() {
+    let world = World::new();
+    world.volume("web", "16M");
+    world.mount();
+    let plain = fs::File::create(world.path("plain")).unwrap();
+    plain.set_len(16 << 20).unwrap();
+    for n in 0..24u64 {
+        let (at, bytes) = (n * 681_217 % (15 << 20), pattern((n as usize * 7919) % 500_000 + 1, n));
+        write_at(&world.file("web"), at, &bytes).unwrap();
+        plain.write_all_at(&bytes, at).unwrap();
+        if n % 8 == 7 {
+            world.snapshot("web", &format!("s{n}"));
+        }
+    }
+    world.ok(&["key", "create", "--alias", "other"]);
+    world.ok(&["snapshot", "copy", "s23", "--to", "here", "--key", "other", "--name", "copy"]);
+    write_at(&world.file("web"), 0, &pattern(MIB as usize, 99)).unwrap();
+    for name in ["s23", "copy"] {
+        let snapshot = at(&world.snapshot_file(name));
+        must("qemu-img", &["compare", "-f", "raw", "-F", "raw", &world.at("plain"), &snapshot]);
+        must("cmp", &[&world.at("plain"), &snapshot]);
+        if is_root() {
+            // The hash tree of the plain file vouches for the snapshot.
+            let said = must("veritysetup", &["format", &world.at("plain"), &world.at("hashes")]);
+            let root = said.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap().trim();
+            must("veritysetup", &["verify", &snapshot, &world.at("hashes"), root]);
+            let changed = at(&world.file("web"));
+            let refused = tool("veritysetup", &["verify", &changed, &world.at("hashes"), root]);
+            assert!(!refused.status.success(), "it tells a difference");
+        }
+    }
+}
+
+/// With the data key and the layer's map, OpenSSL alone reads the disk: terrane is not needed to have the data back.
+#[test]
+fn openssl_reads_a_layer() {
+    let world = World::new();
+    world.volume("web", "16M");
+    world.mount();
+    for n in 0..12u64 {
+        write_at(&world.file("web"), n * 1_234_567, &pattern(300_000 + n as usize, n)).unwrap();
+    }
+    write_at(&world.file("web"), 5 * MIB, &vec![0; MIB as usize]).unwrap();
+    world.snapshot("web", "s1");
+    let expected = read_at(&world.snapshot_file("s1"), 0, 16 << 20).unwrap();
+    world.unmount();
+    let layers = world.json(&["debug", "layers", "s1"]);
+    let layer = &layers[0];
+    let (id, dir) = (layer["id"].as_str().unwrap(), layer["dir"].as_str().unwrap());
+    assert_eq!(layer["cipher"], "aes-xts-plain64");
+    let key = world.json(&["debug", "data-key", id, "--yes"])["data_key"].as_str().unwrap().to_owned();
+    let key: Vec<u8> =
+        (0..key.len()).step_by(2).map(|i| u8::from_str_radix(&key[i..i + 2], 16).unwrap()).collect();
+    let data = fs::File::open(Path::new(dir).join("data")).unwrap();
+    let mut disk = vec![0; 16 << 20];
+    let map = world.json(&["debug", "map", id]);
+    for row in map.as_array().unwrap().iter().filter(|row| row["state"] == "data") {
+        let sector = row["sector"].as_u64().unwrap();
+        let mut cipher = vec![0; SECTOR];
+        data.read_exact_at(&mut cipher, row["offset_bytes"].as_u64().unwrap()).unwrap();
+        let tweak = u128::from(sector).to_le_bytes();
+        let xts = openssl::symm::Cipher::aes_256_xts();
+        let plain = openssl::symm::decrypt(xts, &key, Some(&tweak), &cipher).unwrap();
+        disk[sector as usize * SECTOR..][..SECTOR].copy_from_slice(&plain);
+    }
+    assert!(disk == expected, "OpenSSL reads another disk");
+    assert!(disk.iter().any(|b| *b != 0));
+}
