@@ -26,6 +26,7 @@ mod order;
 mod owner;
 mod read;
 mod repair;
+pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
 pub use check::{CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, verify_snapshot};

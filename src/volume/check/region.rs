@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::sectors::{Meter, Target, check_layer};
 use super::{CheckWatch, Finding, Findings, is_damage};
-use crate::catalog::{CatalogError, Layer as LayerRow, LayerState};
+use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, SnapshotState};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
@@ -15,6 +15,7 @@ use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::owner::LayersLock;
+use crate::volume::vouch;
 
 /// Other commands hold the layers briefly.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -71,10 +72,54 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
             break;
         }
     }
+    check_rows(host, &mut report)?;
     report.cancelled = watch.cancel.load(Ordering::Relaxed);
     report.checked_bytes = meter.done();
     report.needed_by = needed_by(host, &report.findings)?;
     Ok(report)
+}
+
+/// The rows of volumes and snapshots: whether their layers bear them out.
+fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
+    let (volumes, snapshots) = host
+        .region
+        .catalog()?
+        .read(|tx| -> Result<_, CatalogError> { Ok((tx.volumes()?, tx.snapshots()?)) })?;
+    for id in volumes.iter().filter(|v| !v.deleting).map(|v| v.id) {
+        let look = || -> Result<_> {
+            let read = |tx: &ReadTx| Ok::<_, CatalogError>(tx.find_volume(id)?.map(|v| (v.active, v)));
+            Ok(host.region.catalog()?.read(read)?)
+        };
+        check_row(look, |row| vouch::check_volume_row(&host.region, row), report)?;
+    }
+    for id in snapshots.iter().filter(|s| s.state == SnapshotState::Success).map(|s| s.id) {
+        let look = || -> Result<_> {
+            let read = |tx: &ReadTx| Ok::<_, CatalogError>(tx.find_snapshot(id)?.map(|s| (s.layer, s)));
+            Ok(host.region.catalog()?.read(read)?)
+        };
+        check_row(look, |row| vouch::header_of_snapshot(&host.region, row).map(drop), report)?;
+    }
+    Ok(())
+}
+
+/// A row that is found wrong while it is changed is looked at again. What is wrong with a layer itself is told of the layer.
+fn check_row<Row: PartialEq>(
+    look: impl Fn() -> Result<Option<(LayerId, Row)>>,
+    check: impl Fn(&Row) -> Result<()>,
+    report: &mut RegionCheck,
+) -> Result<()> {
+    let mut before = None;
+    while let Some((layer, row)) = look()? {
+        match check(&row) {
+            Err(HostError::Unvouched { .. }) if before.as_ref() != Some(&row) => before = Some(row),
+            Err(error @ HostError::Unvouched { .. }) => {
+                report.findings.add(Finding { layer, sector: None, what: error.to_string() });
+                break;
+            }
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Active layers, next ones, and those whose seal is not finished. The caller owns the layers.

@@ -8,6 +8,7 @@ use crate::catalog::{DiskKind, LayerState, Snapshot, SnapshotState, Volume, Writ
 use crate::ids::{LayerId, Name, SnapshotId, VolumeId};
 use crate::region::Region;
 use crate::volume::host_error::{HostError, Result};
+use crate::volume::vouch;
 
 /// Digits of an id in a name that is made from it.
 const NAME_DIGITS: usize = 8;
@@ -43,7 +44,7 @@ pub(super) fn insert(region: &Region, mut layers: Vec<FoundLayer>, recovered: &m
             match layer.row.state {
                 LayerState::Active => insert_volume(tx, layer, &next_of, &mut names, recovered)?,
                 LayerState::Sealed | LayerState::Filling => {
-                    insert_snapshot(tx, layer, &mut names, recovered)?
+                    insert_snapshot(region, tx, layer, &mut names, recovered)?
                 }
                 _ => {}
             }
@@ -84,6 +85,7 @@ fn insert_volume(
 }
 
 fn insert_snapshot(
+    region: &Region,
     tx: &WriteTx,
     layer: &FoundLayer,
     names: &mut HashSet<String>,
@@ -92,7 +94,7 @@ fn insert_snapshot(
     let row = &layer.row;
     let id = SnapshotId::random();
     let name = name(&row.id.to_string(), "snapshot ", names)?;
-    tx.insert_snapshot(&Snapshot {
+    let snapshot = Snapshot {
         id,
         account: row.account,
         name: name.clone(),
@@ -114,7 +116,11 @@ fn insert_snapshot(
         group: None,
         retention_days: None,
         created_at: row.created_at,
-    })?;
+        mac: None,
+    };
+    let point =
+        row.point.ok_or_else(|| HostError::unvouched(format!("layer {}", row.id), "it has no point"))?;
+    tx.insert_snapshot(&vouch::sign_snapshot(region, snapshot, point)?)?;
     recovered.snapshots.push((id.to_string(), name.to_string()));
     Ok(())
 }
