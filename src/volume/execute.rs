@@ -12,6 +12,7 @@ use super::order::{LiveState, Order, SnapshotItem, TagText};
 use super::vouch;
 use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
+use crate::kms;
 use crate::layer::header::Header;
 use crate::layer::{Anchor, Layer};
 use crate::region::VolumeAnchor;
@@ -69,8 +70,24 @@ impl Host {
             Order::Resize { volume, size_bytes } => self.resize(parse(volume)?, *size_bytes, keep),
             Order::DeleteVolume { volume } => self.delete_volume(parse(volume)?),
             Order::DeleteSnapshot { snapshot } => self.delete_snapshot(parse(snapshot)?),
+            Order::LetGo => self.let_go(),
             Order::Status | Order::Unmount => Err(HostError::refused("no mount here", "mount the region")),
         }
+    }
+
+    /// Closes live volumes that nobody has open and whose key is not enabled: their keys go with them.
+    pub(super) fn let_go(&self) -> Result<()> {
+        for open in self.live() {
+            let key = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?.key;
+            let is_closed = |key| matches!(kms::check_usable(&self.region, key), Err(e) if e.is_of_state());
+            if key.is_some_and(is_closed) {
+                let _one = self.changing.lock();
+                if open.retire().is_ok() {
+                    self.close_volume(open.disk.id())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is live here.

@@ -106,10 +106,10 @@ pub(super) fn header_of_snapshot(region: &Region, row: &Snapshot) -> Result<Head
 
 /// Refuses a volume whose row names a layer made for another, or not the newest that this machine saw.
 pub(super) fn check_volume(region: &Region, row: &Volume, active: &Header) -> Result<()> {
-    let said = (row.id, row.cipher, row.key, row.size_bytes, row.kind.as_str());
+    let said = (row.cipher, row.key, row.size_bytes, row.kind.as_str());
     let why = if active.volume != row.id {
         format!("its row names layer {}, which was made for volume {}", active.layer, active.volume)
-    } else if said != (active.volume, active.cipher, active.key, active.size_bytes, active.kind.as_str()) {
+    } else if said != (active.cipher, active.key, active.size_bytes, active.kind.as_str()) {
         format!("its row says another size, kind or key than its layer {}", active.layer)
     } else {
         match region.volume_anchor(row.id)? {
