@@ -69,11 +69,11 @@ pub struct Snapshot {
     pub mac: Option<[u8; 16]>,
 }
 
-const SNAPSHOT: &str = "SELECT id, account, name, description, layer, volume, size_bytes, kind, cipher, key, state,
+pub(super) const SNAPSHOT: &str = "SELECT id, account, name, description, layer, volume, size_bytes, kind, cipher, key, state,
     progress_percent, created_by, source_snapshot, source_region, changed_bytes, shipped_bytes, stored_bytes, group_id,
     retention_days, created_at, mac FROM snapshots";
 
-fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
+pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
     let retention = f.opt_unsigned("retention_days")?;
     let retention = retention
         .map(|days| u32::try_from(days).map_err(|_| f.corrupted("retention_days", "days", &days.to_string())))

@@ -12,7 +12,7 @@ mod snapshot;
 
 use std::sync::atomic::AtomicBool;
 
-pub use region::{RegionCheck, check_region};
+pub use region::{RegionCheck, check_region, unvouched_rows};
 pub use snapshot::{SnapshotCheck, verify_snapshot};
 
 use super::host_error::HostError;

@@ -79,6 +79,23 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
     Ok(report)
 }
 
+/// Rows that layers do not bear out, in sentences: of volumes, of snapshots, and of layers whose headers are whole.
+pub fn unvouched_rows(host: &Host) -> Result<Vec<String>> {
+    let mut report = RegionCheck::default();
+    check_rows(host, &mut report)?;
+    let rows = host.region.catalog()?.read(|tx| tx.layers())?;
+    for row in rows.iter().filter(|r| !matches!(r.state, LayerState::Preparing | LayerState::Deleting)) {
+        let is_whole = || folder::read_header(&host.region, row.id).is_ok();
+        match folder::checked_header(&host.region, row) {
+            Err(error) if is_damage(&error) && is_whole() => {
+                report.findings.add(Finding { layer: row.id, sector: None, what: error.to_string() });
+            }
+            _ => {}
+        }
+    }
+    Ok(report.findings.listed.into_iter().map(|finding| finding.what).collect())
+}
+
 /// The rows of volumes and snapshots: whether their layers bear them out.
 fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
     let (volumes, snapshots) = host
