@@ -406,13 +406,17 @@ fn a_bad_row_costs_itself_alone() {
         assert!(bytes(&world) == whole, "{change}: bytes differ");
         assert_eq!(world.json(&["key", "show", "closed"])["state"], "disabled", "{change}");
         let kept = world.json(&["snapshot", "show", "kept"]);
-        assert_eq!((&kept["description"], &kept["tags"][0]["value"]), (&"the third".into(), &"b".into()), "{kept}");
+        assert_eq!(
+            (&kept["description"], &kept["tags"][0]["value"]),
+            (&"the third".into(), &"b".into()),
+            "{kept}"
+        );
         world.ok(CHECK);
     }
     // What is named otherwise than it was loses its name, and nothing else does.
     sql(&world, "UPDATE snapshots SET name = CASE name WHEN 'w1' THEN 'd9' ELSE name END");
-    world.fails(CHECK, 6, &["d9"]);
-    world.fails(&["snapshot", "verify", "d9"], 6, &["repair"]);
+    world.fails(CHECK, 6, &["--repair"]);
+    world.fails(&["snapshot", "verify", "d9"], 6, &["d9"]);
     let said = world.fails(&["region", "check", "--repair"], 4, &["not believed", "d9"]);
     assert!(said.contains("snapshot w2 (") && said.contains("snapshot recovered-"), "{said}");
     world.ok(REPAIR);

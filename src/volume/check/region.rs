@@ -29,6 +29,8 @@ const SUPERBLOCK_TRIES: usize = 5;
 pub struct RegionCheck {
     /// What is damaged.
     pub findings: Findings,
+    /// Those of the findings that are rows which layers do not bear out.
+    pub misled_rows: u64,
     /// Who reads through each damaged layer: volumes and snapshots, in words.
     pub needed_by: HashMap<LayerId, Vec<String>>,
     /// Layers that were not checked, and why.
@@ -130,6 +132,7 @@ fn check_row<Row: PartialEq>(
         match check(&row) {
             Err(HostError::Unvouched { .. }) if before.as_ref() != Some(&row) => before = Some(row),
             Err(error @ HostError::Unvouched { .. }) => {
+                report.misled_rows += 1;
                 report.findings.add(Finding { layer, sector: None, what: error.to_string() });
                 break;
             }
