@@ -137,11 +137,12 @@ fn put_entry(w: &Written, machine: &Machine, sector: u64, entry: [u8; 16]) {
     LEAF.iter().for_each(|place| machine.poke(&map(w), place + sector * 16, &entry));
 }
 
-fn each_sector_in_each_way(sealed: bool, cipher: Cipher) {
+/// One sector of `every` is spoiled.
+fn each_sector_in_each_way(sealed: bool, cipher: Cipher, every: usize) {
     let w = Written::new(sealed, cipher);
     let mut cases = 0;
     for (how, is_page, spoil) in WAYS {
-        for sector in 0..SECTORS {
+        for sector in (0..SECTORS).step_by(every) {
             let other = (sector * 7 + 13) % SECTORS;
             let machine = w.state.machine();
             spoil(&w, &machine, sector, other);
@@ -158,25 +159,25 @@ fn each_sector_in_each_way(sealed: bool, cipher: Cipher) {
             cases += 1;
         }
     }
-    assert_eq!(cases, 9 * 512);
+    assert_eq!(cases, 9 * 512 / every);
     eprintln!("{cases} cases");
     assert_eq!(w.damaged(&w.state.machine(), 0..SECTORS), Vec::<u64>::new(), "untouched");
 }
 
 #[test]
 fn each_sector_of_an_active_layer_in_each_way() {
-    each_sector_in_each_way(false, Cipher::XtsAes256);
+    each_sector_in_each_way(false, Cipher::XtsAes256, 1);
 }
 
 #[test]
 fn each_sector_of_a_sealed_layer_in_each_way() {
-    each_sector_in_each_way(true, Cipher::XtsAes256);
+    each_sector_in_each_way(true, Cipher::XtsAes256, 1);
 }
 
 /// A plain layer's tags and MACs are as keyed.
 #[test]
-fn each_sector_of_a_plain_layer_in_each_way() {
-    each_sector_in_each_way(true, Cipher::Plain);
+fn sectors_of_a_plain_layer_in_each_way() {
+    each_sector_in_each_way(true, Cipher::Plain, 8);
 }
 
 /// Parts of a layer's files: superblock 0, superblock 1, the log's halves, slots, map.

@@ -213,8 +213,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Columns that say what a disk is, and what else they could say.
-const COLUMNS: [(&str, &[(&str, &[&str])]); 4] = [
+/// A column, and what else it could say.
+type Column = (&'static str, &'static [&'static str]);
+
+/// Columns that say what a disk is, by table.
+const COLUMNS: [(&str, &[Column]); 4] = [
     (
         "snapshots",
         &[
