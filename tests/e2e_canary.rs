@@ -242,6 +242,13 @@ fn no_secret_is_found_where_it_does_not_belong() {
     });
     assert!(gone, "in the memory of the mount: {left:#?}");
     assert!(fs::File::open(&file).is_err(), "it is closed");
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let value =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    // CAP_IPC_LOCK, which root of a container may lack.
+    let may_lock = u64::from_str_radix(&value("CapEff:"), 16).unwrap() >> 14 & 1 == 1;
+    let locked: u64 = value("VmLck:").trim_end_matches(" kB").parse().unwrap();
+    assert!(!may_lock || locked > 4096, "memory is locked: {status}");
     for of in ["cmdline", "environ"] {
         secrets.assert_absent(&fs::read(format!("/proc/{server}/{of}")).unwrap(), of);
     }

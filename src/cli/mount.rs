@@ -132,6 +132,8 @@ fn serve(
     root_key: Option<Secret<32>>,
     ready: impl FnOnce(&Path) -> Result<()>,
 ) -> Outcome {
+    // Split off, it has to ask anew.
+    process::keep_out_of_swap();
     process::become_io_flusher();
     process::raise_open_files();
     process::limit_arenas();
