@@ -338,6 +338,97 @@ fn a_catalog_lost_with_the_mount_killed_is_rebuilt() {
     world.ok(CHECK);
 }
 
+fn sql(world: &World, statements: &str) {
+    let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+    catalog.execute_batch(&format!("PRAGMA foreign_keys = OFF; {statements}")).unwrap();
+}
+
+/// Names of volumes, snapshots and keys, in order.
+fn names(world: &World) -> Vec<String> {
+    let mut names = Vec::new();
+    for args in [["volume", "list"], ["snapshot", "list"]] {
+        names.extend(
+            world.json(&args).as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap().to_owned()),
+        );
+    }
+    let keys = world.json(&["key", "list"]);
+    names.extend(
+        keys.as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|k| k["aliases"].as_array().unwrap().clone())
+            .map(|a| a.to_string()),
+    );
+    names.sort();
+    names
+}
+
+/// A row that is damaged, or says what no key bears out, costs itself at most: names, tags and disabled keys stay.
+#[test]
+fn a_bad_row_costs_itself_alone() {
+    let world = written();
+    world.ok(&["key", "create", "--alias", "closed"]);
+    world.ok(&["volume", "create", "--name", "shut", "--size", "4M", "--key", "closed"]);
+    world.ok(&["snapshot", "create", "web", "--name", "kept", "--description", "the third", "--tag", "a=b"]);
+    world.ok(&["key", "disable", "closed"]);
+    let before = names(&world);
+    let bytes = |world: &World| -> Vec<Vec<u8>> {
+        world.mount();
+        let mut all: Vec<_> = ["web", "db"].iter().map(|v| fs::read(world.file(v)).unwrap()).collect();
+        all.extend(["w1", "w2", "d1", "d2"].iter().map(|s| fs::read(world.snapshot_file(s)).unwrap()));
+        world.unmount();
+        all
+    };
+    let whole = bytes(&world);
+    let w1 = id_of(&world.snapshot_layer("w1"));
+    let changes = [
+        format!("UPDATE layers SET size_bytes = -5 WHERE id = '{w1}'"),
+        format!("UPDATE layers SET parent = 'nonsense' WHERE parent = '{w1}'"),
+        format!("UPDATE layers SET wrapped_key = x'00' WHERE id = '{w1}'"),
+        format!("DELETE FROM layers WHERE id = '{w1}'"),
+        "UPDATE snapshots SET layer = (SELECT layer FROM snapshots WHERE name = 'd1') WHERE name = 'w1'".into(),
+        "UPDATE snapshots SET layer = CASE name WHEN 'w1' THEN (SELECT layer FROM snapshots WHERE name = 'w2')
+         ELSE (SELECT layer FROM snapshots WHERE name = 'w1') END WHERE name IN ('w1', 'w2')"
+            .into(),
+        "UPDATE volumes SET active = (SELECT active FROM volumes WHERE name = 'db') WHERE name = 'web'".into(),
+        "UPDATE volumes SET cipher = 'none', key = NULL WHERE name = 'web'".into(),
+        "UPDATE key_versions SET version = 'x' WHERE false; UPDATE tasks SET state = 'x'; DELETE FROM layer_points; \
+         UPDATE volumes SET size_bytes = 4096 WHERE name = 'db'"
+            .into(),
+    ];
+    for change in &changes {
+        sql(&world, change);
+        world.fails(CHECK, 6, &[]);
+        let shown = world.json(REPAIR);
+        assert_eq!(shown["repaired"]["catalog_rebuilt"], true, "{change}: {shown}");
+        world.ok(CHECK);
+        assert_eq!(names(&world), before, "{change}");
+        assert!(bytes(&world) == whole, "{change}: bytes differ");
+        assert_eq!(world.json(&["key", "show", "closed"])["state"], "disabled", "{change}");
+        let kept = world.json(&["snapshot", "show", "kept"]);
+        assert_eq!(
+            (&kept["description"], &kept["tags"][0]["value"]),
+            (&"the third".into(), &"b".into()),
+            "{kept}"
+        );
+        world.ok(CHECK);
+    }
+    // What is named otherwise than it was loses its name, and nothing else does.
+    sql(&world, "UPDATE snapshots SET name = CASE name WHEN 'w1' THEN 'd9' ELSE name END");
+    world.fails(CHECK, 6, &["--repair"]);
+    world.fails(&["snapshot", "verify", "d9"], 6, &["d9"]);
+    let said = world.fails(&["region", "check", "--repair"], 4, &["not believed", "d9"]);
+    assert!(said.contains("snapshot w2 (") && said.contains("snapshot recovered-"), "{said}");
+    world.ok(REPAIR);
+    let now = names(&world);
+    assert_eq!(now.iter().filter(|name| !before.contains(name)).count(), 1, "{now:?}");
+    // A volume's key that the catalog says to be enabled opens it again.
+    world.ok(&["key", "enable", "closed"]);
+    world.mount();
+    assert!(read_at(&world.file("shut"), 0, LEN).unwrap().iter().all(|byte| *byte == 0));
+    world.unmount();
+}
+
 #[test]
 fn what_stands_on_a_damaged_header_is_left_and_named() {
     let world = written();

@@ -55,7 +55,7 @@ fn rebuild(world: &World) {
     }
     let text = world.path("north").display().to_string();
     let rebuilding = Rebuilding::begin(Some(&text), &world.config).unwrap();
-    let recovered = recover_rows(rebuilding.region()).unwrap();
+    let recovered = recover_rows(rebuilding.region(), rebuilding.old()).unwrap();
     assert_eq!(recovered.unusable, Vec::<String>::new());
     assert_eq!(rebuilding.commit().unwrap(), None);
 }

@@ -47,10 +47,10 @@ pub struct Instance {
     pub created_at: Timestamp,
 }
 
-const INSTANCE: &str = "SELECT id, account, name, kind, is_default, created_at FROM kms_instances";
-const ACCOUNT: &str = "SELECT id, name, is_default, created_at FROM accounts";
+pub(super) const INSTANCE: &str = "SELECT id, account, name, kind, is_default, created_at FROM kms_instances";
+pub(super) const ACCOUNT: &str = "SELECT id, name, is_default, created_at FROM accounts";
 
-fn account(f: &Fields) -> Result<Account, CatalogError> {
+pub(super) fn account(f: &Fields) -> Result<Account, CatalogError> {
     Ok(Account {
         id: f.parsed("id", "an account's id")?,
         name: f.parsed("name", "a name")?,
@@ -59,7 +59,7 @@ fn account(f: &Fields) -> Result<Account, CatalogError> {
     })
 }
 
-fn instance(f: &Fields) -> Result<Instance, CatalogError> {
+pub(super) fn instance(f: &Fields) -> Result<Instance, CatalogError> {
     Ok(Instance {
         id: f.parsed("id", "an instance's id")?,
         account: f.parsed("account", "an account's id")?,

@@ -58,10 +58,10 @@ pub struct KeyVersion {
     pub created_at: Timestamp,
 }
 
-const KEY: &str =
+pub(super) const KEY: &str =
     "SELECT id, account, instance, state, is_default, current_version, description, created_at FROM keys";
 
-fn key(f: &Fields) -> Result<Key, CatalogError> {
+pub(super) fn key(f: &Fields) -> Result<Key, CatalogError> {
     Ok(Key {
         id: f.parsed("id", "a key's id")?,
         account: f.parsed("account", "an account's id")?,

@@ -2,7 +2,7 @@
 //! never changed; a new one is appended.
 
 /// SQL of each step.
-pub(super) const MIGRATIONS: &[&str] = &[V1, V2];
+pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3];
 
 /// `application_id` of a catalog: "TRNE".
 pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
@@ -96,3 +96,6 @@ CREATE TABLE folds (
   way TEXT NOT NULL, next_chunk INTEGER NOT NULL, mac BLOB, moved_bytes INTEGER NOT NULL, is_moved INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 ";
+
+// By the root key, over what never changes of a snapshot.
+const V3: &str = "ALTER TABLE snapshots ADD COLUMN mac BLOB;";

@@ -65,13 +65,15 @@ pub struct Snapshot {
     pub retention_days: Option<u32>,
     /// When it was taken.
     pub created_at: Timestamp,
+    /// Vouches for what never changes of it, and for whose moment it is.
+    pub mac: Option<[u8; 16]>,
 }
 
-const SNAPSHOT: &str = "SELECT id, account, name, description, layer, volume, size_bytes, kind, cipher, key, state,
+pub(super) const SNAPSHOT: &str = "SELECT id, account, name, description, layer, volume, size_bytes, kind, cipher, key, state,
     progress_percent, created_by, source_snapshot, source_region, changed_bytes, shipped_bytes, stored_bytes, group_id,
-    retention_days, created_at FROM snapshots";
+    retention_days, created_at, mac FROM snapshots";
 
-fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
+pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
     let retention = f.opt_unsigned("retention_days")?;
     let retention = retention
         .map(|days| u32::try_from(days).map_err(|_| f.corrupted("retention_days", "days", &days.to_string())))
@@ -98,6 +100,8 @@ fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
         group: f.opt_parsed("group_id", "a group's id")?,
         retention_days: retention,
         created_at: f.time("created_at")?,
+        // Of another length it vouches for nothing.
+        mac: f.opt_blob("mac", 64)?.and_then(|mac| mac.try_into().ok()),
     })
 }
 
@@ -171,8 +175,8 @@ impl WriteTx<'_> {
             row.name.as_str(),
             "INSERT INTO snapshots (id, account, name, description, layer, volume, size_bytes, kind, cipher, key, state,
              progress_percent, created_by, source_snapshot, source_region, changed_bytes, shipped_bytes, stored_bytes,
-             group_id, retention_days, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-             ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+             group_id, retention_days, created_at, mac) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+             ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
             params![
                 row.id.to_string(),
                 row.account.to_string(),
@@ -194,7 +198,8 @@ impl WriteTx<'_> {
                 stored(row.stored_bytes)?,
                 row.group.map(|v| v.to_string()),
                 row.retention_days,
-                row.created_at.as_microsecond()
+                row.created_at.as_microsecond(),
+                row.mac.map(|mac| mac.to_vec())
             ],
         )
     }

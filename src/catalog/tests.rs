@@ -130,6 +130,7 @@ impl Fixture {
             group: Some(GroupId::random()),
             retention_days: Some(30),
             created_at: now(),
+            mac: Some([7; 16]),
         }
     }
 

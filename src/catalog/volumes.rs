@@ -47,11 +47,11 @@ pub struct Volume {
     pub created_at: Timestamp,
 }
 
-const VOLUME: &str =
+pub(super) const VOLUME: &str =
     "SELECT id, account, name, size_bytes, kind, cipher, key, active, next, source_snapshot, deleting,
     created_at FROM volumes";
 
-fn volume(f: &Fields) -> Result<Volume, CatalogError> {
+pub(super) fn volume(f: &Fields) -> Result<Volume, CatalogError> {
     Ok(Volume {
         id: f.parsed("id", "a volume's id")?,
         account: f.parsed("account", "an account's id")?,

@@ -132,12 +132,15 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
     };
     print(app, &shown, &shown.problems, shown.problem_count)?;
     let what = format!("region {name}");
-    end(app, &what, problem_count, shown.checked_bytes, report.cancelled, hint(&shown))
+    end(app, &what, problem_count, shown.checked_bytes, report.cancelled, hint(&shown, report.misled_rows))
 }
 
-fn hint(shown: &ShownRegion) -> &'static str {
+fn hint(shown: &ShownRegion, misled_rows: u64) -> &'static str {
     if shown.problem_count == shown.unknown_folders.len() as u64 {
         "`terrane region check --repair` lists such folders; with --remove-unknown it removes them"
+    } else if misled_rows > 0 {
+        "the catalog says what no key bears out: `terrane region check --repair` writes such rows anew, from what layers say of \
+         themselves; where an older state was put back on purpose: `terrane region check --accept-older`"
     } else if shown.problems.iter().any(|p| p.layer_id.is_some()) {
         "what is not damaged can be read; write the damaged sectors anew, or restore the volume from a snapshot that does \
          not need the layer, or from a copy in another region"

@@ -5,11 +5,12 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::options::parse_description;
-use super::{App, Outcome};
+use super::{App, Outcome, owner};
 use crate::catalog::{Key, KeyVersion};
 use crate::ids::{KeyId, Name};
 use crate::kms;
 use crate::region::{Region, RegionError};
+use crate::volume::Order;
 
 /// Commands on keys. KEY is an id, an alias, or the beginning of an id.
 #[derive(Subcommand)]
@@ -113,6 +114,10 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Disable { key } => {
             let key = kms::set_key_enabled(&region, resolve(&region, &key)?, false)?;
+            // Nor is what the mount still has in memory of volumes that nobody uses.
+            if owner::mounted(&region)?.is_some() {
+                owner::perform(app.region()?, &Order::LetGo)?;
+            }
             after(app, &region, key.id, "is disabled")
         }
         Command::Rotate { key } => {

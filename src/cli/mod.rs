@@ -144,6 +144,7 @@ pub fn main() -> i32 {
     if let Err(error) = process::keep_memory_private() {
         tracing::warn!("keys may show in a core dump: {error}");
     }
+    process::keep_out_of_swap();
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

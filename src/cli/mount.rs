@@ -132,6 +132,8 @@ fn serve(
     root_key: Option<Secret<32>>,
     ready: impl FnOnce(&Path) -> Result<()>,
 ) -> Outcome {
+    // Split off, it has to ask anew.
+    process::keep_out_of_swap();
     process::become_io_flusher();
     process::raise_open_files();
     process::limit_arenas();
@@ -173,10 +175,13 @@ fn serve(
     if !args.read_only {
         host.start_folding()?;
     }
-    end_on_signal(signals, &host, &mounted, Duration::from_secs(args.grace.into()));
+    let saying = Arc::new(parking_lot::Mutex::new(()));
+    end_on_signal(signals, &host, &mounted, Duration::from_secs(args.grace.into()), &saying);
     let ended = mounted.wait();
     drop(server);
     host.close()?;
+    // What is still to be said of the end is said before the process goes.
+    drop(saying.try_lock_for(SAYING_TIME));
     // The region itself may be kept from its own end by files that are still open.
     host.region().advance_anchor()?;
     Ok(ended?)
@@ -243,14 +248,18 @@ fn listen(run_dir: &Path, host: &Arc<Host>, mounted: &Arc<Mounted>) -> Result<Se
     Ok(control::serve(run_dir, SOCKET, handler)?)
 }
 
+/// Finding out who had files open looks at every process of the machine.
+const SAYING_TIME: Duration = Duration::from_secs(5);
+
 /// SIGTERM and SIGINT end the mount in order, and within a bounded time; the second of them at once.
 fn end_on_signal(
     mut signals: signal_hook::iterator::Signals,
     host: &Arc<Host>,
     mounted: &Arc<Mounted>,
     grace: Duration,
+    saying: &Arc<parking_lot::Mutex<()>>,
 ) {
-    let (host, mounted) = (Arc::downgrade(host), Arc::downgrade(mounted));
+    let (host, mounted, saying) = (Arc::downgrade(host), Arc::downgrade(mounted), saying.clone());
     std::thread::spawn(move || {
         let mut ending = false;
         for _ in signals.forever() {
@@ -259,7 +268,11 @@ fn end_on_signal(
                 mounted.hurry();
                 continue;
             }
-            std::thread::spawn(move || end_in_order(&host, &mounted, grace));
+            let saying = saying.clone();
+            std::thread::spawn(move || {
+                let _saying = saying.lock();
+                end_in_order(&host, &mounted, grace);
+            });
             std::thread::spawn(move || {
                 std::thread::sleep(grace.saturating_add(STUCK_TIME));
                 tracing::error!(

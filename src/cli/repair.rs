@@ -12,11 +12,11 @@ use super::{App, Failure};
 use crate::catalog::CatalogError;
 use crate::kms::KmsError;
 use crate::region::{self, Rebuilding, Region, RegionError};
-use crate::volume::{Recovered, recover_rows};
+use crate::volume::{Host, Recovered, recover_rows, unvouched_rows};
 
 /// What headers and key files do not say.
-const LOST: &str = "names, descriptions, tags, aliases, accounts, settings, groups, retention, the history of tasks and copies, and which \
-    keys were disabled are lost with the old catalog";
+const LOST: &str = "of what does not read, or is not believed, names, descriptions, tags, aliases, settings, groups, retention, and which \
+    keys were disabled are lost; so is the history of tasks";
 
 /// What was done.
 #[derive(Serialize, Default)]
@@ -81,7 +81,8 @@ fn catalog_damage(app: &App) -> Result<Option<String>> {
         Ok(problems)
     });
     match looked {
-        Ok(problems) => Ok(problems.first().cloned()),
+        Ok(problems) if !problems.is_empty() => Ok(problems.first().cloned()),
+        Ok(_) => Ok(misled_rows(app)?.into_iter().next()),
         Err(RegionError::Catalog(e @ CatalogError::Corrupted { .. })) => Ok(Some(e.to_string())),
         Err(RegionError::Kms(e)) if matches!(*e, KmsError::Catalog(CatalogError::Corrupted { .. })) => {
             Ok(Some(e.to_string()))
@@ -90,10 +91,17 @@ fn catalog_damage(app: &App) -> Result<Option<String>> {
     }
 }
 
+/// Rows that layers do not bear out.
+fn misled_rows(app: &App) -> Result<Vec<String>> {
+    let host = Host::new(app.region()?, None);
+    Ok(unvouched_rows(&host)?)
+}
+
 fn rebuild(app: &App, why: &str, yes: bool) -> Result<Repaired> {
     let rebuilding = Rebuilding::begin(app.region_text(), app.config())?;
-    let found = recover_rows(rebuilding.region())?;
+    let found = recover_rows(rebuilding.region(), rebuilding.old())?;
     confirm(&plan(why, &found), yes)?;
+    found.adopt(rebuilding.region())?;
     let old_catalog = rebuilding.commit()?;
     if let Some(path) = &old_catalog {
         app.output().note(format!("the old catalog is in {}", path.display()));

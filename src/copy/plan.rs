@@ -80,15 +80,17 @@ pub fn plan(
 
     let lock = folder::lock_for_reading(source.region(), snapshot)?;
     let (stack, points, chain) = loop {
-        let (points, chain) = source.region().catalog()?.read(|tx| -> Result<_> {
+        let chain = source.region().catalog()?.read(|tx| -> Result<_> {
             match tx.find_snapshot(snapshot)? {
-                Some(now) => Ok((tx.layer_points(now.layer)?, tx.layer_chain(now.layer)?)),
+                Some(now) => Ok(tx.layer_chain(now.layer)?),
                 None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
             }
         })?;
         let stack = source.open_snapshot(snapshot)?;
         // A fold may have ended meanwhile: the rows say which layers lie above a base, and must be of those that are open.
         if stack.chain.layers().iter().rev().map(|l| l.id()).eq(chain.iter().map(|row| row.id)) {
+            // By their own word: a base of a moment that the source never went through would leave out what differs.
+            let points = source.points_of_snapshot(&stack)?;
             break (stack, points, chain);
         }
     };

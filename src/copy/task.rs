@@ -7,11 +7,11 @@ use super::error::{CopyError, Result};
 use super::plan::{Base, Plan};
 use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
-use crate::ids::{AccountId, LayerId, Name, SnapshotId, TaskId, VolumeId};
+use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId, VolumeId};
 use crate::layer::{Layer, LayerError};
 use crate::region::Region;
 use crate::volume::folder::{self, LayerSpec};
-use crate::volume::{Host, remove_copy};
+use crate::volume::{Host, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,7 +55,6 @@ struct Begun {
     snapshot: SnapshotId,
     row: LayerRow,
     layer: Layer,
-    volume: VolumeId,
 }
 
 impl<'a> Copy<'a> {
@@ -92,6 +91,7 @@ impl<'a> Copy<'a> {
             kind: source.kind,
             // Its own point heads the list once it is sealed.
             points: self.plan.points.get(1..).unwrap_or_default().to_vec(),
+            turn: 0,
         };
         let made = folder::make_layer(self.region(), self.target.cache(), &spec);
         let (row, layer) = made.map_err(|e| match &self.plan.base {
@@ -100,7 +100,7 @@ impl<'a> Copy<'a> {
             _ => e.into(),
         })?;
         let (task, snapshot) = (TaskId::random(), SnapshotId::random());
-        let begun = Begun { task, snapshot, row, layer, volume };
+        let begun = Begun { task, snapshot, row, layer };
         match self.insert_rows(&begun) {
             Ok(()) => Ok(begun),
             Err(error) => {
@@ -110,6 +110,11 @@ impl<'a> Copy<'a> {
                 Err(error)
             }
         }
+    }
+
+    /// The moment that source and copy share.
+    fn point(&self) -> Result<Point> {
+        self.plan.points.first().copied().ok_or_else(|| no_points(&self.plan.source))
     }
 
     fn insert_rows(&self, begun: &Begun) -> Result<()> {
@@ -137,7 +142,9 @@ impl<'a> Copy<'a> {
             group: None,
             retention_days: self.details.retention_days,
             created_at: now,
+            mac: None,
         };
+        let snapshot = vouch::sign_snapshot(self.region(), snapshot, self.point()?)?;
         let detail = serde_json::json!({
             "source_region": self.source.region().name(),
             "source_snapshot": source.id.to_string(),
@@ -220,13 +227,14 @@ impl<'a> Copy<'a> {
         }
         let mark = layer.finish_seal()?;
         // 2. The header with all points and the seal, before the row that makes it count.
-        let points = self.plan.points.clone();
-        let kind = self.plan.source.kind;
-        folder::write_header(self.region(), row, begun.volume, kind, points, Some(mark), layer.keys())?;
+        folder::change_header(self.region(), row.id, layer.keys(), |header| {
+            header.points.clone_from(&self.plan.points);
+            header.sealed = Some(mark);
+        })?;
         let stored = layer.stored_bytes()?;
         // 3. The rows, at once.
         let now = self.region().now();
-        let point = *self.plan.points.first().ok_or_else(|| no_points(&self.plan.source))?;
+        let point = self.point()?;
         folder::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed)
                 || !tx.finish_snapshot(begun.snapshot, self.plan.changed_bytes, shipped, stored)?

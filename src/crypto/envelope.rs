@@ -20,13 +20,18 @@ const HEAD_LEN: usize = 1 + NONCE_LEN;
 pub fn wrap(kek: &Secret<32>, aad: &[u8], secret: &[u8]) -> Vec<u8> {
     let mut nonce = [0; NONCE_LEN];
     getrandom::fill(&mut nonce).expect("the kernel's random source answers");
+    seal(kek, &nonce, aad, secret)
+}
+
+/// [`wrap`] with this nonce, which no other secret has had under the key.
+pub(super) fn seal(kek: &Secret<32>, nonce: &[u8; NONCE_LEN], aad: &[u8], secret: &[u8]) -> Vec<u8> {
     // The whole length at once: a growing vector would leave the plaintext behind.
     let mut wrapped = Vec::with_capacity(HEAD_LEN + secret.len() + TAG_LEN);
     wrapped.push(FORMAT);
-    wrapped.extend_from_slice(&nonce);
+    wrapped.extend_from_slice(nonce);
     wrapped.extend_from_slice(secret);
     let tag = cipher(kek)
-        .encrypt_inout_detached(&nonce.into(), aad, (&mut wrapped[HEAD_LEN..]).into())
+        .encrypt_inout_detached(&(*nonce).into(), aad, (&mut wrapped[HEAD_LEN..]).into())
         .expect("a secret is shorter than 64 GiB");
     wrapped.extend_from_slice(&tag);
     wrapped

@@ -19,6 +19,8 @@ mod kernel;
 mod layer_keys;
 mod passphrase;
 mod prf;
+#[cfg(test)]
+mod published;
 mod secret;
 mod sector;
 

@@ -8,6 +8,8 @@ use std::fmt;
 
 use aes::Aes256;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use hkdf::Hkdf;
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::Secret;
@@ -25,6 +27,14 @@ impl Prf {
     /// The PRF of a subkey: 16 bytes for POLYVAL, 32 for AES.
     pub fn new(subkey: &Secret<48>) -> Self {
         Self::on(Kernel::Fastest, subkey)
+    }
+
+    /// The PRF of a subkey that comes from `key` by HKDF-SHA-256 without salt, for the use that `info` names.
+    pub fn derive(key: &Secret<32>, info: &str) -> Self {
+        let hkdf = Hkdf::<Sha256>::new(None, key.expose());
+        Self::new(&Secret::filled(|out: &mut [u8; 48]| {
+            hkdf.expand(info.as_bytes(), out).expect("48 bytes are fewer than HKDF's 8160");
+        }))
     }
 
     /// As [`Prf::new`], on kernels of the caller's choice.

@@ -80,7 +80,7 @@ impl SectorCipher {
 
     #[inline]
     fn crypt(&self, direction: Direction, first: SectorNo, data: InOutBuf<'_, '_, u8>) {
-        self.xts.crypt(direction, first.0, SECTOR_LEN, data);
+        self.xts.crypt(direction, first.0.into(), SECTOR_LEN, data);
     }
 }
 

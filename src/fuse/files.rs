@@ -1,9 +1,8 @@
 //! The open files of a mount: what is asked of a disk, cut to its size.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use fuser::{FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
@@ -105,6 +104,8 @@ impl Files {
         if file.touched.load(Ordering::Relaxed) {
             self.changed.lock().insert(file.id.clone(), SystemTime::now());
         }
+        // Its key may be closed from here on.
+        wipe_buffers();
         self.export.close(file.shelf, &file.id, file.opener);
     }
 
@@ -241,21 +242,48 @@ impl Files {
 /// The memory of one reader thread for answers to reads; page-aligned, so that direct I/O below may read into it.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
+    /// Beyond it nothing was put into the buffer since it was last wiped.
+    used: usize,
 }
 
 impl Buffer {
     const ALIGNMENT: usize = 4096;
 
+    /// Takes what disks held out of memory.
+    fn wipe(&mut self) {
+        self.bytes[..self.used].fill(0);
+        self.used = 0;
+    }
+
     fn first(&mut self, len: usize) -> &mut [u8] {
         if self.bytes.len() < len + Self::ALIGNMENT {
             // Zeroed memory comes unmapped: only what requests use becomes resident.
+            self.wipe();
             self.bytes = vec![0; len.max(REQUEST_BYTES as usize) + Self::ALIGNMENT];
         }
+        self.used = self.used.max(len + Self::ALIGNMENT);
         let start = self.bytes.as_ptr().align_offset(Self::ALIGNMENT);
         &mut self.bytes[start..start + len]
     }
 }
 
+/// Those of all threads.
+static BUFFERS: Mutex<Vec<Weak<Mutex<Buffer>>>> = Mutex::new(Vec::new());
+
 thread_local! {
-    pub(super) static BUFFER: RefCell<Buffer> = const { RefCell::new(Buffer { bytes: Vec::new() }) };
+    /// This thread's. Its lock is the thread's own but for a wipe.
+    pub(super) static BUFFER: Arc<Mutex<Buffer>> = {
+        let buffer = Arc::new(Mutex::new(Buffer { bytes: Vec::new(), used: 0 }));
+        let mut all = BUFFERS.lock();
+        all.retain(|buffer| buffer.strong_count() > 0);
+        all.push(Arc::downgrade(&buffer));
+        buffer
+    };
+}
+
+/// Wipes what was read of disks from the memory of all threads.
+fn wipe_buffers() {
+    for buffer in BUFFERS.lock().iter().filter_map(Weak::upgrade) {
+        buffer.lock().wipe();
+    }
 }

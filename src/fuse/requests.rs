@@ -211,7 +211,8 @@ impl Filesystem for Requests {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with_borrow_mut(|buffer| {
+        BUFFER.with(|buffer| {
+            let buffer = &mut *buffer.lock();
             match self.answer("read", || self.files.read(handle, offset, size, buffer)) {
                 Ok(bytes) => reply.data(bytes),
                 Err(errno) => reply.error(errno),

@@ -148,6 +148,7 @@ impl Export for Shelves {
         let Some(open) = id.parse().ok().and_then(|id| self.host.find_live(id)) else { return };
         if open.leave(opener) {
             open.wake();
+            self.host.wake_folding();
         }
     }
 

@@ -68,6 +68,11 @@ impl From<RegionError> for KmsError {
 }
 
 impl KmsError {
+    /// Whether the key is whole, and may not be used now.
+    pub fn is_of_state(&self) -> bool {
+        matches!(self, Self::Disabled { .. } | Self::PendingDeletion { .. })
+    }
+
     /// What a key in this state answers to a use; `None` for an enabled one.
     pub(super) fn of_state(state: KeyState, key: KeyId, region: &str) -> Option<Self> {
         let region = region.to_owned();

@@ -5,8 +5,8 @@ use std::fs;
 
 use super::keys::{default_name, defaults, initialise, insert_defaults};
 use super::{KmsError, envelope, key_file};
-use crate::catalog::{Key, KeyState, KeyVersion};
-use crate::ids::KeyId;
+use crate::catalog::{Key, KeyState, KeyVersion, Salvaged};
+use crate::ids::{AccountId, KeyId};
 use crate::region::Region;
 
 /// What became of the files in `keys/`.
@@ -16,23 +16,45 @@ pub struct Restored {
     pub keys: Vec<KeyId>,
     /// Files that hold no key of this region, in sentences.
     pub unusable: Vec<String>,
+    /// Keys of which the old catalog, though it reads, says nothing: enabled now, whatever they were.
+    pub unknown: Vec<KeyId>,
+    /// Keys that are not to be enabled, once nothing has to be opened with them any more.
+    pub states: Vec<(KeyId, KeyState)>,
 }
 
-/// Makes account, instance and settings as in a new region, and the keys whose files open. All are enabled, the oldest is the
-/// default one; what else the catalog knew of them is lost. With no key at all a new default one is made.
-pub fn restore(region: &Region) -> Result<Restored, KmsError> {
+/// Makes the keys whose files open, with account, instance and settings: as the old catalog had them, as far as it reads; else as in a
+/// new region, each key enabled, the oldest the default one. With no key at all a new default one is made.
+pub fn restore(region: &Region, old: &Salvaged) -> Result<Restored, KmsError> {
     let (versions, unusable) = read_all(region)?;
     if versions.is_empty() {
         initialise(region)?;
-        return Ok(Restored { keys: Vec::new(), unusable });
+        return Ok(Restored { unusable, ..Restored::default() });
     }
     let mut keys: Vec<_> = versions.into_iter().collect();
     keys.sort_by_key(|(id, versions)| (versions.values().map(|v| v.created_at).min(), *id));
-    let (account, instance) = defaults(region);
+    let (mut account, mut instance) = defaults(region);
+    if let Some(id) = old_account(old) {
+        account.id = id;
+    }
+    instance.account = account.id;
+    if let Some(known) = old.instances.iter().find(|i| i.is_default && i.account == account.id) {
+        instance = known.clone();
+    }
+    let mut unknown = Vec::new();
+    let kept = old.keys.iter().filter(|key| key.state != KeyState::Enabled);
+    let states =
+        kept.map(|key| (key.id, key.state)).filter(|(id, _)| keys.iter().any(|(k, _)| k == id)).collect();
+    let has_default = |id: &KeyId| old.keys.iter().any(|k| k.id == *id && k.is_default);
+    let default = keys.iter().position(|(id, _)| has_default(id)).unwrap_or(0);
     region.catalog()?.write(|tx| {
         insert_defaults(tx, &account, &instance)?;
+        old.settings.iter().try_for_each(|(setting, on)| tx.set_flag(*setting, *on))?;
         for (number, (id, versions)) in keys.iter().enumerate() {
-            let is_default = number == 0;
+            let is_default = number == default;
+            let known = old.keys.iter().find(|key| key.id == *id);
+            if known.is_none() && !old.keys.is_empty() {
+                unknown.push(*id);
+            }
             let first = versions.values().map(|v| v.created_at).min().unwrap_or(account.created_at);
             tx.insert_key(&Key {
                 id: *id,
@@ -41,15 +63,26 @@ pub fn restore(region: &Region) -> Result<Restored, KmsError> {
                 state: KeyState::Enabled,
                 is_default,
                 current_version: versions.keys().next_back().copied().unwrap_or(1),
-                description: None,
+                description: known.and_then(|key| key.description.clone()),
                 created_at: first,
-                aliases: if is_default { vec![default_name()] } else { Vec::new() },
+                aliases: match known {
+                    Some(key) => key.aliases.clone(),
+                    None if is_default => vec![default_name()],
+                    None => Vec::new(),
+                },
             })?;
             versions.values().try_for_each(|version| tx.insert_key_version(version))?;
         }
         Ok::<_, KmsError>(())
     })?;
-    Ok(Restored { keys: keys.into_iter().map(|(id, _)| id).collect(), unusable })
+    Ok(Restored { keys: keys.into_iter().map(|(id, _)| id).collect(), unusable, unknown, states })
+}
+
+/// The account that most of what reads is of.
+fn old_account(old: &Salvaged) -> Option<AccountId> {
+    let rows = old.snapshots.iter().map(|s| s.account).chain(old.volumes.iter().map(|v| v.account));
+    let known = old.accounts.iter().filter(|a| a.is_default).map(|a| a.id);
+    known.chain(rows).next()
 }
 
 type Versions = BTreeMap<KeyId, BTreeMap<u32, KeyVersion>>;

@@ -42,6 +42,8 @@ pub struct Header {
     pub points: Vec<Point>,
     /// Set once sealed.
     pub sealed: Option<SealedMark>,
+    /// How many layers had taken its volume's writes when it was made: of two, the one of the higher number is the later.
+    pub turn: u64,
     /// A layer whose sectors this one has taken in a fold: what stood on that stands on this.
     pub took: Option<LayerId>,
 }
@@ -64,8 +66,13 @@ struct Text {
     points: Vec<String>,
     sealed_generation: Option<u64>,
     sealed_mac: Option<String>,
+    #[serde(default)]
+    turn: u64,
     took: Option<String>,
 }
+
+/// As much as TOML holds.
+const TURN_MAX: u64 = i64::MAX as u64;
 
 /// The feature of a header that has `took`.
 const TOOK: &str = "took";
@@ -103,6 +110,7 @@ impl Header {
             points: self.points.iter().map(ToString::to_string).collect(),
             sealed_generation: self.sealed.map(|s| s.generation),
             sealed_mac: self.sealed.map(|s| hex(&s.mac)),
+            turn: self.turn,
             took: self.took.map(|t| t.to_string()),
         };
         let body = toml::to_string(&text).expect("plain fields serialise");
@@ -136,6 +144,9 @@ impl UntrustedHeader {
         {
             return Err(bad(format!("a size of {} bytes", t.size_bytes)));
         }
+        if t.turn > TURN_MAX {
+            return Err(bad(format!("turn {}", t.turn)));
+        }
         if t.kind != "system" && t.kind != "data" {
             return Err(bad("an unknown kind".into()));
         }
@@ -163,6 +174,7 @@ impl UntrustedHeader {
             wrapped_key: unhex(&t.wrapped_key).ok_or_else(|| bad("a malformed wrapped key".into()))?,
             points: t.points.iter().map(|p| p.parse()).collect::<Result<_, _>>().map_err(id)?,
             sealed,
+            turn: t.turn,
             took: t.took.map(|t| t.parse()).transpose().map_err(id)?,
         };
         Ok(Self { header, body: body.to_owned(), mac })

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <configuration>/anchors/<region id>/catalog        generation
-//! <configuration>/anchors/<region id>/<volume id>    layer, generation, confirmed_seq
+//! <configuration>/anchors/<region id>/<volume id>    layer, turn, generation, confirmed_seq
 //! ```
 //! An anchor is renamed in after what it names is durable: at most once a minute, and at seals and unmounts, never on a
 //! flush. A region that is not in the configuration has none.
@@ -30,6 +30,8 @@ const INTERVAL: Duration = Duration::from_secs(60);
 pub struct VolumeAnchor {
     /// Its active layer.
     pub layer: LayerId,
+    /// Its number among the layers that took the volume's writes.
+    pub turn: u64,
     /// That layer's superblock generation.
     pub generation: u64,
     /// The newest confirmed record.
@@ -51,6 +53,8 @@ struct Fields {
     format_version: i64,
     features: Vec<String>,
     layer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    turn: Option<u64>,
     generation: u64,
     confirmed_seq: Option<u64>,
 }
@@ -112,7 +116,8 @@ impl Anchors {
         let layer = fields.layer.as_deref().and_then(|id| id.parse().ok());
         match (layer, fields.confirmed_seq) {
             (Some(layer), Some(confirmed_seq)) => {
-                Ok(Some(VolumeAnchor { layer, generation: fields.generation, confirmed_seq }))
+                let turn = fields.turn.unwrap_or(0);
+                Ok(Some(VolumeAnchor { layer, turn, generation: fields.generation, confirmed_seq }))
             }
             _ => Err(RegionError::Corrupted {
                 path,
@@ -124,7 +129,7 @@ impl Anchors {
     }
 
     pub fn set_volume(&self, volume: VolumeId, anchor: &VolumeAnchor) -> Result<(), RegionError> {
-        let place = Some((anchor.layer, anchor.confirmed_seq));
+        let place = Some((anchor.layer, anchor.turn, anchor.confirmed_seq));
         self.write(&self.dir.join(volume.to_string()), anchor.generation, place)
     }
 
@@ -156,7 +161,12 @@ impl Anchors {
         table.try_into().map(Some).map_err(corrupted)
     }
 
-    fn write(&self, path: &Path, generation: u64, place: Option<(LayerId, u64)>) -> Result<(), RegionError> {
+    fn write(
+        &self,
+        path: &Path,
+        generation: u64,
+        place: Option<(LayerId, u64, u64)>,
+    ) -> Result<(), RegionError> {
         if !self.kept {
             return Ok(());
         }
@@ -172,9 +182,10 @@ impl Anchors {
             format: FORMAT.into(),
             format_version: FORMAT_VERSION,
             features: Vec::new(),
-            layer: place.map(|(layer, _)| layer.to_string()),
+            layer: place.map(|(layer, ..)| layer.to_string()),
+            turn: place.map(|(_, turn, _)| turn.min(i64::MAX as u64)),
             generation: generation.min(i64::MAX as u64),
-            confirmed_seq: place.map(|(_, seq)| seq.min(i64::MAX as u64)),
+            confirmed_seq: place.map(|(.., seq)| seq.min(i64::MAX as u64)),
         };
         let text = toml::to_string(&fields).expect("plain fields are always TOML");
         crashsafe::write_file(path, text.as_bytes(), 0o600).map_err(RegionError::io("writing it", path))
@@ -212,8 +223,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::at(dir.path()).unwrap();
         let anchors = Anchors::new(&config, RegionId::random(), true);
-        let (volume, anchor) =
-            (VolumeId::random(), VolumeAnchor { layer: LayerId::random(), generation: 3, confirmed_seq: 9 });
+        let (volume, anchor) = (
+            VolumeId::random(),
+            VolumeAnchor { layer: LayerId::random(), turn: 5, generation: 3, confirmed_seq: 9 },
+        );
         assert_eq!(anchors.volume(volume).unwrap(), None);
         anchors.set_volume(volume, &anchor).unwrap();
         assert_eq!(anchors.volume(volume).unwrap(), Some(anchor));

@@ -16,10 +16,14 @@ use super::clock::Clock;
 use super::lock::OpenLock;
 use super::open::{CATALOG_FILE, FOLDERS, find_dir, read_header};
 use super::{Config, Region, RegionError, RootKeyPlace, files};
-use crate::catalog::{LastTime, Pool};
+use crate::catalog::{LastTime, Pool, Salvaged};
 use crate::sys::crashsafe;
 
 const REBUILT: &str = "catalog.db.rebuilt";
+/// The old one's copy, in `run/`.
+const OLD: &str = "catalog.db.old";
+/// Of a larger one nothing is taken over.
+const OLD_BYTES_MAX: u64 = 1 << 30;
 const LOCK: &str = "rebuild.lock";
 /// What SQLite keeps beside a database, or would take for its own.
 const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -31,6 +35,7 @@ pub struct Rebuilding {
     region: Option<Region>,
     dir: PathBuf,
     anchors: Anchors,
+    old: Salvaged,
     _alone: OpenLock,
 }
 
@@ -57,13 +62,19 @@ impl Rebuilding {
         let anchors = Anchors::new(config, header.id, entry.is_some());
         let unkept = Anchors::new(config, header.id, false);
         let lock = OpenLock::shared(&dir.join("run").join(LOCK), header.name.as_str())?;
+        let old = read_old(&dir, header.name.as_str());
         let region = Region::assemble(dir.clone(), header, place, pool, clock, unkept, lock);
-        Ok(Self { region: Some(region), dir, anchors, _alone: alone })
+        Ok(Self { region: Some(region), dir, anchors, old, _alone: alone })
     }
 
     /// The region, with the catalog that is being filled.
     pub fn region(&self) -> &Region {
         self.region.as_ref().expect("it is there until it is dropped")
+    }
+
+    /// What can be read of the old catalog.
+    pub fn old(&self) -> &Salvaged {
+        &self.old
     }
 
     /// Puts the new catalog into its place; where the old one is now, if there was one.
@@ -93,6 +104,27 @@ impl Rebuilding {
         crashsafe::sync_dir(&self.dir).map_err(RegionError::io("syncing it", &self.dir))?;
         Ok(moved)
     }
+}
+
+/// From a copy: the old files stay as they are, byte for byte.
+fn read_old(dir: &Path, name: &str) -> Salvaged {
+    let copy = dir.join("run").join(OLD);
+    let remove = || BESIDE.iter().chain(&[""]).for_each(|s| drop(fs::remove_file(with_suffix(&copy, s))));
+    remove();
+    let take = |suffix: &str| -> io::Result<()> {
+        let bytes = crashsafe::read_file(&with_suffix(&dir.join(CATALOG_FILE), suffix), OLD_BYTES_MAX)?;
+        crashsafe::create_file(&with_suffix(&copy, suffix), &bytes, 0o600)
+    };
+    // Without its WAL it is what was checkpointed last.
+    let old = match take("") {
+        Ok(()) => {
+            let _ = take("-wal");
+            Salvaged::read(&copy, name)
+        }
+        Err(_) => Salvaged::nothing(),
+    };
+    remove();
+    old
 }
 
 impl Drop for Rebuilding {

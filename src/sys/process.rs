@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions};
 use zeroize::Zeroizing;
 
@@ -17,6 +18,16 @@ pub fn keep_memory_private() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())
+}
+
+/// Keeps all of this process's memory, and so its keys and what disks hold, out of swap, where it may: a user's limit is
+/// mostly so low that it would fail later, in the middle of work. Whether it does. Not inherited by a process split off.
+pub fn keep_out_of_swap() -> bool {
+    let limit = rustix::process::getrlimit(Resource::Memlock);
+    let may = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK));
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    (may || limit.current.is_none()) && rustix::mm::mlockall(flags).is_ok()
 }
 
 /// Tells the kernel that memory it needs may have to be written through this process, so that it doesn't wait for

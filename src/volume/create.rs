@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
+use super::vouch;
 use crate::catalog::{DiskKind, Kind, LayerState, SnapshotState, Volume};
 use crate::crypto::Cipher;
 use crate::ids::{AccountId, KeyId, Name, SnapshotId, VolumeId};
@@ -35,8 +36,8 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     }
     let (parent, points) = match spec.snapshot {
         None => (None, Vec::new()),
-        Some(snapshot) => region.catalog()?.read(|tx| -> Result<_> {
-            let snapshot = tx.snapshot(snapshot)?;
+        Some(snapshot) => {
+            let snapshot = region.catalog()?.read(|tx| tx.snapshot(snapshot))?;
             if snapshot.state != SnapshotState::Success {
                 let message = format!("snapshot {} is not complete", snapshot.name);
                 return Err(HostError::refused(message, "wait until its state is success"));
@@ -58,8 +59,8 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
                 );
                 return Err(HostError::refused(message, "leave --size out, or give more"));
             }
-            Ok((Some(snapshot.layer), tx.layer_points(snapshot.layer)?))
-        })?,
+            (Some(snapshot.layer), vouch::header_of_snapshot(region, &snapshot)?.points)
+        }
     };
     let cipher = if spec.key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
     let layer_spec = LayerSpec {
@@ -71,6 +72,7 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
         key: spec.key,
         kind: spec.kind,
         points,
+        turn: 0,
     };
     let cache = Arc::new(PageCache::new(1));
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;

@@ -9,9 +9,13 @@ use super::live::seal_together;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
+use super::vouch;
 use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
-use crate::layer::Layer;
+use crate::kms;
+use crate::layer::header::Header;
+use crate::layer::{Anchor, Layer};
+use crate::region::VolumeAnchor;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// How long after a close the mount may learn of it.
@@ -66,8 +70,24 @@ impl Host {
             Order::Resize { volume, size_bytes } => self.resize(parse(volume)?, *size_bytes, keep),
             Order::DeleteVolume { volume } => self.delete_volume(parse(volume)?),
             Order::DeleteSnapshot { snapshot } => self.delete_snapshot(parse(snapshot)?),
+            Order::LetGo => self.let_go(),
             Order::Status | Order::Unmount => Err(HostError::refused("no mount here", "mount the region")),
         }
+    }
+
+    /// Closes live volumes that nobody has open and whose key is not enabled: their keys go with them.
+    pub(super) fn let_go(&self) -> Result<()> {
+        for open in self.live() {
+            let key = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?.key;
+            let is_closed = |key| matches!(kms::check_usable(&self.region, key), Err(e) if e.is_of_state());
+            if key.is_some_and(is_closed) {
+                let _one = self.changing.lock();
+                if open.retire().is_ok() {
+                    self.close_volume(open.disk.id())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What is live here.
@@ -117,18 +137,17 @@ impl Host {
         let nexts = nexts.collect::<Result<Vec<_>>>()?;
         let committed: Vec<_> = nexts.iter().map(TakenNext::ids).collect();
         let ended = self.seal(nexts, &committed)?;
-        let commit = self.commit_seals(&committed, |tx| {
-            for w in &wanted {
-                let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
-                let layer = match sealed {
-                    Some(layer) => layer.id(),
-                    None => w.open.disk.stack().chain.layers().last().expect("asked above").id(),
-                };
-                let changed_bytes = sealed.map_or(0, |l| l.data_sectors() * SECTOR_BYTES);
-                tx.insert_snapshot(&snapshot_row(self.region.now(), w, layer, changed_bytes, shared))?;
-                tx.set_tags(&w.id.to_string(), &shared.tags)?;
-            }
-            Ok(())
+        let rows = wanted.iter().map(|w| {
+            let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
+            self.snapshot_row(w, sealed, shared)
+        });
+        let commit = rows.collect::<Result<Vec<_>>>().and_then(|rows| {
+            self.commit_seals(&with_layers(&committed, &ended), |tx| {
+                rows.iter().try_for_each(|row| -> Result<()> {
+                    tx.insert_snapshot(row)?;
+                    Ok(tx.set_tags(&row.id.to_string(), &shared.tags)?)
+                })
+            })
         });
         self.after_seal(changed.iter().map(|w| &*w.open), ended, &committed, commit)
     }
@@ -182,7 +201,11 @@ impl Host {
                 format!("make a volume from it: terrane volume create --snapshot {}", snapshot.name),
             ));
         }
-        let points = self.region.catalog()?.read(|tx| tx.layer_points(snapshot.layer))?;
+        let header = self.header_of_snapshot(&snapshot)?;
+        if (volume.cipher, volume.key) != (header.cipher, header.key) {
+            let why = "its row says another key than that of its snapshots' layers";
+            return Err(HostError::unvouched(format!("volume {id}"), why));
+        }
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
@@ -191,7 +214,8 @@ impl Host {
             cipher: volume.cipher,
             key: volume.key,
             kind: volume.kind,
-            points,
+            points: header.points,
+            turn: self.next_turn(&volume)?,
         };
         // Before anything is thrown away: the snapshot can be read.
         self.open_chain(snapshot.layer)?;
@@ -202,16 +226,32 @@ impl Host {
         }
         let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
+        let Anchor { generation, confirmed } = layer.anchor();
         drop(layer);
         self.region.catalog()?.write(|tx| -> Result<_> {
             tx.set_layer_state(row.id, LayerState::Active)?;
             Ok(tx.set_volume_layers(id, row.id, None)?)
         })?;
+        // Of a lower turn until then, the anchor refuses neither.
+        let anchor = VolumeAnchor { layer: row.id, turn: spec.turn, generation, confirmed_seq: confirmed };
+        self.region.set_volume_anchor(id, &anchor)?;
         for old in [volume.next, Some(volume.active)].into_iter().flatten() {
             folder::remove_unneeded(&self.region, old)?;
         }
-        self.region.remove_volume_anchor(id)?;
         Ok(())
+    }
+
+    /// The header of a snapshot's layer, where the snapshot is what its row says.
+    fn header_of_snapshot(&self, row: &Snapshot) -> Result<Header> {
+        vouch::header_of_snapshot(&self.region, row)
+    }
+
+    /// Higher than that of any layer that took the volume's writes. Those may be damaged: then the anchor has to do.
+    fn next_turn(&self, volume: &Volume) -> Result<u64> {
+        let seen = self.region.volume_anchor(volume.id)?.map_or(0, |anchor| anchor.turn);
+        let row = self.region.catalog()?.read(|tx| tx.find_layer(volume.active))?;
+        let header = row.and_then(|row| folder::checked_header(&self.region, &row).ok());
+        Ok(seen.max(header.map_or(0, |(header, _)| header.turn)) + 1)
     }
 
     /// Rule 21: a larger layer takes over, as at a seal.
@@ -239,7 +279,7 @@ impl Host {
         let next = self.take_next(open, size_bytes)?;
         let ids = [next.ids()];
         let ended = self.seal(vec![next], &ids)?;
-        let committed = self.commit_seals(&ids, |_| Ok(()));
+        let committed = self.commit_seals(&with_layers(&ids, &ended), |_| Ok(()));
         self.after_seal(std::iter::once(open), ended, &ids, committed)
     }
 
@@ -318,34 +358,48 @@ impl Host {
     }
 }
 
-fn snapshot_row(
-    now: jiff::Timestamp,
-    w: &Wanted,
-    layer: LayerId,
-    changed_bytes: u64,
-    shared: &Shared,
-) -> Snapshot {
-    Snapshot {
-        id: w.id,
-        account: shared.account,
-        name: w.name.clone(),
-        description: shared.description.clone(),
-        layer,
-        volume: Some(w.volume.id),
-        size_bytes: w.volume.size_bytes,
-        kind: w.volume.kind,
-        cipher: w.volume.cipher,
-        key: w.volume.key,
-        state: SnapshotState::Success,
-        progress_percent: 100,
-        created_by: "snapshot create".into(),
-        source_snapshot: None,
-        source_region: None,
-        changed_bytes,
-        shipped_bytes: 0,
-        stored_bytes: 0,
-        group: shared.group,
-        retention_days: shared.retention_days,
-        created_at: now,
+fn with_layers<'a>(
+    ids: &[(VolumeId, LayerId, LayerId)],
+    ended: &'a [Arc<Layer>],
+) -> Vec<(VolumeId, &'a Layer, LayerId)> {
+    ids.iter().zip(ended).map(|((volume, _, next), ended)| (*volume, &**ended, *next)).collect()
+}
+
+impl Host {
+    /// The row of a snapshot: of the layer that was sealed for it, or of the one below where nothing was written.
+    fn snapshot_row(&self, w: &Wanted, sealed: Option<&Arc<Layer>>, shared: &Shared) -> Result<Snapshot> {
+        let (layer, point) = match sealed {
+            Some(layer) => (layer.id(), vouch::mint_point(layer.id(), layer.keys())),
+            None => {
+                let stack = w.open.disk.stack();
+                let top = stack.chain.layers().last().expect("asked before the seal");
+                (top.id(), vouch::own_point(&self.region, top)?)
+            }
+        };
+        let row = Snapshot {
+            id: w.id,
+            account: shared.account,
+            name: w.name.clone(),
+            description: shared.description.clone(),
+            layer,
+            volume: Some(w.volume.id),
+            size_bytes: w.volume.size_bytes,
+            kind: w.volume.kind,
+            cipher: w.volume.cipher,
+            key: w.volume.key,
+            state: SnapshotState::Success,
+            progress_percent: 100,
+            created_by: "snapshot create".into(),
+            source_snapshot: None,
+            source_region: None,
+            changed_bytes: sealed.map_or(0, |layer| layer.data_sectors() * SECTOR_BYTES),
+            shipped_bytes: 0,
+            stored_bytes: 0,
+            group: shared.group,
+            retention_days: shared.retention_days,
+            created_at: self.region.now(),
+            mac: None,
+        };
+        vouch::sign_snapshot(&self.region, row, point)
     }
 }

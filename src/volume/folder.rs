@@ -48,6 +48,8 @@ pub struct LayerSpec {
     pub kind: DiskKind,
     /// The points of all layers below, nearest first.
     pub points: Vec<Point>,
+    /// Its number among the layers that take the volume's writes.
+    pub turn: u64,
 }
 
 /// Makes a layer: its row (`preparing`), then its folder, durable. The caller commits the row's next state.
@@ -104,35 +106,28 @@ fn make_folder(
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
     let parts = parts(row.id, data, map, keys, cache);
     let layer = Layer::create(parts, spec.size_bytes)?;
-    write_header(region, row, spec.volume, spec.kind, spec.points.clone(), None, layer.keys())?;
+    write_header(region, row, spec, layer.keys())?;
     crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
     crashsafe::sync_dir(&region.layers_dir()).map_err(io("syncing the layers' folder"))?;
     Ok(layer)
 }
 
-/// Writes a layer's header, as its row and points stand.
-pub fn write_header(
-    region: &Region,
-    row: &LayerRow,
-    volume: VolumeId,
-    kind: DiskKind,
-    points: Vec<Point>,
-    sealed: Option<SealedMark>,
-    keys: &LayerKeys,
-) -> Result<()> {
+/// Writes a new layer's header.
+fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerKeys) -> Result<()> {
     let header = Header {
         region: region.id(),
-        volume,
+        volume: spec.volume,
         layer: row.id,
         parent: row.parent,
         size_bytes: row.size_bytes,
         cipher: row.cipher,
-        kind: kind.as_str().to_owned(),
+        kind: spec.kind.as_str().to_owned(),
         key: row.key,
         key_version: row.key_version,
         wrapped_key: row.wrapped_key.clone(),
-        points,
-        sealed,
+        points: spec.points.clone(),
+        sealed: None,
+        turn: spec.turn,
         took: None,
     };
     let path = region.layer_dir(row.id).join(HEADER);
@@ -242,17 +237,28 @@ fn untrusted_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> 
     Ok(UntrustedHeader::parse(&text)?)
 }
 
-fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<()> {
+fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<Header> {
     let mut before = None;
     loop {
         let header = untrusted_header(region, row.id)?.verify(keys.header())?;
         match disagreement(region, row, &header)? {
-            None => return Ok(()),
+            None => return Ok(header),
             // A fold may have mended it between the look at it and that at the catalog.
             Some(_) if before.as_ref() != Some(&header) => before = Some(header),
             Some((expected, found)) => return Err(damaged_layer(row.id, expected, found)),
         }
     }
+}
+
+/// An open or well-known layer's header, checked with its keys.
+pub(super) fn header_by(region: &Region, layer: LayerId, keys: &LayerKeys) -> Result<Header> {
+    Ok(untrusted_header(region, layer)?.verify(keys.header())?)
+}
+
+/// A layer's header, which says what its row says, and the layer's keys.
+pub(super) fn checked_header(region: &Region, row: &LayerRow) -> Result<(Header, LayerKeys)> {
+    let keys = layer_keys(region, row)?;
+    Ok((check_header(region, row, &keys)?, keys))
 }
 
 /// What a row lets one expect, and what the header says instead.
@@ -272,7 +278,19 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
         let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
         return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
+    // A fold that gives a layer its child's place writes the header first; nothing names the layer then.
+    let is_its_moment = header.sealed.is_none()
+        || header.points.first() == row.point.as_ref()
+        || row.state == LayerState::Absorbing;
+    if !is_its_moment {
+        let (said, known) = (header.points.first(), row.point);
+        return Ok(Some((format!("a header of the moment {known:?}"), format!("one of {said:?}"))));
+    }
     Ok(match (sealed_mark(row), header.sealed) {
+        // The header says so before the row does.
+        (Some(mark), None) => {
+            Some((format!("a seal of generation {}", mark.generation), "a layer that was not sealed".into()))
+        }
         (Some(mark), Some(sealed)) if row.state.is_folding() && sealed.generation > mark.generation => None,
         (Some(mark), Some(sealed)) if mark != sealed => {
             Some((format!("a seal of generation {}", mark.generation), sealed.generation.to_string()))

@@ -21,9 +21,11 @@ use super::open_volume::OpenVolume;
 use super::order::Unopened;
 use super::owner::LayersLock;
 use super::read::Stack;
-use crate::catalog::{DiskKind, Layer as LayerRow, LayerState, Volume};
+use super::vouch;
+use crate::catalog::{Layer as LayerRow, LayerState};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
+use crate::layer::header::Header;
 use crate::layer::{Anchor, Layer, PageCache, SealedMark};
 use crate::region::{Region, VolumeAnchor};
 
@@ -165,6 +167,8 @@ impl Host {
         self.must_own()?;
         let row = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let chain_rows = self.region.catalog()?.read(|tx| tx.layer_chain(row.active))?;
+        // Recovery writes: only to what is the volume's.
+        vouch::check_volume(&self.region, &row, &folder::checked_header(&self.region, &chain_rows[0])?.0)?;
         let mut layers = self.open_sealed_rows(&chain_rows[1..])?;
         let anchor = self.region.volume_anchor(id)?.filter(|a| a.layer == row.active);
         let anchor = anchor.map(|a| Anchor { generation: a.generation, confirmed: a.confirmed_seq });
@@ -178,8 +182,10 @@ impl Host {
                 )
             })?;
             let next_row = self.region.catalog()?.read(|tx| tx.layer(next_id))?;
+            let next_header = folder::checked_header(&self.region, &next_row)?.0;
+            vouch::check_next(&row, active.id(), &next_row, &next_header)?;
             let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
-            self.commit_seals(&[(id, active.id(), next_id)], |_| Ok(()))?;
+            self.commit_seals(&[(id, &active, next_id)], |_| Ok(()))?;
             layers.push(active.clone());
             let stack = Stack { active: Some(self.register(next)), chain: Chain::new(layers) };
             let open = OpenVolume::new(LiveVolume::new(id, stack));
@@ -283,7 +289,7 @@ impl Host {
         let layer_of = || -> Result<LayerId> { Ok(self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer) };
         let mut layer = layer_of()?;
         loop {
-            let opened = self.open_chain(layer);
+            let opened = self.open_vouched(id, layer);
             if opened.is_err() {
                 // A fold may have given its name to another layer, and taken this one away.
                 let now = layer_of()?;
@@ -294,6 +300,24 @@ impl Host {
             }
             return opened;
         }
+    }
+
+    /// The disk of a snapshot that its row says to be in this layer, if that is so.
+    fn open_vouched(&self, id: SnapshotId, layer: LayerId) -> Result<Stack> {
+        let stack = self.open_chain(layer)?;
+        let row = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        if let Some(top) = stack.chain.layers().last() {
+            let header = folder::header_by(&self.region, top.id(), top.keys())?;
+            vouch::check_snapshot(&self.region, &row, &header, top.keys())?;
+        }
+        Ok(stack)
+    }
+
+    /// The moments that a snapshot's disk went through, nearest first, by its layer's own word.
+    pub fn points_of_snapshot(&self, stack: &Stack) -> Result<Vec<Point>> {
+        let Some(top) = stack.chain.layers().last() else { return Ok(Vec::new()) };
+        let header = folder::header_by(&self.region, top.id(), top.keys())?;
+        Ok(vouch::points_of(top.id(), top.keys(), &header, None))
     }
 
     /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.
@@ -352,7 +376,7 @@ impl Host {
         let mut uncommitted = open.uncommitted.lock();
         if let Some((ended, next)) = uncommitted.as_ref() {
             ended.flush()?;
-            self.commit_seals(&[(open.disk.id(), ended.id(), *next)], |_| Ok(()))?;
+            self.commit_seals(&[(open.disk.id(), ended, *next)], |_| Ok(()))?;
             open.sealing.lock().extend(uncommitted.take().map(|(ended, _)| ended));
         }
         Ok(())
@@ -371,11 +395,10 @@ impl Host {
     fn finish_seal(&self, layer: &Layer) -> Result<()> {
         let mark = layer.finish_seal()?;
         let headers = self.headers.lock();
-        let row = self.region.catalog()?.read(|tx| tx.layer(layer.id()))?;
-        self.write_sealed_header(&row, mark, layer)?;
+        let points = self.write_sealed_header(layer, mark)?;
         drop(headers);
         let stored = self.stored_bytes(layer.id())?;
-        self.commit_finished_seal(layer, mark, stored)?;
+        self.commit_finished_seal(layer, mark, &points, stored)?;
         layer.release_lock();
         self.wake_folding();
         Ok(())
@@ -388,21 +411,43 @@ impl Host {
             .map_err(HostError::io("asking the size of a layer in", &dir))
     }
 
-    fn write_sealed_header(&self, row: &LayerRow, mark: SealedMark, layer: &Layer) -> Result<()> {
-        let (points, kind) = self.region.catalog()?.read(|tx| -> Result<_> {
-            let volume = row.volume.map(|v| tx.find_volume(v)).transpose()?.flatten();
-            let kind = match &volume {
-                Some(volume) => volume.kind,
-                None => tx.snapshots_of_layer(row.id)?.first().map_or(DiskKind::Data, |s| s.kind),
-            };
-            Ok((tx.layer_points(row.id)?, kind))
+    /// Nothing of it comes from the catalog but where its parent is, which says itself what it is: what a header says is believed
+    /// afterwards. The layer's points, nearest first.
+    fn write_sealed_header(&self, layer: &Layer, mark: SealedMark) -> Result<Vec<Point>> {
+        let header = folder::header_by(&self.region, layer.id(), layer.keys())?;
+        let parent = header.parent.map(|id| self.header_of_parent(id)).transpose()?.flatten();
+        let points = vouch::points_of(layer.id(), layer.keys(), &header, parent.as_ref());
+        folder::change_header(&self.region, layer.id(), layer.keys(), |header| {
+            header.points.clone_from(&points);
+            header.sealed = Some(mark);
         })?;
-        let volume = row.volume.unwrap_or_else(VolumeId::random);
-        folder::write_header(&self.region, row, volume, kind, points, Some(mark), layer.keys())
+        Ok(points)
     }
 
-    fn commit_finished_seal(&self, layer: &Layer, mark: SealedMark, stored: u64) -> Result<()> {
+    /// None: a fold has taken it away, and its points are in the header of the layer that stood on it.
+    fn header_of_parent(&self, id: LayerId) -> Result<Option<Header>> {
+        let open = self.layers.lock().get(&id).and_then(Weak::upgrade);
+        if let Some(layer) = open {
+            return folder::header_by(&self.region, id, layer.keys()).map(Some);
+        }
+        match self.region.catalog()?.read(|tx| tx.find_layer(id))? {
+            Some(row) => folder::checked_header(&self.region, &row).map(|(header, _)| Some(header)),
+            None => Ok(None),
+        }
+    }
+
+    fn commit_finished_seal(
+        &self,
+        layer: &Layer,
+        mark: SealedMark,
+        points: &[Point],
+        stored: u64,
+    ) -> Result<()> {
         self.region.catalog()?.write(|tx| -> Result<_> {
+            if tx.layer_points(layer.id())? != points {
+                tracing::warn!(layer = %layer.id(), "its points in the catalog were not its own: they are put right");
+                tx.set_layer_points(layer.id(), points)?;
+            }
             tx.set_layer_seal(layer.id(), mark.generation, mark.mac)?;
             tx.set_layer_stored_bytes(layer.id(), stored)?;
             for snapshot in tx.snapshots_of_layer(layer.id())? {
@@ -439,20 +484,21 @@ impl Host {
 
     fn make_next(&self, open: &OpenVolume, size_bytes: u64) -> Result<(LayerRow, Arc<Layer>)> {
         let id = open.disk.id();
-        let active = open.disk.active().id();
-        let (volume, points) = self
-            .region
-            .catalog()?
-            .read(|tx| -> Result<(Volume, Vec<Point>)> { Ok((tx.volume(id)?, tx.layer_points(active)?)) })?;
+        let active = open.disk.active();
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
+        // What the row says is believed of a new layer from here on: its cipher and its key above all.
+        let header = folder::header_by(&self.region, active.id(), active.keys())?;
+        vouch::check_volume(&self.region, &volume, &header)?;
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
-            parent: Some(active),
+            parent: Some(active.id()),
             size_bytes,
             cipher: volume.cipher,
             key: volume.key,
             kind: volume.kind,
-            points,
+            points: header.points,
+            turn: header.turn + 1,
         };
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
         self.region.catalog()?.write(|tx| -> Result<_> {
@@ -465,14 +511,14 @@ impl Host {
     /// Commits that layers have ended and their next ones are active, with whatever else happens at that moment.
     pub(super) fn commit_seals(
         &self,
-        seals: &[(VolumeId, LayerId, LayerId)],
+        seals: &[(VolumeId, &Layer, LayerId)],
         also: impl FnOnce(&crate::catalog::WriteTx) -> Result<()>,
     ) -> Result<()> {
         self.region.catalog()?.write(|tx| {
             for (volume, ended, next) in seals {
-                tx.seal_layer(*ended, Point::random())?;
+                tx.seal_layer(ended.id(), vouch::mint_point(ended.id(), ended.keys()))?;
                 tx.set_layer_state(*next, LayerState::Active)?;
-                tx.set_layer_points(*next, &tx.layer_points(*ended)?)?;
+                tx.set_layer_points(*next, &tx.layer_points(ended.id())?)?;
                 tx.set_volume_layers(*volume, *next, None)?;
                 // Of a resize that was cut short too.
                 tx.set_volume_size(*volume, tx.layer(*next)?.size_bytes)?;
@@ -494,7 +540,8 @@ impl Host {
         }
         let active = open.disk.active();
         let Anchor { generation, confirmed } = active.anchor();
-        let anchor = VolumeAnchor { layer: active.id(), generation, confirmed_seq: confirmed };
+        let turn = folder::header_by(&self.region, active.id(), active.keys())?.turn;
+        let anchor = VolumeAnchor { layer: active.id(), turn, generation, confirmed_seq: confirmed };
         Ok(self.region.set_volume_anchor(id, &anchor)?)
     }
 
@@ -530,14 +577,17 @@ impl Host {
 
     /// Takes away what killed processes left half-made, such as a copy or a layer, which others may stand beside.
     pub(super) fn sweep(&self) {
+        if let Err(error) = self.let_go() {
+            tracing::warn!(%error, "a volume whose key may not be used could not be closed");
+        }
         let _one = self.changing.lock();
         if let Err(error) = litter::remove_abandoned(&self.region) {
             tracing::warn!(%error, "what killed processes left could not be removed");
         }
     }
 
-    /// A layer may have lost its last name.
-    pub(super) fn wake_folding(&self) {
+    /// A layer may have lost its last name, or a volume its last opener.
+    pub fn wake_folding(&self) {
         if let Some(worker) = &*self.folding.lock() {
             worker.wake();
         }

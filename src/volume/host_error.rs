@@ -38,6 +38,14 @@ pub enum HostError {
         /// The error.
         source: io::Error,
     },
+    /// What the catalog says of it no key bears out.
+    #[error("{what}: {why}")]
+    Unvouched {
+        /// Which thing.
+        what: String,
+        /// Why it is not believed.
+        why: String,
+    },
     /// Against a rule.
     #[error("{message}")]
     Refused {
@@ -94,6 +102,10 @@ impl HostError {
         Self::Refused { message: message.into(), hint: hint.into() }
     }
 
+    pub(super) fn unvouched(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Unvouched { what: what.into(), why: why.into() }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -101,6 +113,11 @@ impl HostError {
             Self::Catalog(e) => e.hint(),
             Self::Kms(e) => e.hint(),
             Self::Refused { hint, .. } => Some(hint.clone()),
+            Self::Unvouched { .. } => Some(
+                "`terrane region check --repair` writes such rows anew, from what layers say of themselves; where an older state \
+                 was put back on purpose: `terrane region check --accept-older`"
+                    .into(),
+            ),
             Self::Answered { hint, .. } => hint.clone(),
             Self::Volume(e) if e.is_corruption() => {
                 Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
@@ -123,7 +140,9 @@ impl HostError {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
                 _ => libc::EIO,
             },
-            Self::Region(_) | Self::Catalog(_) | Self::Kms(_) | Self::Crypto(_) => libc::EIO,
+            Self::Unvouched { .. } | Self::Region(_) | Self::Catalog(_) | Self::Kms(_) | Self::Crypto(_) => {
+                libc::EIO
+            }
         }
     }
 }

@@ -81,7 +81,13 @@ impl LiveVolume {
             let stack = self.stack.load();
             let done = match span.is_whole() {
                 true => write_whole(&stack, span.first, from, &[]),
-                false => MERGE.with_borrow_mut(|buffer| write_merged(&stack, span, from, buffer)),
+                false => MERGE.with_borrow_mut(|buffer| {
+                    let merged = write_merged(&stack, span, from, buffer);
+                    // It stays with the thread, and what the disk held would stay with it.
+                    let len = span.count as usize * SECTOR_LEN;
+                    buffer[..len].fill(0);
+                    merged
+                }),
             };
             match done {
                 // Sealed meanwhile: encrypt again for the next layer. Or a neighbour's write came between: merge again.

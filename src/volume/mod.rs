@@ -26,9 +26,12 @@ mod order;
 mod owner;
 mod read;
 mod repair;
+pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
-pub use check::{CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, verify_snapshot};
+pub use check::{
+    CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
+};
 pub use create::{VolumeSpec, create_volume};
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};

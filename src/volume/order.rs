@@ -58,6 +58,8 @@ pub enum Order {
         /// The snapshot's id.
         snapshot: String,
     },
+    /// Close what nobody has open and whose key may not be used any more.
+    LetGo,
     /// What is live here.
     Status,
     /// Unmount, if nothing is in use.

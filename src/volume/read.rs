@@ -72,6 +72,8 @@ impl Stack {
         if done.is_ok() {
             into.copy_from_slice(&whole[span.head..whole.len() - span.tail]);
         }
+        // It stays with the thread, and what the disk held would stay with it.
+        whole.fill(0);
         EDGE.set(edge);
         done
     }

@@ -66,6 +66,7 @@ pub fn header_seed() -> String {
         points: vec![Point([4; 16]), Point([5; 16])],
         sealed: Some(terrane::layer::SealedMark { generation: 3, mac: [6; 16] }),
         took: Some(LayerId([8; 16])),
+        turn: 7,
     };
     header.to_text(keys().header())
 }

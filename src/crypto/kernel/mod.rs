@@ -66,11 +66,12 @@ impl Xts {
         }
     }
 
-    /// Consecutive data units of `unit_len` bytes, of numbers from `first`; a unit's number is its tweak.
+    /// Consecutive data units of `unit_len` bytes, of numbers from `first`; a unit's number is its tweak, as 128 bits
+    /// little-endian.
     pub(super) fn crypt(
         &self,
         direction: Direction,
-        first: u64,
+        first: u128,
         unit_len: usize,
         data: InOutBuf<'_, '_, u8>,
     ) {

@@ -40,7 +40,7 @@ const VECTOR_10: &str = "1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d
     773dad38014bd2092fa755c824bb5e54c4f36ffda9fcea70b9c6e693e148c151";
 
 /// The first two blocks of vectors 11 to 14, whose data units' numbers are longer.
-const VECTORS_11_TO_14: [(u64, &str); 4] = [
+const VECTORS_11_TO_14: [(u128, &str); 4] = [
     (0xffff, "77a31251618a15e6b92d1d66dffe7b50b50bad552305ba0217a610688eff7e11"),
     (0xff_ffff, "e387aaa58ba483afa7e8eb469778317ecf4cf573aa9d4eac23f2cdf914e4e200"),
     (0xffff_ffff, "bf53d2dade78e822a4d949a9bc6766b01b06a8ef70d26748c6a7fc36d80ae4c5"),
@@ -56,7 +56,7 @@ fn xts_gives_the_vectors_of_ieee_1619() {
     let plain: Vec<u8> = (0..512).map(|i| i as u8).collect();
     for path in paths() {
         let xts = ieee_xts(path);
-        let mut units: Vec<(u64, Vec<u8>)> = vec![(0xff, bytes_of_hex(VECTOR_10))];
+        let mut units: Vec<(u128, Vec<u8>)> = vec![(0xff, bytes_of_hex(VECTOR_10))];
         units.extend(VECTORS_11_TO_14.map(|(unit, head)| (unit, bytes_of_hex(head))));
         for (unit, expected) in units {
             let mut data = plain.clone();
@@ -83,7 +83,7 @@ fn both_paths_of_xts_agree() {
             };
             let mut source = vec![0; unit_len * count];
             rng.fill(&mut source[..]);
-            for first in [0, 1, rng.random::<u64>() >> 8, u64::MAX, u64::MAX - 2] {
+            for first in [0, 1, rng.random::<u128>() >> 8, u64::MAX.into(), u128::MAX - 2] {
                 for direction in [Direction::Encrypt, Direction::Decrypt] {
                     let mut one = vec![0; source.len()];
                     let mut other = source.clone();

@@ -58,7 +58,7 @@ impl Xts {
     pub(super) fn crypt(
         &self,
         direction: Direction,
-        first: u64,
+        first: u128,
         unit_len: usize,
         data: InOutBuf<'_, '_, u8>,
     ) {
@@ -80,7 +80,7 @@ impl Xts {
     #[target_feature(enable = "avx512f,avx512bw,vaes,vpclmulqdq,aes")]
     unsafe fn units<const ENCRYPT: bool>(
         &self,
-        first: u64,
+        first: u128,
         unit_len: usize,
         count: usize,
         source: *const u8,
@@ -103,8 +103,8 @@ impl Xts {
     /// A data unit's number as 128 bits little-endian, encrypted with the second key.
     #[inline]
     #[target_feature(enable = "aes")]
-    fn first_tweak(&self, number: u64) -> __m128i {
-        let mut block = _mm_xor_si128(_mm_set_epi64x(0, number as i64), load(&self.tweak[0]));
+    fn first_tweak(&self, number: u128) -> __m128i {
+        let mut block = _mm_xor_si128(load(&number.to_le_bytes()), load(&self.tweak[0]));
         for key in &self.tweak[1..14] {
             block = _mm_aesenc_si128(block, load(key));
         }

@@ -27,7 +27,7 @@ impl Xts {
     pub(super) fn crypt(
         &self,
         direction: Direction,
-        first: u64,
+        first: u128,
         unit_len: usize,
         mut data: InOutBuf<'_, '_, u8>,
     ) {
@@ -46,8 +46,8 @@ impl Xts {
     }
 
     /// A data unit's number as 128 bits little-endian, encrypted: the tweak of its first block.
-    fn first_tweak(&self, unit: u64) -> u128 {
-        let mut block: AesBlock = u128::from(unit).to_le_bytes().into();
+    fn first_tweak(&self, unit: u128) -> u128 {
+        let mut block: AesBlock = unit.to_le_bytes().into();
         self.tweak.encrypt_block(&mut block);
         u128::from_le_bytes(block.into())
     }

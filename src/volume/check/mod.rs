@@ -12,7 +12,7 @@ mod snapshot;
 
 use std::sync::atomic::AtomicBool;
 
-pub use region::{RegionCheck, check_region};
+pub use region::{RegionCheck, check_region, unvouched_rows};
 pub use snapshot::{SnapshotCheck, verify_snapshot};
 
 use super::host_error::HostError;
@@ -70,7 +70,9 @@ impl Findings {
 /// Whether a layer that can't be opened is damaged, and not only closed to us or in somebody's hands.
 fn is_damage(error: &HostError) -> bool {
     match error {
-        HostError::Volume(_) | HostError::Io { .. } | HostError::Crypto(_) => true,
+        HostError::Volume(_) | HostError::Io { .. } | HostError::Crypto(_) | HostError::Unvouched { .. } => {
+            true
+        }
         HostError::Kms(e) => matches!(e, KmsError::Damaged { .. } | KmsError::NotFound { .. }),
         _ => false,
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::sectors::{Meter, Target, check_layer};
 use super::{CheckWatch, Finding, Findings, is_damage};
-use crate::catalog::{CatalogError, Layer as LayerRow, LayerState};
+use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, SnapshotState};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
@@ -15,6 +15,7 @@ use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::owner::LayersLock;
+use crate::volume::vouch;
 
 /// Other commands hold the layers briefly.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +29,8 @@ const SUPERBLOCK_TRIES: usize = 5;
 pub struct RegionCheck {
     /// What is damaged.
     pub findings: Findings,
+    /// Those of the findings that are rows which layers do not bear out.
+    pub misled_rows: u64,
     /// Who reads through each damaged layer: volumes and snapshots, in words.
     pub needed_by: HashMap<LayerId, Vec<String>>,
     /// Layers that were not checked, and why.
@@ -71,10 +74,72 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
             break;
         }
     }
+    check_rows(host, &mut report)?;
     report.cancelled = watch.cancel.load(Ordering::Relaxed);
     report.checked_bytes = meter.done();
     report.needed_by = needed_by(host, &report.findings)?;
     Ok(report)
+}
+
+/// Rows that layers do not bear out, in sentences: of volumes, of snapshots, and of layers whose headers are whole.
+pub fn unvouched_rows(host: &Host) -> Result<Vec<String>> {
+    let mut report = RegionCheck::default();
+    check_rows(host, &mut report)?;
+    let rows = host.region.catalog()?.read(|tx| tx.layers())?;
+    for row in rows.iter().filter(|r| !matches!(r.state, LayerState::Preparing | LayerState::Deleting)) {
+        let is_whole = || folder::read_header(&host.region, row.id).is_ok();
+        match folder::checked_header(&host.region, row) {
+            Err(error) if is_damage(&error) && is_whole() => {
+                report.findings.add(Finding { layer: row.id, sector: None, what: error.to_string() });
+            }
+            _ => {}
+        }
+    }
+    Ok(report.findings.listed.into_iter().map(|finding| finding.what).collect())
+}
+
+/// The rows of volumes and snapshots: whether their layers bear them out.
+fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
+    let (volumes, snapshots) = host
+        .region
+        .catalog()?
+        .read(|tx| -> Result<_, CatalogError> { Ok((tx.volumes()?, tx.snapshots()?)) })?;
+    for id in volumes.iter().filter(|v| !v.deleting).map(|v| v.id) {
+        let look = || -> Result<_> {
+            let read = |tx: &ReadTx| Ok::<_, CatalogError>(tx.find_volume(id)?.map(|v| (v.active, v)));
+            Ok(host.region.catalog()?.read(read)?)
+        };
+        check_row(look, |row| vouch::check_volume_row(&host.region, row), report)?;
+    }
+    for id in snapshots.iter().filter(|s| s.state == SnapshotState::Success).map(|s| s.id) {
+        let look = || -> Result<_> {
+            let read = |tx: &ReadTx| Ok::<_, CatalogError>(tx.find_snapshot(id)?.map(|s| (s.layer, s)));
+            Ok(host.region.catalog()?.read(read)?)
+        };
+        check_row(look, |row| vouch::header_of_snapshot(&host.region, row).map(drop), report)?;
+    }
+    Ok(())
+}
+
+/// A row that is found wrong while it is changed is looked at again. What is wrong with a layer itself is told of the layer.
+fn check_row<Row: PartialEq>(
+    look: impl Fn() -> Result<Option<(LayerId, Row)>>,
+    check: impl Fn(&Row) -> Result<()>,
+    report: &mut RegionCheck,
+) -> Result<()> {
+    let mut before = None;
+    while let Some((layer, row)) = look()? {
+        match check(&row) {
+            Err(HostError::Unvouched { .. }) if before.as_ref() != Some(&row) => before = Some(row),
+            Err(error @ HostError::Unvouched { .. }) => {
+                report.misled_rows += 1;
+                report.findings.add(Finding { layer, sector: None, what: error.to_string() });
+                break;
+            }
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Active layers, next ones, and those whose seal is not finished. The caller owns the layers.

@@ -29,6 +29,7 @@ pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> R
     // While it is held the snapshot can't be deleted.
     let _lock = folder::lock_for_reading(host.region(), id)?;
     let (layers, mut findings) = open_all(host, id)?;
+    let is_whole = findings.count == 0;
     let total: u64 = layers.iter().map(|l| l.data_sectors() * SECTOR_BYTES).sum();
     let meter = Meter::new(total);
     for (number, layer) in layers.iter().enumerate() {
@@ -37,6 +38,11 @@ pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> R
         if watch.cancel.load(Ordering::Relaxed) {
             break;
         }
+    }
+    // Where its layers can't be opened that is what is wrong.
+    if is_whole && let Err(error) = host.open_snapshot(id) {
+        let Some(top) = layers.first().filter(|_| is_damage(&error)) else { return Err(error) };
+        findings.add(Finding { layer: top.id(), sector: None, what: error.to_string() });
     }
     let cancelled = watch.cancel.load(Ordering::Relaxed);
     Ok(SnapshotCheck { findings, checked_bytes: meter.done(), cancelled })

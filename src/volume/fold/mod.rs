@@ -183,8 +183,8 @@ impl Host {
         let _one = self.changing.lock();
         let headers = self.headers.lock();
         match sealed {
-            None => self.commit_live(fold, job.into.layer())?,
-            Some((layer, mark)) => self.commit_sealed(fold, layer, mark)?,
+            None => self.commit_live(fold, &job.from, job.into.layer())?,
+            Some((layer, mark)) => self.commit_sealed(fold, &job.from, layer, mark)?,
         }
         drop(headers);
         // It goes on as the sealed layer that it is: to open it once more its key may be disabled by now.
@@ -207,9 +207,12 @@ impl Host {
         finish(&self.region, fold.gone())
     }
 
-    fn commit_live(&self, fold: &Fold, layer: &Layer) -> Result<()> {
+    fn commit_live(&self, fold: &Fold, from: &Layer, layer: &Layer) -> Result<()> {
         let (parent, _) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
+        // The moments below come to this header: they stand in that of the layer that goes, or in none.
+        let below = folder::header_by(&self.region, fold.parent, from.keys())?.points;
         folder::change_header(&self.region, fold.child, layer.keys(), |header| {
+            header.points = below;
             header.parent = parent.parent;
             header.took = Some(fold.parent);
         })?;
@@ -223,15 +226,16 @@ impl Host {
     }
 
     /// The header first: it vouches for what the rows say afterwards.
-    fn commit_sealed(&self, fold: &Fold, layer: &Layer, mark: SealedMark) -> Result<()> {
-        let (parent, child, points) = self.region.catalog()?.write(|tx| -> Result<_> {
-            let (parent, child) = order::check(tx, fold)?;
-            Ok((parent, child, tx.layer_points(fold.child)?))
-        })?;
+    fn commit_sealed(&self, fold: &Fold, from: &Layer, layer: &Layer, mark: SealedMark) -> Result<()> {
+        let (parent, _) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
+        let of_child = match fold.way {
+            FoldWay::Down => folder::header_by(&self.region, from.id(), from.keys())?,
+            FoldWay::Up => folder::header_by(&self.region, layer.id(), layer.keys())?,
+        };
         folder::change_header(&self.region, fold.kept(), layer.keys(), |header| {
             header.parent = parent.parent;
-            header.size_bytes = child.size_bytes;
-            header.points = points;
+            header.size_bytes = of_child.size_bytes;
+            header.points = of_child.points;
             header.sealed = Some(mark);
             header.took = Some(fold.gone());
         })?;

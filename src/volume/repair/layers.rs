@@ -24,6 +24,7 @@ use crate::units::SECTOR_BYTES;
 use crate::volume::fold::SMALL_BYTES;
 use crate::volume::folder::{self, Opening};
 use crate::volume::host_error::{HostError, Result};
+use crate::volume::vouch;
 
 /// A layer that gets a row.
 pub(super) struct FoundLayer {
@@ -198,7 +199,7 @@ fn examine_unsealed(
         Ok((open, ended)) => {
             layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
             if ended {
-                let point = Point::random();
+                let point = vouch::mint_point(id, open.keys());
                 layer.row.state = LayerState::Sealed;
                 layer.row.point = Some(point);
                 layer.points.insert(0, point);

@@ -6,8 +6,11 @@
 mod layers;
 mod rows;
 
+use crate::catalog::Salvaged;
+use crate::ids::{LayerId, VolumeId};
 use crate::region::Region;
 
+use super::folder;
 use super::host_error::Result;
 
 /// What a new catalog holds, and what it lacks.
@@ -23,17 +26,39 @@ pub struct Recovered {
     pub unusable: Vec<String>,
     /// What else a person should know, in sentences.
     pub notes: Vec<String>,
+    /// Layers that are to be those of another volume: an older state of one volume becomes a volume of its own.
+    adopted: Vec<(LayerId, VolumeId)>,
 }
 
-/// Fills an empty catalog of a region from what lies in `keys/` and `layers/`.
-pub fn recover_rows(region: &Region) -> Result<Recovered> {
-    let restored = crate::kms::restore(region)?;
+impl Recovered {
+    /// Makes layers' headers say what the new catalog says of them, right before that takes its place.
+    pub fn adopt(&self, region: &Region) -> Result<()> {
+        for (layer, volume) in &self.adopted {
+            let row = region.catalog()?.read(|tx| tx.layer(*layer))?;
+            let keys = folder::checked_header(region, &row)?.1;
+            folder::change_header(region, *layer, &keys, |header| header.volume = *volume)?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills an empty catalog of a region from what lies in `keys/` and `layers/`; and from the rows of the old one, as far as they
+/// read and keys bear them out.
+pub fn recover_rows(region: &Region, old: &Salvaged) -> Result<Recovered> {
+    let restored = crate::kms::restore(region, old)?;
     let mut recovered = Recovered {
         keys: restored.keys.iter().map(ToString::to_string).collect(),
         unusable: restored.unusable,
         ..Recovered::default()
     };
+    let unknown = restored.unknown.iter();
+    recovered
+        .notes
+        .extend(unknown.map(|id| format!("whether key {id} was disabled is not known: it is enabled")));
     let layers = layers::find(region, &mut recovered)?;
-    rows::insert(region, layers, &mut recovered)?;
+    rows::insert(region, layers, old, &mut recovered)?;
+    region
+        .catalog()?
+        .write(|tx| restored.states.iter().try_for_each(|(key, state)| tx.set_key_state(*key, *state)))?;
     Ok(recovered)
 }

@@ -4,21 +4,41 @@ use std::collections::{HashMap, HashSet};
 
 use super::Recovered;
 use super::layers::FoundLayer;
-use crate::catalog::{DiskKind, LayerState, Snapshot, SnapshotState, Volume, WriteTx};
+use crate::catalog::{DiskKind, LayerState, Salvaged, Snapshot, SnapshotState, Volume, WriteTx, check_tags};
 use crate::ids::{LayerId, Name, SnapshotId, VolumeId};
 use crate::region::Region;
 use crate::volume::host_error::{HostError, Result};
+use crate::volume::vouch;
 
 /// Digits of an id in a name that is made from it.
 const NAME_DIGITS: usize = 8;
 
+/// What a new row is made with.
+struct Names<'a> {
+    region: &'a Region,
+    old: &'a Salvaged,
+    taken: HashSet<String>,
+}
+
 /// Inserts all of it in one transaction.
-pub(super) fn insert(region: &Region, mut layers: Vec<FoundLayer>, recovered: &mut Recovered) -> Result<()> {
-    // Two active layers of one volume: a rollback was under way. Each becomes a volume.
-    let mut taken = HashSet::new();
+pub(super) fn insert(
+    region: &Region,
+    mut layers: Vec<FoundLayer>,
+    old: &Salvaged,
+    recovered: &mut Recovered,
+) -> Result<()> {
+    // Two active layers of one volume: a rollback was under way. The later is the volume, the other becomes one.
+    let mut newest: HashMap<VolumeId, (u64, LayerId)> = HashMap::new();
+    for layer in layers.iter().filter(|l| l.row.state == LayerState::Active) {
+        let place = (layer.header.turn, layer.row.id);
+        let of = newest.entry(layer.header.volume).or_insert(place);
+        *of = place.max(*of);
+    }
     for layer in layers.iter_mut().filter(|l| l.row.state == LayerState::Active) {
-        if !taken.insert(layer.header.volume) {
-            layer.row.volume = Some(VolumeId::random());
+        if newest.get(&layer.header.volume).is_none_or(|(_, id)| *id != layer.row.id) {
+            let volume = VolumeId::random();
+            layer.row.volume = Some(volume);
+            recovered.adopted.push((layer.row.id, volume));
         }
     }
     let mut next_of: HashMap<LayerId, LayerId> = HashMap::new();
@@ -32,17 +52,30 @@ pub(super) fn insert(region: &Region, mut layers: Vec<FoundLayer>, recovered: &m
         }
         is_first
     });
+    let mut names = Names { region, old, taken: HashSet::new() };
+    let kept = kept_snapshots(region, &layers, old, recovered)?;
+    // Names that were kept come before those that are made.
+    names.taken.extend(kept.iter().map(|s| format!("snapshot {}", s.name)));
+    let volume_names = old.volumes.iter().filter_map(|v| v.name.as_ref());
+    names.taken.extend(volume_names.map(|name| format!("volume {name}")));
+    // Some layers may have had a name that is lost; none has where all rows read and are believed.
+    let lacks_names = old.lacks_names || kept.len() < old.snapshots.len();
     region.catalog()?.write(|tx| {
         for layer in &layers {
             // Nothing may be put on a layer in a fold: they get their state afterwards.
             let state = if layer.row.state.is_folding() { LayerState::Sealed } else { layer.row.state };
             tx.insert_layer(&crate::catalog::Layer { state, ..layer.row.clone() }, &layer.points)?;
         }
-        let mut names = HashSet::new();
+        for snapshot in &kept {
+            tx.insert_snapshot(snapshot)?;
+            insert_tags(tx, &snapshot.id.to_string(), old)?;
+            recovered.snapshots.push((snapshot.id.to_string(), snapshot.name.to_string()));
+        }
         for layer in &layers {
+            let is_named = kept.iter().any(|s| s.layer == layer.row.id);
             match layer.row.state {
                 LayerState::Active => insert_volume(tx, layer, &next_of, &mut names, recovered)?,
-                LayerState::Sealed | LayerState::Filling => {
+                LayerState::Sealed | LayerState::Filling if !is_named && lacks_names => {
                     insert_snapshot(tx, layer, &mut names, recovered)?
                 }
                 _ => {}
@@ -55,44 +88,101 @@ pub(super) fn insert(region: &Region, mut layers: Vec<FoundLayer>, recovered: &m
     })
 }
 
+/// The old catalog's snapshots that are believed, each of the layer whose moment it is.
+fn kept_snapshots(
+    region: &Region,
+    layers: &[FoundLayer],
+    old: &Salvaged,
+    recovered: &mut Recovered,
+) -> Result<Vec<Snapshot>> {
+    let mut kept: Vec<Snapshot> = Vec::new();
+    let sealed = |l: &&FoundLayer| matches!(l.row.state, LayerState::Sealed | LayerState::Filling);
+    for row in old.snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
+        let agrees = |l: &FoundLayer| {
+            (row.size_bytes, row.cipher, row.key, row.account)
+                == (l.row.size_bytes, l.row.cipher, l.row.key, l.row.account)
+        };
+        let mut layer = None;
+        for found in layers.iter().filter(sealed).filter(|l| agrees(l)) {
+            let Some(point) = found.row.point else { continue };
+            // Where nothing vouches for it, it was made by an earlier version: the yes that follows does.
+            let is_of = match row.mac {
+                Some(_) => vouch::is_vouched(region, row, point)?,
+                None => row.layer == found.row.id && row.volume.is_none_or(|v| v == found.header.volume),
+            };
+            if is_of {
+                layer = Some((found.row.id, point));
+            }
+        }
+        let what = format!("snapshot {} ({})", row.name, row.id);
+        match layer {
+            Some((layer, point)) => {
+                if row.mac.is_none() {
+                    recovered.notes.push(format!("nothing vouches for {what}: it is taken as its row says"));
+                }
+                let row = Snapshot { layer, ..row.clone() };
+                kept.push(vouch::sign_snapshot(region, row, point)?);
+            }
+            None => recovered.notes.push(format!("{what}: its row is not believed, and its name is lost")),
+        }
+    }
+    Ok(kept)
+}
+
+fn insert_tags(tx: &WriteTx, resource: &str, old: &Salvaged) -> Result<()> {
+    let tags: Vec<_> = old.tags.iter().filter(|(of, _)| of == resource).map(|(_, tag)| tag.clone()).collect();
+    // Such as no command would have made are left out.
+    match check_tags(&tags) {
+        Ok(()) => Ok(tx.set_tags(resource, &tags)?),
+        Err(_) => Ok(()),
+    }
+}
+
 fn insert_volume(
     tx: &WriteTx,
     layer: &FoundLayer,
     next_of: &HashMap<LayerId, LayerId>,
-    names: &mut HashSet<String>,
+    names: &mut Names,
     recovered: &mut Recovered,
 ) -> Result<()> {
     let row = &layer.row;
     let id = row.volume.unwrap_or(layer.header.volume);
-    let name = name(id.to_string().trim_start_matches(VolumeId::PREFIX), "volume ", names)?;
+    let known = names.old.volumes.iter().find(|v| v.id == id && !v.deleting);
+    let name = match known {
+        Some(known) => known.name.clone(),
+        None => Some(name(id.to_string().trim_start_matches(VolumeId::PREFIX), "volume ", &mut names.taken)?),
+    };
+    let shown = name.as_ref().map_or_else(|| id.to_string(), ToString::to_string);
+    // What its header says of it is so; the row adds what a header does not know.
     tx.insert_volume(&Volume {
         id,
         account: row.account,
-        name: Some(name.clone()),
+        name,
         size_bytes: row.size_bytes,
         kind: kind(layer),
         cipher: row.cipher,
         key: row.key,
         active: row.id,
         next: next_of.get(&row.id).copied(),
-        source_snapshot: None,
+        source_snapshot: known.and_then(|v| v.source_snapshot),
         deleting: false,
-        created_at: row.created_at,
+        created_at: known.map_or(row.created_at, |v| v.created_at),
     })?;
-    recovered.volumes.push((id.to_string(), name.to_string()));
+    insert_tags(tx, &id.to_string(), names.old)?;
+    recovered.volumes.push((id.to_string(), shown));
     Ok(())
 }
 
 fn insert_snapshot(
     tx: &WriteTx,
     layer: &FoundLayer,
-    names: &mut HashSet<String>,
+    names: &mut Names,
     recovered: &mut Recovered,
 ) -> Result<()> {
     let row = &layer.row;
     let id = SnapshotId::random();
-    let name = name(&row.id.to_string(), "snapshot ", names)?;
-    tx.insert_snapshot(&Snapshot {
+    let name = name(&row.id.to_string(), "snapshot ", &mut names.taken)?;
+    let snapshot = Snapshot {
         id,
         account: row.account,
         name: name.clone(),
@@ -114,7 +204,11 @@ fn insert_snapshot(
         group: None,
         retention_days: None,
         created_at: row.created_at,
-    })?;
+        mac: None,
+    };
+    let point =
+        row.point.ok_or_else(|| HostError::unvouched(format!("layer {}", row.id), "it has no point"))?;
+    tx.insert_snapshot(&vouch::sign_snapshot(names.region, snapshot, point)?)?;
     recovered.snapshots.push((id.to_string(), name.to_string()));
     Ok(())
 }

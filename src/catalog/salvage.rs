@@ -1,0 +1,106 @@
+//! What can still be read of a catalog that is damaged or lies, row by row. Nothing of it is believed here.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::row::Fields;
+use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, Tag, Volume};
+use super::{accounts, keys, snapshots, volumes};
+use crate::ids::{KeyId, Name};
+
+/// Rows that read, and whether there are others.
+#[derive(Debug, Default)]
+pub struct Salvaged {
+    /// Owners of resources.
+    pub accounts: Vec<Account>,
+    /// KMS instances.
+    pub instances: Vec<Instance>,
+    /// Keys, with those of their aliases that read.
+    pub keys: Vec<Key>,
+    /// Switches.
+    pub settings: Vec<(Setting, bool)>,
+    /// Volumes.
+    pub volumes: Vec<Volume>,
+    /// Snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Tags, each with what it is of.
+    pub tags: Vec<(String, Tag)>,
+    /// Some row of a volume or snapshot did not read, or none did.
+    pub lacks_names: bool,
+}
+
+impl Salvaged {
+    /// Of no catalog at all.
+    pub fn nothing() -> Self {
+        Self { lacks_names: true, ..Self::default() }
+    }
+
+    /// Reads what can be read of the file. The caller has it alone, and does not need it any more: SQLite may write to it.
+    pub fn read(path: &Path, region: &str) -> Self {
+        let open = || -> rusqlite::Result<Connection> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(path, flags)?;
+            connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON")?;
+            Ok(connection)
+        };
+        let Ok(connection) = open() else { return Self::nothing() };
+        let from = Rows { connection: &connection, region };
+        let aliases = from.read("SELECT alias, key, key AS id FROM key_aliases", |f| {
+            Ok((f.parsed::<KeyId>("key", "a key's id")?, f.parsed::<Name>("alias", "a name")?))
+        });
+        let mut keys = from.read(keys::KEY, keys::key).0;
+        for key in &mut keys {
+            key.aliases = aliases.0.iter().filter(|(of, _)| *of == key.id).map(|(_, a)| a.clone()).collect();
+        }
+        let settings = from.read("SELECT k, v, k AS id FROM settings", |f| {
+            Ok((f.text("k")?.to_owned(), f.text("v")?.to_owned()))
+        });
+        let settings = settings.0.iter().filter_map(|(name, value)| {
+            let setting = Setting::ALL.iter().find(|setting| setting.as_str() == name)?;
+            Some((*setting, value == "true"))
+        });
+        let tags = from.read("SELECT resource, k, v, resource AS id FROM tags", |f| {
+            let tag = Tag { key: f.text("k")?.to_owned(), value: f.text("v")?.to_owned() };
+            Ok((f.text("resource")?.to_owned(), tag))
+        });
+        let (volumes, all_volumes) = from.read(volumes::VOLUME, volumes::volume);
+        let (snapshots, all_snapshots) = from.read(snapshots::SNAPSHOT, snapshots::snapshot);
+        Self {
+            accounts: from.read(accounts::ACCOUNT, accounts::account).0,
+            instances: from.read(accounts::INSTANCE, accounts::instance).0,
+            keys,
+            settings: settings.collect(),
+            volumes,
+            snapshots,
+            tags: tags.0,
+            lacks_names: !(all_volumes && all_snapshots),
+        }
+    }
+}
+
+struct Rows<'c> {
+    connection: &'c Connection,
+    region: &'c str,
+}
+
+impl Rows<'_> {
+    /// The rows that read, and whether they are all.
+    fn read<T>(&self, sql: &str, decode: impl Fn(&Fields) -> Result<T, CatalogError>) -> (Vec<T>, bool) {
+        let mut found = Vec::new();
+        let Ok(mut statement) = self.connection.prepare(sql) else { return (found, false) };
+        let Ok(mut rows) = statement.query([]) else { return (found, false) };
+        let mut is_whole = true;
+        loop {
+            match rows.next() {
+                Ok(Some(row)) => match decode(&Fields::new(row, self.region)) {
+                    Ok(row) => found.push(row),
+                    Err(_) => is_whole = false,
+                },
+                Ok(None) => return (found, is_whole),
+                // The rest lies on pages that don't read.
+                Err(_) => return (found, false),
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What the catalog says of a disk, held against what keys say of it: the catalog itself has no MAC.
+//!
+//! - A snapshot's row carries a MAC by a key derived from the root key, over what never changes in its life: whose moment it is,
+//!   its name, size and kind. The moment, the point, is that of its layer's header, under the layer's own key.
+//! - A volume takes the layers that were made for it, by their headers, of the cipher, key and size that its row says; and of
+//!   those none before the one that this machine saw last.
+//! - A point is minted from the key of the layer that ends: nobody else can say it, and it needs no row to be known.
+
+use super::folder;
+use super::host_error::{HostError, Result};
+use crate::catalog::{Layer as LayerRow, Snapshot, Volume};
+use crate::crypto::{LayerKeys, Prf};
+use crate::ids::{LayerId, Point};
+use crate::layer::Layer;
+use crate::layer::header::Header;
+use crate::region::Region;
+
+/// The point that a layer is sealed at.
+pub fn mint_point(layer: LayerId, keys: &LayerKeys) -> Point {
+    Point(keys.header().mac(&[b"point\0", &layer.0]))
+}
+
+/// The points of a layer that has ended, nearest first, by its header and that of its parent: its own, and those below.
+pub(super) fn points_of(
+    layer: LayerId,
+    keys: &LayerKeys,
+    header: &Header,
+    parent: Option<&Header>,
+) -> Vec<Point> {
+    if header.sealed.is_some() {
+        return header.points.clone();
+    }
+    // Made before its parent was sealed, it lacks that one's point; after a fold it may have more than its parent has.
+    let below = match parent {
+        Some(parent) if !header.points.ends_with(&parent.points) => &parent.points,
+        _ => &header.points,
+    };
+    std::iter::once(mint_point(layer, keys)).chain(below.iter().copied()).collect()
+}
+
+/// The moment that an open layer holds, by its own word.
+pub(super) fn own_point(region: &Region, layer: &Layer) -> Result<Point> {
+    let header = folder::header_by(region, layer.id(), layer.keys())?;
+    Ok(point_in(layer.id(), layer.keys(), &header))
+}
+
+fn point_in(layer: LayerId, keys: &LayerKeys, header: &Header) -> Point {
+    match (header.sealed, header.points.first()) {
+        (Some(_), Some(point)) => *point,
+        _ => mint_point(layer, keys),
+    }
+}
+
+/// Puts the MAC into the row of a snapshot of the moment `point`.
+pub fn sign_snapshot(region: &Region, row: Snapshot, point: Point) -> Result<Snapshot> {
+    let mac = Some(snapshot_mac(region, &row, point)?);
+    Ok(Snapshot { mac, ..row })
+}
+
+fn snapshot_mac(region: &Region, row: &Snapshot, point: Point) -> Result<[u8; 16]> {
+    let prf = Prf::derive(region.root_key()?, "terrane catalog");
+    let [id, account, volume] =
+        [row.id.to_string(), row.account.to_string(), row.volume.map(|v| v.to_string()).unwrap_or_default()];
+    let mut text = Vec::new();
+    for part in ["snapshot", &id, &account, row.name.as_str(), &volume, row.kind.as_str()] {
+        text.extend_from_slice(part.as_bytes());
+        // Of no name or id.
+        text.push(0);
+    }
+    Ok(prf.mac(&[&text, &region.id().0, &point.0, &row.size_bytes.to_le_bytes()]))
+}
+
+/// Whether the row of a snapshot is what was said when it was taken, of this moment.
+pub(super) fn is_vouched(region: &Region, row: &Snapshot, point: Point) -> Result<bool> {
+    Ok(row.mac == Some(snapshot_mac(region, row, point)?))
+}
+
+/// Refuses a snapshot whose row is not what was said when it was taken, or names a layer of another moment.
+pub(super) fn check_snapshot(
+    region: &Region,
+    row: &Snapshot,
+    header: &Header,
+    keys: &LayerKeys,
+) -> Result<()> {
+    let point = point_in(header.layer, keys, header);
+    let why = if row.mac.is_none() {
+        "nothing vouches for its row: it was made by an earlier version, or changed"
+    } else if !is_vouched(region, row, point)? {
+        "its row is not what was said when it was taken: name, size, owner, volume or layer were changed"
+    } else if (row.size_bytes, row.cipher, row.key) != (header.size_bytes, header.cipher, header.key) {
+        "its row says another size or key than its layer"
+    } else {
+        return Ok(());
+    };
+    Err(HostError::unvouched(format!("snapshot {} ({})", row.name, row.id), why))
+}
+
+/// The header of a snapshot's layer, if the snapshot is what its row says.
+pub(super) fn header_of_snapshot(region: &Region, row: &Snapshot) -> Result<Header> {
+    let layer = region.catalog()?.read(|tx| tx.layer(row.layer))?;
+    let (header, keys) = folder::checked_header(region, &layer)?;
+    check_snapshot(region, row, &header, &keys)?;
+    let points = points_of(header.layer, &keys, &header, None);
+    Ok(Header { points, ..header })
+}
+
+/// Refuses a volume whose row names a layer made for another, or not the newest that this machine saw.
+pub(super) fn check_volume(region: &Region, row: &Volume, active: &Header) -> Result<()> {
+    let said = (row.cipher, row.key, row.size_bytes, row.kind.as_str());
+    let why = if active.volume != row.id {
+        format!("its row names layer {}, which was made for volume {}", active.layer, active.volume)
+    } else if said != (active.cipher, active.key, active.size_bytes, active.kind.as_str()) {
+        format!("its row says another size, kind or key than its layer {}", active.layer)
+    } else {
+        match region.volume_anchor(row.id)? {
+            Some(seen) if seen.layer != active.layer && seen.turn >= active.turn => format!(
+                "its row names layer {} (its {}.), and this machine has seen layer {} (its {}.) take its writes",
+                active.layer, active.turn, seen.layer, seen.turn
+            ),
+            _ => return Ok(()),
+        }
+    };
+    let name = row.name.as_ref().map_or_else(|| row.id.to_string(), |name| format!("{name} ({})", row.id));
+    Err(HostError::unvouched(format!("volume {name}"), &why))
+}
+
+/// The same of a volume by its row alone.
+pub(super) fn check_volume_row(region: &Region, row: &Volume) -> Result<()> {
+    let layer = region.catalog()?.read(|tx| tx.layer(row.active))?;
+    check_volume(region, row, &folder::checked_header(region, &layer)?.0)
+}
+
+/// Refuses a layer as the next of a volume unless it was made to follow the active one.
+pub(super) fn check_next(volume: &Volume, active: LayerId, row: &LayerRow, header: &Header) -> Result<()> {
+    let follows = row.parent == Some(active)
+        && (header.volume, header.cipher, header.key) == (volume.id, volume.cipher, volume.key);
+    match follows {
+        true => Ok(()),
+        false => {
+            let why = format!("its row names layer {} as the next, which was not made for that", row.id);
+            Err(HostError::unvouched(format!("volume {}", volume.id), &why))
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Guards against plaintext and keys where they don't belong: in the files of regions, in logs, output, arguments and
+//! environments; and, once a key is disabled and its volumes closed, in the memory of the process that serves on.
+//!
+//! A random canary of 1 MiB, the data keys of the layers it lies in, the root key and a passphrase go through everything. No 16
+//! bytes of any of them, wherever they begin, may be found.
+
+#[path = "common/world.rs"]
+mod world;
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use terrane::crypto::{Secret, unwrap};
+use world::{MIB, World, is_root, read_at, within, writable, write_at};
+
+const WINDOW: usize = 16;
+
+/// All windows of some secrets, and a coarse sieve before the exact look.
+struct Canary {
+    windows: HashSet<[u8; WINDOW]>,
+    sieve: Vec<u64>,
+}
+
+impl Canary {
+    fn new() -> Self {
+        Self { windows: HashSet::new(), sieve: vec![0; 1 << 20] }
+    }
+
+    fn bit(head: &[u8]) -> (usize, u64) {
+        let word = u32::from_le_bytes(head[..4].try_into().unwrap()).wrapping_mul(0x9e37_79b1) >> 6;
+        ((word >> 6) as usize, 1 << (word & 63))
+    }
+
+    fn add(&mut self, secret: &[u8]) {
+        for window in secret.windows(WINDOW) {
+            let (at, bit) = Self::bit(window);
+            self.sieve[at] |= bit;
+            self.windows.insert(window.try_into().unwrap());
+        }
+    }
+
+    /// Where the first of them is, and how many.
+    fn find(&self, bytes: &[u8]) -> Option<(usize, usize)> {
+        let (mut first, mut count, mut at) = (None, 0, 0);
+        while at + WINDOW <= bytes.len() {
+            // Most of a memory is zeros.
+            if bytes[at..].starts_with(&[0; 1024]) {
+                at += 1024 - WINDOW;
+                continue;
+            }
+            let (word, bit) = Self::bit(&bytes[at..]);
+            if self.sieve[word] & bit != 0 && self.windows.contains(&bytes[at..at + WINDOW]) {
+                first.get_or_insert(at);
+                count += 1;
+            }
+            at += 1;
+        }
+        first.map(|first| (first, count))
+    }
+
+    #[track_caller]
+    fn assert_absent(&self, bytes: &[u8], what: &str) {
+        assert_eq!(self.find(bytes), None, "a secret is in {what}");
+    }
+
+    /// Of each mapping of a process, where secrets lie in it. Only root may look.
+    fn in_memory(&self, pid: i32) -> Vec<String> {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+        let mut found = Vec::new();
+        for line in maps.lines() {
+            let mut fields = line.split_ascii_whitespace();
+            let (range, mode) = (fields.next().unwrap(), fields.next().unwrap());
+            if !mode.starts_with("rw") || line.contains("[vvar") {
+                continue;
+            }
+            let (start, end) = range.split_once('-').unwrap();
+            let [start, end] = [start, end].map(|digits| u64::from_str_radix(digits, 16).unwrap());
+            let mut piece = vec![0; 1 << 20];
+            // Pieces overlap, so that a window over an edge is seen.
+            for at in (start..end).step_by((1 << 20) - WINDOW) {
+                let len = (end - at).min(1 << 20) as usize;
+                if memory.read_exact_at(&mut piece[..len], at).is_ok()
+                    && let Some((first, count)) = self.find(&piece[..len])
+                {
+                    found.push(format!("{count} from {:x} of {line}", at + first as u64));
+                }
+            }
+        }
+        found
+    }
+
+    /// Below a folder, holes left out; names too. A root key lies in its own file, and there alone.
+    fn assert_absent_below(&self, dir: &Path) -> u64 {
+        let mut looked = 0;
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path = entry.path();
+            let kind = entry.file_type().unwrap();
+            self.assert_absent(path.to_str().unwrap().as_bytes(), "a name");
+            if kind.is_dir() {
+                looked += self.assert_absent_below(&path);
+            } else if kind.is_file() && path.extension().is_none_or(|end| end != "root-key") {
+                let file = File::open(&path).unwrap();
+                let mut at = 0;
+                while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+                    at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
+                    let mut bytes = vec![0; (at - start) as usize];
+                    file.read_exact_at(&mut bytes, start).unwrap();
+                    self.assert_absent(&bytes, path.to_str().unwrap());
+                    looked += bytes.len() as u64;
+                }
+            }
+        }
+        looked
+    }
+}
+
+fn random(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut bytes).unwrap();
+    bytes
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2).map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap()).collect()
+}
+
+/// Commands whose output is looked at.
+struct Said<'w>(&'w World, Vec<u8>);
+
+impl Said<'_> {
+    fn ok(&mut self, args: &[&str]) -> String {
+        for format in [&[][..], &["--output", "json"]] {
+            if format.is_empty() || matches!(args[1], "list" | "show" | "check" | "verify") {
+                let output = self.0.run(&[args, format].concat());
+                assert!(output.status.success(), "{args:?}: {}", world::words(&output));
+                self.1.extend_from_slice(&output.stdout);
+                self.1.extend_from_slice(&output.stderr);
+                if format.is_empty() && !matches!(args[1], "list" | "show" | "check" | "verify") {
+                    return String::from_utf8(output.stdout).unwrap().trim_end().to_owned();
+                }
+            }
+        }
+        String::new()
+    }
+}
+
+/// The requests of others fill the buffers of all threads: of whole pages, so that none is shorter than any before.
+fn busy(world: &World) {
+    std::thread::scope(|scope| {
+        for thread in 0..16 {
+            scope.spawn(move || {
+                let file = writable(&world.file("other")).unwrap();
+                let pages = vec![thread as u8 + 1; MIB as usize + 4096];
+                let pages = &pages[pages.as_ptr().align_offset(4096)..][..MIB as usize];
+                for n in 0..4u64 {
+                    file.write_all_at(pages, (thread % 8) * MIB).unwrap();
+                    let mut back = vec![0; MIB as usize];
+                    file.read_exact_at(&mut back, (n + thread) % 8 * MIB).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn no_secret_is_found_where_it_does_not_belong() {
+    if !is_root() {
+        eprintln!("left out: only root may look at the memory of a process that forbids it");
+        return;
+    }
+    let world = World::new();
+    let (canary, passphrase, root_key) = (random(MIB as usize), random(24), random(32));
+    let passphrase: String = passphrase.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut secrets = Canary::new();
+    for secret in [&canary[..], passphrase.as_bytes(), &root_key] {
+        secrets.add(secret);
+    }
+    // Where they may be: beside, and named by, the configuration.
+    let beside = tempfile::tempdir().unwrap();
+    for (name, bytes) in [("phrase", passphrase.as_bytes()), ("root", &root_key)] {
+        fs::write(beside.path().join(name), bytes).unwrap();
+        fs::set_permissions(beside.path().join(name), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .unwrap();
+    }
+    let beside = |name: &str| beside.path().join(name).to_str().unwrap().to_owned();
+    let mut said = Said(&world, Vec::new());
+    said.ok(&[
+        "region",
+        "init",
+        &world.at("south"),
+        "--name",
+        "south",
+        "--passphrase-file",
+        &beside("phrase"),
+    ]);
+    said.ok(&["region", "init", &world.at("west"), "--name", "west", "--root-key-file", &beside("root")]);
+
+    said.ok(&["key", "create", "--alias", "project", "--region", "west"]);
+    said.ok(&["volume", "create", "--name", "web", "--size", "16M", "--key", "project", "--region", "west"]);
+    said.ok(&["volume", "create", "--name", "other", "--size", "16M", "--region", "west"]);
+    said.ok(&["mount", &world.mnt(), "--region", "west"]);
+    let file = world.file("web");
+    let server: i32 = {
+        let text = fs::read_to_string(world.path("west/run/layers.lock")).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    };
+    write_at(&file, 0, &canary).unwrap();
+    // Unaligned: merged with what is there.
+    write_at(&file, 5 * MIB + 100, &canary[..70_000]).unwrap();
+    said.ok(&["snapshot", "create", "web", "--name", "s1", "--region", "west"]);
+    write_at(&file, 9 * MIB, &canary).unwrap();
+    said.ok(&["volume", "rollback", "web", "--snapshot", "s1", "--region", "west"]);
+    write_at(&file, 2 * MIB, &canary).unwrap();
+    assert!(read_at(&world.snapshot_file("s1"), 0, MIB as usize).unwrap() == canary);
+    said.ok(&["snapshot", "copy", "west/s1", "--to", "south", "--name", "c1", "--wait"]);
+    said.ok(&["volume", "create", "--snapshot", "s1", "--name", "clone", "--region", "west"]);
+    assert!(read_at(&world.file("clone"), 0, MIB as usize).unwrap() == canary);
+    for args in
+        [&["volume", "list"][..], &["volume", "show", "web"], &["snapshot", "show", "s1"], &["key", "list"]]
+    {
+        said.ok(&[args, &["--region", "west"]].concat());
+    }
+    said.ok(&["snapshot", "verify", "s1", "--region", "west"]);
+    // The keys of what is to be closed: they serve nobody afterwards.
+    let mut closed = Canary::new();
+    closed.add(&canary);
+    for key in keys_of(&world, "project", &root_key) {
+        secrets.add(&key);
+        closed.add(&key);
+    }
+    assert!(!closed.in_memory(server).is_empty(), "the search sees what is in use");
+
+    said.ok(&["key", "disable", "project", "--region", "west"]);
+    let mut left = Vec::new();
+    let gone = within(30, || {
+        busy(&world);
+        left = closed.in_memory(server);
+        left.is_empty()
+    });
+    assert!(gone, "in the memory of the mount: {left:#?}");
+    assert!(fs::File::open(&file).is_err(), "it is closed");
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    let value =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    // CAP_IPC_LOCK, which root of a container may lack.
+    let may_lock = u64::from_str_radix(&value("CapEff:"), 16).unwrap() >> 14 & 1 == 1;
+    let locked: u64 = value("VmLck:").trim_end_matches(" kB").parse().unwrap();
+    assert!(!may_lock || locked > 4096, "memory is locked: {status}");
+    for of in ["cmdline", "environ"] {
+        secrets.assert_absent(&fs::read(format!("/proc/{server}/{of}")).unwrap(), of);
+    }
+    // A cut leaves its log and its WAL; and all is in order again.
+    write_at(&world.file("other"), 0, &[1; 4096]).unwrap();
+    let mut looked = 0;
+    for dir in ["west", "south", "r", "config"] {
+        looked += secrets.assert_absent_below(&world.path(dir));
+    }
+    said.ok(&["key", "enable", "project", "--region", "west"]);
+    assert!(read_at(&file, 2 * MIB, MIB as usize).unwrap() == canary);
+    said.ok(&["unmount", &world.mnt()]);
+    said.ok(&["region", "check", "--region", "west"]);
+    for dir in ["west", "south", "r", "config"] {
+        looked += secrets.assert_absent_below(&world.path(dir));
+    }
+    assert!(looked > 8 * MIB, "{looked} bytes looked at");
+    secrets.assert_absent(&said.1, "what commands say");
+    assert!(said.1.len() > 1000);
+}
+
+/// A key's own bytes, and the data keys of the layers of volume `web`.
+fn keys_of(world: &World, alias: &str, root_key: &[u8]) -> Vec<Vec<u8>> {
+    let json = |args: &[&str]| world.json(&[args, &["--region", "west"]].concat());
+    let mut keys = Vec::new();
+    for layer in json(&["debug", "layers", "web"]).as_array().unwrap() {
+        let id = layer["id"].as_str().unwrap();
+        let shown = json(&["debug", "data-key", id, "--yes"]);
+        keys.push(unhex(shown["data_key"].as_str().unwrap()));
+    }
+    let id = json(&["key", "show", alias])["id"].as_str().unwrap().to_owned();
+    let file: toml::Table =
+        fs::read_to_string(world.path(&format!("west/keys/{id}.1"))).unwrap().parse().unwrap();
+    let region = unhex(file["region"].as_str().unwrap());
+    let aad = [b"terrane key\0", &region[..], id.as_bytes(), &1u32.to_le_bytes()].concat();
+    let root_key = Secret::try_from_slice(root_key).unwrap();
+    let wrapped = unhex(file["wrapped_key"].as_str().unwrap());
+    keys.push(unwrap(&root_key, &aad, &wrapped).unwrap().to_vec());
+    assert!(keys.len() >= 3, "a snapshot's layer and the active one, and the key");
+    keys
+}
