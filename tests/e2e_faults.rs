@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 
 use script::{Outcome, SCRIPT, SIZE, State, Step, keep, listed, put_back};
 use tamper::{Rule, Tampered, can_tamper};
-use world::{MIB, World, errno, pattern, read_at, writable};
+use world::{MIB, World, errno, pattern, read_at, within, writable, write_at};
 
 /// What fails: a part of the file's name, and the calls.
 const TARGETS: &[(&str, &str)] = &[
@@ -185,4 +185,109 @@ fn an_error_of_any_call_gives_eio_and_never_wrong_bytes() {
     faults += u64::from(withstands(&world, &rule));
     assert!(faults >= 7, "{faults}");
     println!("{faults} faults in all");
+}
+
+/// From now on the catalog takes no commit.
+const NO_COMMIT: Rule = Rule {
+    act: "5",
+    first: 1,
+    times: FOR_EVER,
+    within: (0, u64::MAX >> 1),
+    path: "/catalog.db-wal",
+    calls: "pwrite64",
+};
+
+/// A seal whose commit fails is told to the catalog later; the volume goes on, and its next snapshot holds all of it.
+#[test]
+fn a_catalog_that_could_not_be_told_of_a_seal_is_told_later() {
+    if !can_tamper() {
+        return;
+    }
+    let mut world = World::new();
+    world.expect_disorder();
+    world.volume("web", "8M");
+    let mount = Tampered::mount(&world, None);
+    write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
+    assert!(within(20, || world.layers() == 2), "the next layer is not ready");
+    mount.arm(&NO_COMMIT);
+    let output = world.run(&["snapshot", "create", "web", "--name", "lost"]);
+    let said = world::words(&output);
+    assert!(!output.status.success() && said.contains("disk I/O error"), "{said}");
+    write_at(&world.file("web"), MIB, &pattern(MIB as usize, 2)).unwrap();
+    mount.disarm();
+    world.snapshot("web", "kept");
+    write_at(&world.file("web"), 2 * MIB, &pattern(MIB as usize, 3)).unwrap();
+    let check = |path: &std::path::Path, parts: u64| {
+        for n in 0..parts {
+            let found = read_at(path, n * MIB, MIB as usize).unwrap();
+            assert!(found == pattern(MIB as usize, n + 1), "part {n} of {}", path.display());
+        }
+    };
+    check(&world.snapshot_file("kept"), 2);
+    world.kill_server();
+    mount.end();
+    world.mount_again();
+    check(&world.snapshot_file("kept"), 2);
+    check(&world.file("web"), 3);
+    assert_eq!(world.json(&["snapshot", "list"]).as_array().unwrap().len(), 1);
+    world.unmount();
+}
+
+/// A resize is cut at any of its commits: it has not happened, or, cut between its seal and its last commit, is done at the next
+/// opening. What was written after it stays.
+#[test]
+fn a_resize_cut_before_its_commit_is_done_at_the_next_opening() {
+    if !can_tamper() {
+        return;
+    }
+    const OLD: u64 = 4 * MIB;
+    const NEW: u64 = 8 * MIB;
+    let sector = |n| pattern(world::SECTOR, n);
+    let mut done_later = 0;
+    for first in (1..).step_by(5) {
+        let mut world = World::new();
+        world.expect_disorder();
+        world.volume("web", "4M");
+        let size_in_catalog = || world.json(&["volume", "show", "web"])["size_bytes"].as_u64().unwrap();
+        let mount = Tampered::mount(&world, None);
+        let file = writable(&world.file("web")).unwrap();
+        file.write_all_at(&sector(1), 0).unwrap();
+        world.snapshot("web", "s1");
+        file.write_all_at(&sector(2), 4096).unwrap();
+        assert!(within(20, || world.layers() == 3), "the next layer is not ready");
+        mount.arm(&Rule { first, ..NO_COMMIT });
+        let output = world.run(&["volume", "resize", "web", "--size", "8M"]);
+        if output.status.success() {
+            break;
+        }
+        assert!(world::words(&output).contains("disk I/O error"), "{first}: {}", world::words(&output));
+        file.write_all_at(&sector(3), OLD - 4096).unwrap();
+        file.sync_all().unwrap();
+        world.kill_server();
+        mount.end();
+        drop(file);
+        world.unmount();
+        assert_eq!(size_in_catalog(), OLD);
+
+        // Cut again where the opening would commit it.
+        let mount = Tampered::mount(&world, None);
+        mount.arm(&NO_COMMIT);
+        let opened = read_at(&world.file("web"), 0, 4096).is_ok();
+        world.kill_server();
+        mount.end();
+        world.mount_again();
+        for (at, expected) in [(0, 1), (4096, 2), (OLD - 4096, 3)] {
+            assert!(read_at(&world.file("web"), at, 4096).unwrap() == sector(expected), "{first}: at {at}");
+        }
+        if size_in_catalog() == NEW {
+            done_later += 1;
+            assert!(!opened, "{first}: its commit was refused");
+            assert!(read_at(&world.file("web"), NEW - 4096, 4096).unwrap() == [0; 4096]);
+            write_at(&world.file("web"), NEW - 4096, &sector(4)).unwrap();
+        }
+        world.snapshot("web", "s2");
+        world.unmount();
+        world.ok(&["region", "check"]);
+    }
+    assert!(done_later > 0, "it was never cut after its seal");
 }

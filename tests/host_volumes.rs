@@ -166,54 +166,6 @@ fn layers_that_nobody_names_are_removed_at_the_next_start() {
     assert_eq!(world.holdings("north"), (0, 0, 0));
 }
 
-fn size_in_catalog(world: &World, volume: VolumeId) -> u64 {
-    world.region("north").catalog().unwrap().read(|tx| tx.volume(volume)).unwrap().size_bytes
-}
-
-/// A resize that is cut between its seal and its commit has happened: what was written past the old end stays.
-#[test]
-fn a_resize_cut_before_its_commit_is_done_at_the_next_opening() {
-    let world = World::new(&["north"]);
-    let mut disk = Disk::new(&world, "north", 4 * MIB, None, DiskKind::Data);
-    disk.change(&world, "s1", |c| c.write(0, &[1; 4096]));
-    let catalog = rusqlite::Connection::open(world.path("north").join("catalog.db")).unwrap();
-    let refuse = |statement: &str| catalog.execute_batch(statement).unwrap();
-    let trigger =
-        "CREATE TRIGGER refuse BEFORE UPDATE OF active ON volumes BEGIN SELECT raise(ABORT, 'cut here'); END";
-    let host = world.owner("north");
-    let open = host.open_volume(disk.id, false).unwrap();
-    open.disk.write(4096, &[2; 4096]).unwrap();
-    refuse(trigger);
-    let size_bytes = (8 * MIB) as u64;
-    let cut = host.execute(&Order::Resize { volume: disk.id.to_string(), size_bytes }, false).unwrap_err();
-    assert!(cut.to_string().contains("cut here"), "{cut}");
-    open.disk.write(size_bytes - 4096, &[3; 4096]).unwrap();
-    open.disk.flush().unwrap();
-    // As a kill: nothing is closed.
-    drop((open, host));
-    assert_eq!(size_in_catalog(&world, disk.id), (4 * MIB) as u64);
-    // Cut again where the opening would commit it.
-    let host = world.owner("north");
-    let cut = host.open_volume(disk.id, false).err().expect("its commit is refused");
-    assert!(cut.to_string().contains("cut here"), "{cut}");
-    drop(host);
-    refuse("DROP TRIGGER refuse");
-    let host = world.owner("north");
-    let open = host.open_volume(disk.id, false).unwrap();
-    assert_eq!((open.disk.size_bytes(), size_in_catalog(&world, disk.id)), (size_bytes, size_bytes));
-    for (at, byte) in [(0, 1), (4096, 2), (size_bytes - 4096, 3), (size_bytes - 8192, 0)] {
-        let mut found = [0xaa; 4096];
-        open.disk.read(at, &mut found).unwrap();
-        assert_eq!(found, [byte; 4096], "at {at}");
-    }
-    drop(open);
-    host.execute(&order_of_snapshots(&host, &[disk.id], "s2"), false).unwrap();
-    host.close().unwrap();
-    drop(host);
-    let held = world.holdings("north");
-    assert_eq!((held.0, held.1), (4, 4), "of s1, of the resize, of s2, and the active one");
-}
-
 /// Opens a volume as the mount does: the one it gets is not being replaced.
 fn enter(host: &Arc<Host>, volume: VolumeId, opener: u32) -> Arc<OpenVolume> {
     loop {

@@ -28,7 +28,7 @@ fn arguments() {
             .execute(
                 "INSERT INTO snapshots SELECT ?1, account, ?2, description, layer, volume, size_bytes, kind, cipher, key, state,
                  progress_percent, created_by, source_snapshot, source_region, changed_bytes, shipped_bytes, stored_bytes, group_id,
-                 retention_days, created_at FROM snapshots WHERE name = 's1'",
+                 retention_days, created_at, mac FROM snapshots WHERE name = 's1'",
                 rusqlite::params![format!("snap-abcdef0000000000{n}"), name],
             )
             .unwrap();
@@ -41,7 +41,7 @@ fn arguments() {
         (&["region", "check", "--max-rate", "0"], 2, "zero"),
         (&["region", "check", "--max-rate", "-1"], 2, "-1"),
         (&["region", "check", "--max-rate", "99999999T"], 2, "too large"),
-        (&["region", "check", "--max-rate", "16777215T"], 0, ""),
+        (&["snapshot", "verify", "s1", "--max-rate", "16777215T"], 0, ""),
         (&["snapshot", "verify", "s1", "--max-rate", "0"], 2, "zero"),
         (&["snapshot", "verify", "s1", "--max-rate", "NaN"], 2, "NaN"),
         (&create("0"), 2, "zero"),

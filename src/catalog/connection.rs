@@ -157,14 +157,8 @@ impl Pool {
                 since.elapsed() < Duration::from_secs(BUSY_SECONDS)
             }))
             .map_err(sql)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;
-        // There are none, and what is not of our schema is refused; these would run before that is seen.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false).map_err(sql)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false).map_err(sql)?;
-        connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, ROW_BYTES_MAX).map_err(sql)?;
+        distrust(&connection).map_err(sql)?;
         connection.pragma_update(None, "foreign_keys", true).map_err(sql)?;
-        connection.pragma_update(None, "cell_size_check", true).map_err(sql)?;
         connection.pragma_update(None, "synchronous", "full").map_err(sql)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(connection)
@@ -265,6 +259,24 @@ impl Pool {
             None => Ok(()),
         }
     }
+}
+
+/// The file may be anybody's.
+pub(super) fn distrust(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // There are none, and what is not of our schema is refused; these would run before that is seen.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, ROW_BYTES_MAX)?;
+    connection.pragma_update(None, "cell_size_check", true)
+}
+
+/// Whether each table of the newest schema that a database has is word for word that.
+pub(super) fn has_our_tables(connection: &Connection) -> Result<bool, rusqlite::Error> {
+    let known = objects_of_version(SCHEMA_VERSION)?;
+    let is_ours = |found: &Object| known.contains(found) || !known.iter().any(|ours| ours.name == found.name);
+    Ok(objects(connection)?.iter().all(is_ours))
 }
 
 /// A table, index, trigger or view.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::connection::{distrust, has_our_tables};
 use super::row::Fields;
 use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, Tag, Volume};
 use super::{accounts, keys, snapshots, volumes};
@@ -38,13 +39,14 @@ impl Salvaged {
 
     /// Reads what can be read of the file. The caller has it alone, and does not need it any more: SQLite may write to it.
     pub fn read(path: &Path, region: &str) -> Self {
-        let open = || -> rusqlite::Result<Connection> {
+        let open = || -> rusqlite::Result<Option<Connection>> {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(path, flags)?;
-            connection.execute_batch("PRAGMA trusted_schema = OFF; PRAGMA cell_size_check = ON")?;
-            Ok(connection)
+            distrust(&connection)?;
+            // What is not would run within our statements, and need not end.
+            Ok(has_our_tables(&connection)?.then_some(connection))
         };
-        let Ok(connection) = open() else { return Self::nothing() };
+        let Ok(Some(connection)) = open() else { return Self::nothing() };
         let from = Rows { connection: &connection, region };
         let aliases = from.read("SELECT alias, key, key AS id FROM key_aliases", |f| {
             Ok((f.parsed::<KeyId>("key", "a key's id")?, f.parsed::<Name>("alias", "a name")?))

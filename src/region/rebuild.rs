@@ -17,7 +17,7 @@ use super::lock::OpenLock;
 use super::open::{CATALOG_FILE, FOLDERS, find_dir, read_header};
 use super::{Config, Region, RegionError, RootKeyPlace, files};
 use crate::catalog::{LastTime, Pool, Salvaged};
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, owned};
 
 const REBUILT: &str = "catalog.db.rebuilt";
 /// The old one's copy, in `run/`.
@@ -112,7 +112,7 @@ fn read_old(dir: &Path, name: &str) -> Salvaged {
     let remove = || BESIDE.iter().chain(&[""]).for_each(|s| drop(fs::remove_file(with_suffix(&copy, s))));
     remove();
     let take = |suffix: &str| -> io::Result<()> {
-        let bytes = crashsafe::read_file(&with_suffix(&dir.join(CATALOG_FILE), suffix), OLD_BYTES_MAX)?;
+        let bytes = owned::read(&with_suffix(&dir.join(CATALOG_FILE), suffix), OLD_BYTES_MAX)?;
         crashsafe::create_file(&with_suffix(&copy, suffix), &bytes, 0o600)
     };
     // Without its WAL it is what was checkpointed last.
