@@ -465,3 +465,36 @@ fn an_unknown_folder_goes_only_when_told() {
     assert_eq!(world.layers(), layers - 1);
     world.ok(CHECK);
 }
+
+/// Two volumes' names have become one by a bit that flipped: one of them gets another.
+#[test]
+fn a_name_that_became_anothers_costs_itself_alone() {
+    let mut turn = 0;
+    loop {
+        let mut world = World::new();
+        world.volume("disk0", "4M");
+        world.volume("disk1", "8M");
+        world.expect_disorder();
+        let catalog = world.path("r/catalog.db");
+        rusqlite::Connection::open(&catalog)
+            .unwrap()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        let mut bytes = fs::read(&catalog).unwrap();
+        let places: Vec<_> = (0..bytes.len() - 5).filter(|at| bytes[*at..].starts_with(b"disk0")).collect();
+        assert!(places.len() >= 2, "in the table and in its index");
+        let Some(at) = places.get(turn) else { return };
+        bytes[at + 4] ^= 1;
+        fs::write(&catalog, bytes).unwrap();
+        world.fails(CHECK, 6, &[]);
+        world.json(REPAIR);
+        world.ok(CHECK);
+        let volumes = world.json(&["volume", "list"]);
+        let mut sizes: Vec<_> =
+            volumes.as_array().unwrap().iter().map(|v| v["size_bytes"].as_u64().unwrap()).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [4 << 20, 8 << 20], "{volumes}");
+        assert_eq!(world.json(&["volume", "show", "disk1"])["name"], "disk1");
+        turn += 1;
+    }
+}

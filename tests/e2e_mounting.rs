@@ -322,3 +322,32 @@ fn the_journey_without_rights() {
     world.unmount();
     world.expect_disorder();
 }
+
+#[test]
+fn a_mount_that_does_not_answer_is_named_and_waited_for_no_longer() {
+    let world = World::new();
+    world.volume("web", "4M");
+    world.mount();
+    world.signal(rustix::process::Signal::STOP);
+    world.fails(&["unmount", &world.mnt()], 5, &["does not answer"]);
+    world.fails(&["mount", &world.mnt()], 5, &[&world.mnt()]);
+    world.signal(rustix::process::Signal::CONT);
+    world.unmount();
+}
+
+/// A key's state is told as it is, and not as it was when its volume was asked for.
+#[test]
+fn a_volume_whose_key_is_enabled_again_is_available() {
+    let world = World::new();
+    world.ok(&["key", "create", "--alias", "project"]);
+    world.ok(&["volume", "create", "--name", "web", "--size", "4M", "--key", "project"]);
+    world.mount();
+    world.ok(&["key", "disable", "project"]);
+    assert!(read_at(&world.file("web"), 0, 4096).is_err());
+    assert_eq!(world.json(&["volume", "show", "web"])["state"], "unreadable");
+    world.ok(&["key", "enable", "project"]);
+    assert_eq!(world.json(&["volume", "show", "web"])["state"], "available");
+    world.ok(&["status"]);
+    assert!(read_at(&world.file("web"), 0, 4096).is_ok());
+    world.unmount();
+}

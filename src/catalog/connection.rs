@@ -176,7 +176,9 @@ impl Pool {
             },
             _ => CatalogError::Io { path: path.to_owned(), source },
         };
-        owned::open(&self.path, false).map_err(|e| refused(&self.path, "a file", e))?;
+        // Not opened: POSIX locks of a process go when it closes any descriptor of the file, and with those of the pool's other
+        // connections gone, another program's SQLite takes the WAL away under them.
+        owned::check(&self.path).map_err(|e| refused(&self.path, "a file", e))?;
         let beside = |suffix: &str| {
             let mut path = self.path.clone().into_os_string();
             path.push(suffix);
@@ -533,6 +535,25 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    /// With the last of them anybody's SQLite that looks at the catalog takes the WAL away under its other connections.
+    #[test]
+    fn more_connections_take_no_locks_from_the_first() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let pool = scratch(dir.path());
+        let first = pool.catalog().unwrap();
+        let inode = std::fs::metadata(dir.path().join("catalog.db")).unwrap().ino();
+        let is_locked = || {
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            let ours = format!(":{inode} ");
+            locks.lines().any(|line| line.contains("POSIX") && line.contains("READ") && line.contains(&ours))
+        };
+        assert!(is_locked(), "SQLite holds no lock: this test looks for the wrong one");
+        let more: Vec<_> = (0..3).map(|_| pool.catalog().unwrap()).collect();
+        assert!(is_locked());
+        drop((more, first));
+    }
 
     #[test]
     fn the_file_is_private_durable_and_marked() {

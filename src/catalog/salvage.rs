@@ -51,9 +51,12 @@ impl Salvaged {
         let aliases = from.read("SELECT alias, key, key AS id FROM key_aliases", |f| {
             Ok((f.parsed::<KeyId>("key", "a key's id")?, f.parsed::<Name>("alias", "a name")?))
         });
+        // A broken tree may hold a row twice.
+        let mut seen = std::collections::HashSet::new();
+        let aliases: Vec<_> = aliases.0.into_iter().filter(|(_, alias)| seen.insert(alias.clone())).collect();
         let mut keys = from.read(keys::KEY, keys::key).0;
         for key in &mut keys {
-            key.aliases = aliases.0.iter().filter(|(of, _)| *of == key.id).map(|(_, a)| a.clone()).collect();
+            key.aliases = aliases.iter().filter(|(of, _)| *of == key.id).map(|(_, a)| a.clone()).collect();
         }
         let settings = from.read("SELECT k, v, k AS id FROM settings", |f| {
             Ok((f.text("k")?.to_owned(), f.text("v")?.to_owned()))

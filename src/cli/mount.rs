@@ -17,7 +17,7 @@ use crate::crypto::Secret;
 use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
 use crate::region::Region;
 use crate::sys::mount::MountError as System;
-use crate::sys::{loopdev, owned, process};
+use crate::sys::{crashsafe, loopdev, owned, process};
 use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
 
 /// How long an unmount waits for the server to have written everything.
@@ -373,7 +373,7 @@ fn server_of(lock: &Path, path: &Path) -> Option<OwnedFd> {
 
 fn text_of(lock: &Path) -> Option<String> {
     // A process and a path.
-    String::from_utf8(owned::read(lock, 8192).ok()?).ok()
+    String::from_utf8(crashsafe::read_open(&owned::open_any(lock).ok()?, 8192).ok()?).ok()
 }
 
 /// Unmounts, or names who keeps it busy. Programs that close their files now may keep it so for a moment longer: the
@@ -397,7 +397,19 @@ fn unmount_idle(mount_point: &Path, path: &Path, device: Option<(u32, u32)>) -> 
 
 /// Waits until the server that was mounted at `path` has let go of the layers.
 fn wait_for_close(lock: &Path, path: &Path) -> Result<()> {
-    let Ok(file) = owned::open(lock, false) else { return Ok(()) };
+    let file = match owned::open_any(lock) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => {
+            let message = format!(
+                "{} is unmounted, but whether its server has ended can't be told: {}: {e}",
+                path.display(),
+                lock.display()
+            );
+            let hint = Some("wait until no process of `terrane mount` is left".into());
+            return Err(Failure { exit: Exit::Other, message, hint }.into());
+        }
+    };
     let since = Instant::now();
     while rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err() {
         // Somebody else's by now.
@@ -425,7 +437,7 @@ pub(super) fn exit_of(error: &MountError) -> Exit {
         _ if error.is_busy() => Exit::InUse,
         MountError::NoSuchFolder(_) => Exit::NotFound,
         MountError::NotAFolder(_) | MountError::NotEmpty(_) | MountError::Covered { .. } => Exit::Refused,
-        MountError::Dead(_) => Exit::InUse,
+        MountError::Dead(_) | MountError::Silent(_) => Exit::InUse,
         MountError::AlreadyMounted { .. } | MountError::HeldElsewhere(_) => Exit::InUse,
         MountError::System(System::NotMounted(_)) => Exit::NotFound,
         MountError::System(System::AllowOtherForbidden | System::ClosedDevice) => Exit::Refused,

@@ -86,6 +86,9 @@ pub enum MountError {
     /// A mount is there whose server is gone.
     #[error("{} is a dead mount whose server has ended; clear it with: terrane unmount {}", .0.display(), .0.display())]
     Dead(PathBuf),
+    /// A mount is there whose server does not answer.
+    #[error("the server of {} does not answer: it may be stopped, or wait for the disk below", .0.display())]
+    Silent(PathBuf),
     /// Something else is mounted over it.
     #[error("{} is covered by another mount ({kind}); unmount that first", path.display())]
     Covered {
@@ -160,7 +163,10 @@ pub fn unmount(at: &Path) -> Result<(), MountError> {
     match find_mount(&path)? {
         None => Err(sys::mount::MountError::NotMounted(path).into()),
         Some(mount) if !mount.is_ours() => Err(MountError::Covered { path, kind: mount.kind }),
-        Some(_) => Ok(sys::mount::unmount(&path, is_dead(&path))?),
+        Some(_) => match life(&path, PATIENCE) {
+            Life::Silent => Err(MountError::Silent(path)),
+            life => Ok(sys::mount::unmount(&path, life == Life::Dead)?),
+        },
     }
 }
 
@@ -184,6 +190,9 @@ pub enum Life {
     /// Its server is there, and does not answer.
     Silent,
 }
+
+/// How long a mount is waited for that is to be ended.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a mount stands, asked for so long at most.
 pub fn life(path: &Path, patience: Duration) -> Life {
@@ -366,15 +375,18 @@ pub fn check_mount_point(at: &Path) -> Result<(), MountError> {
 
 fn usable_mount_point(at: &Path) -> Result<PathBuf, MountError> {
     let path = resolve(at)?;
-    if is_dead(&path) {
-        return Err(MountError::Dead(path));
-    }
     if let Some(mount) = find_mount(&path)?
         && mount.is_ours()
     {
-        return Err(MountError::AlreadyMounted { path, region: mount.source.to_string_lossy().into_owned() });
+        return Err(match life(&path, PATIENCE) {
+            Life::Dead => MountError::Dead(path),
+            _ => MountError::AlreadyMounted { path, region: mount.source.to_string_lossy().into_owned() },
+        });
     }
-    let meta = fs::metadata(&path).map_err(|source| MountError::Io { path: path.clone(), source })?;
+    let meta = fs::metadata(&path).map_err(|source| match source.raw_os_error() {
+        Some(libc::ENOTCONN) => MountError::Dead(path.clone()),
+        _ => MountError::Io { path: path.clone(), source },
+    })?;
     if !meta.is_dir() {
         return Err(MountError::NotAFolder(path));
     }

@@ -117,13 +117,13 @@ impl Layer {
             return Err(self.damaged_slot(slot));
         }
         log.done()?;
-        let ended = log.ended.is_some();
-        let durable = log.take_durable_windows();
-        drop(log);
-        // What is not written again need not fill the memory of the process.
-        match ended {
-            true => self.release_log(),
-            false => durable.into_iter().for_each(|(offset, len)| self.data.release_log(offset, len)),
+        // What is not written again need not fill the memory of the process. Under the lock: later the half may be in use again.
+        match log.ended {
+            Some(_) => self.release_log(),
+            None => {
+                let durable = log.take_durable_windows();
+                durable.into_iter().for_each(|(offset, len)| self.data.release_log(offset, len));
+            }
         }
         Ok(())
     }

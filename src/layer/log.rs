@@ -270,6 +270,7 @@ impl Log {
         self.at.epoch += 1;
         self.pos = 0;
         self.released = 0;
+        self.marked_end = (self.at.half, 0);
         self.entries = 0;
         self.other_free = false;
         let superseded = self.take_superseded();

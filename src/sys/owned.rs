@@ -18,6 +18,23 @@ pub fn open(path: &Path, write: bool) -> io::Result<File> {
     checked(open_with(path, if write { OFlags::RDWR } else { OFlags::RDONLY })?)
 }
 
+/// Opens a file to read; as root also another user's, whose mount root may end.
+pub fn open_any(path: &Path) -> io::Result<File> {
+    if !rustix::process::geteuid().is_root() {
+        return open(path, false);
+    }
+    let is_plain = |found: &Metadata| match found.is_file() && found.nlink() == 1 {
+        true => Ok(()),
+        false => {
+            Err(invalid(format!("{} of {} names, not a regular file of one", kind(found), found.nlink())))
+        }
+    };
+    is_plain(&path.symlink_metadata()?)?;
+    let file = open_flags(path, OFlags::RDONLY)?;
+    is_plain(&file.metadata()?)?;
+    Ok(file)
+}
+
 /// Opens a file to read and write; makes it, mode 0600, where there is none.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
     checked(open_with(path, OFlags::RDWR | OFlags::CREATE)?)
@@ -41,6 +58,11 @@ pub fn check_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A file that must be there and could be opened; nothing is opened.
+pub fn check(path: &Path) -> io::Result<()> {
+    refuse(&path.symlink_metadata()?)
+}
+
 /// A folder: no link, this user's, and nobody else may write it.
 pub fn check_folder(path: &Path) -> io::Result<()> {
     let found = path.symlink_metadata()?;
@@ -55,6 +77,10 @@ fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
     if let Ok(found) = path.symlink_metadata() {
         refuse(&found)?;
     }
+    open_flags(path, flags)
+}
+
+fn open_flags(path: &Path, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let mode = if flags.contains(OFlags::CREATE) { Mode::RUSR | Mode::WUSR } else { Mode::empty() };
     loop {
@@ -92,7 +118,8 @@ fn refuse(found: &Metadata) -> io::Result<()> {
 }
 
 fn refuse_others(found: &Metadata, mode: &str) -> io::Result<()> {
-    if found.uid() != rustix::process::geteuid().as_raw() {
+    let user = rustix::process::geteuid();
+    if found.uid() != user.as_raw() {
         return Err(invalid(format!("another user's (uid {})", found.uid())));
     }
     if found.mode() & 0o022 != 0 {

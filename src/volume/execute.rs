@@ -77,17 +77,20 @@ impl Host {
 
     /// Closes live volumes that nobody has open and whose key is not enabled: their keys go with them.
     pub(super) fn let_go(&self) -> Result<()> {
+        let mut first = Ok(());
         for open in self.live() {
-            let key = self.region.catalog()?.read(|tx| tx.volume(open.disk.id()))?.key;
+            // Deleted meanwhile: closed by that.
+            let row = self.region.catalog()?.read(|tx| tx.find_volume(open.disk.id()))?;
+            let key = row.and_then(|row| row.key);
             let is_closed = |key| matches!(kms::check_usable(&self.region, key), Err(e) if e.is_of_state());
             if key.is_some_and(is_closed) {
                 let _one = self.changing.lock();
                 if open.retire().is_ok() {
-                    self.close_volume(open.disk.id())?;
+                    first = first.and(self.close_volume(open.disk.id()));
                 }
             }
         }
-        Ok(())
+        first
     }
 
     /// What is live here.

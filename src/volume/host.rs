@@ -52,8 +52,8 @@ pub struct Host {
     /// When anchors were last written.
     anchored: Mutex<HashMap<VolumeId, Instant>>,
     folding: Mutex<Option<FoldWorker>>,
-    /// Layers whose fold met damage: reading it again would tell the same.
-    pub(super) unfoldable: Mutex<HashSet<LayerId>>,
+    /// Layers, each with its child, whose fold met damage: reading it again would tell the same.
+    pub(super) unfoldable: Mutex<HashSet<(LayerId, LayerId)>>,
     /// Why volumes could not be opened when they last were to be.
     unopened: Mutex<HashMap<VolumeId, String>>,
 }
@@ -132,6 +132,8 @@ impl Host {
         let recovered = self.recover_volume(id);
         match &recovered {
             Ok(_) => drop(self.unopened.lock().remove(&id)),
+            // The state of a key is told as it is now, and not as it was then.
+            Err(HostError::Kms(e)) if e.is_of_state() => drop(self.unopened.lock().remove(&id)),
             Err(e) => drop(self.unopened.lock().insert(id, e.to_string())),
         }
         let open = Arc::new(recovered?);

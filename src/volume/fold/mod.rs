@@ -12,6 +12,7 @@ mod order;
 mod sectors;
 mod worker;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,16 +84,17 @@ impl Host {
     /// is left as it is, readable, until the next call, or where it is damaged until the next host; the first such error is the
     /// answer.
     pub fn fold(self: &Arc<Self>, keep: bool, watch: Watch) -> Result<()> {
-        let mut failed = self.unfoldable.lock().clone();
+        let mut failed = HashSet::new();
         let mut first = Ok(());
         loop {
-            let (parent, done) = match self.begin_fold(keep, &failed) {
+            let (parent, child, done) = match self.begin_fold(keep, &failed) {
                 Ok(None) => return first,
                 Ok(Some(job)) => (
                     job.fold.parent,
+                    Some(job.fold.child),
                     self.carry_out(job, &mut |p| watch(FoldProgress { failures: failed.len(), ..p })),
                 ),
-                Err((Some(parent), error)) => (parent, Err(*error)),
+                Err((Some(parent), error)) => (parent, None, Err(*error)),
                 // The catalog can't say what there is to fold: to ask it at once again would never end.
                 Err((None, error)) => {
                     tracing::warn!(%error, "nothing could be folded");
@@ -107,8 +109,10 @@ impl Host {
                 Err(error) => {
                     tracing::warn!(layer = %parent, %error, "a layer without a name could not be folded");
                     failed.insert(parent);
-                    if matches!(&error, HostError::Volume(e) if e.is_corruption()) {
-                        self.unfoldable.lock().insert(parent);
+                    if let (Some(child), HostError::Volume(e)) = (child, &error)
+                        && e.is_corruption()
+                    {
+                        self.unfoldable.lock().insert((parent, child));
                     }
                     first = first.and(Err(error));
                     // There may be thousands that fail.
@@ -139,7 +143,8 @@ impl Host {
                 moved_bytes: fold.moved_bytes,
                 failures: 0,
             };
-            let go_on = watch(progress);
+            // A volume is closed where its key may not be used any more: then its layer goes, too.
+            let go_on = watch(progress) && self.is_served(&job.into);
             if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
                 (unflushed, since) = (0, Instant::now());
                 failed = self.record_progress(&mut fold, job.into.layer());
@@ -159,6 +164,13 @@ impl Host {
             self.conclude(&fold, job)?;
         }
         Ok(finished)
+    }
+
+    fn is_served(&self, into: &Into) -> bool {
+        match into {
+            Into::Live(layer) => self.live().iter().any(|open| Arc::ptr_eq(&open.disk.active(), layer)),
+            Into::Sealed { .. } => true,
+        }
     }
 
     /// What was moved is durable, and the catalog knows how far the fold is.

@@ -35,7 +35,9 @@ impl Host {
             })?)
         };
         let (begun, candidates) = read().map_err(of_catalog)?;
-        for fold in begun.into_iter().filter(|f| !failed.contains(&f.parent)) {
+        let is_tried =
+            |parent, child| failed.contains(&parent) || self.unfoldable.lock().contains(&(parent, child));
+        for fold in begun.into_iter().filter(|f| !is_tried(f.parent, f.child)) {
             let parent = fold.parent;
             let name = |e| (Some(parent), Box::new(e));
             match fold.is_moved {
@@ -43,7 +45,7 @@ impl Host {
                 false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
-        for (parent, child) in candidates.into_iter().filter(|(p, _)| !failed.contains(&p.id)) {
+        for (parent, child) in candidates.into_iter().filter(|(p, c)| !is_tried(p.id, c.id)) {
             let name = |e| (Some(parent.id), Box::new(e));
             match self.choose(&parent, &child, keep).map_err(name)? {
                 Choice::Leave => {}

@@ -56,8 +56,6 @@ pub(super) fn insert(
     let kept = kept_snapshots(region, &layers, old, recovered)?;
     // Names that were kept come before those that are made.
     names.taken.extend(kept.iter().map(|s| format!("snapshot {}", s.name)));
-    let volume_names = old.volumes.iter().filter_map(|v| v.name.as_ref());
-    names.taken.extend(volume_names.map(|name| format!("volume {name}")));
     // Some layers may have had a name that is lost; none has where all rows read and are believed.
     let lacks_names = old.lacks_names || kept.len() < old.snapshots.len();
     region.catalog()?.write(|tx| {
@@ -71,10 +69,11 @@ pub(super) fn insert(
             insert_tags(tx, &snapshot.id.to_string(), old)?;
             recovered.snapshots.push((snapshot.id.to_string(), snapshot.name.to_string()));
         }
+        let known = kept_volume_names(&layers, old, &mut names, recovered);
         for layer in &layers {
             let is_named = kept.iter().any(|s| s.layer == layer.row.id);
             match layer.row.state {
-                LayerState::Active => insert_volume(tx, layer, &next_of, &mut names, recovered)?,
+                LayerState::Active => insert_volume(tx, layer, &next_of, &known, &mut names, recovered)?,
                 LayerState::Sealed | LayerState::Filling if !is_named && lacks_names => {
                     insert_snapshot(tx, layer, &mut names, recovered)?
                 }
@@ -115,7 +114,9 @@ fn kept_snapshots(
             }
         }
         let what = format!("snapshot {} ({})", row.name, row.id);
-        match layer {
+        // A name has one bit wrong, or a broken tree holds a row twice.
+        let is_taken = kept.iter().any(|other: &Snapshot| other.id == row.id || other.name == row.name);
+        match layer.filter(|_| !is_taken) {
             Some((layer, point)) => {
                 if row.mac.is_none() {
                     recovered.notes.push(format!("nothing vouches for {what}: it is taken as its row says"));
@@ -127,6 +128,28 @@ fn kept_snapshots(
         }
     }
     Ok(kept)
+}
+
+/// Names of volumes that old rows say, each of one volume: before any is made.
+fn kept_volume_names(
+    layers: &[FoundLayer],
+    old: &Salvaged,
+    names: &mut Names,
+    recovered: &mut Recovered,
+) -> HashMap<VolumeId, Name> {
+    let mut kept = HashMap::new();
+    for layer in layers.iter().filter(|l| l.row.state == LayerState::Active) {
+        let id = layer.row.volume.unwrap_or(layer.header.volume);
+        let row = old.volumes.iter().find(|v| v.id == id && !v.deleting);
+        let Some(name) = row.and_then(|v| v.name.clone()) else { continue };
+        match names.taken.insert(format!("volume {name}")) {
+            true => drop(kept.insert(id, name)),
+            false => recovered
+                .notes
+                .push(format!("volume {id}: its name {name} is another's too, and gets another")),
+        }
+    }
+    kept
 }
 
 fn insert_tags(tx: &WriteTx, resource: &str, old: &Salvaged) -> Result<()> {
@@ -142,15 +165,17 @@ fn insert_volume(
     tx: &WriteTx,
     layer: &FoundLayer,
     next_of: &HashMap<LayerId, LayerId>,
+    kept_names: &HashMap<VolumeId, Name>,
     names: &mut Names,
     recovered: &mut Recovered,
 ) -> Result<()> {
     let row = &layer.row;
     let id = row.volume.unwrap_or(layer.header.volume);
     let known = names.old.volumes.iter().find(|v| v.id == id && !v.deleting);
-    let name = match known {
-        Some(known) => known.name.clone(),
-        None => Some(name(id.to_string().trim_start_matches(VolumeId::PREFIX), "volume ", &mut names.taken)?),
+    let name = match (known.map(|known| &known.name), kept_names.get(&id)) {
+        (Some(None), _) => None,
+        (Some(Some(_)), Some(kept)) => Some(kept.clone()),
+        _ => Some(name(id.to_string().trim_start_matches(VolumeId::PREFIX), "volume ", &mut names.taken)?),
     };
     let shown = name.as_ref().map_or_else(|| id.to_string(), ToString::to_string);
     // What its header says of it is so; the row adds what a header does not know.
