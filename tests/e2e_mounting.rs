@@ -351,3 +351,23 @@ fn a_volume_whose_key_is_enabled_again_is_available() {
     assert!(read_at(&world.file("web"), 0, 4096).is_ok());
     world.unmount();
 }
+
+/// What is open is served on; nothing more is opened, though the layer has its key still.
+#[test]
+fn a_snapshot_under_a_disabled_key_is_not_opened_beside_its_open_volume() {
+    let world = World::new();
+    world.ok(&["key", "create", "--alias", "project"]);
+    world.ok(&["volume", "create", "--name", "web", "--size", "4M", "--key", "project"]);
+    world.mount();
+    let file = world::writable(&world.file("web")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1; 4096], 0).unwrap();
+    world.snapshot("web", "s1");
+    world.ok(&["key", "disable", "project"]);
+    let refused = read_at(&world.snapshot_file("s1"), 0, 4096).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    std::os::unix::fs::FileExt::write_all_at(&file, &[2; 4096], 0).unwrap();
+    drop(file);
+    world.ok(&["key", "enable", "project"]);
+    assert!(read_at(&world.snapshot_file("s1"), 0, 4096).is_ok());
+    world.unmount();
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use copy_support::{Disk, World, name};
-use terrane::catalog::{DiskKind, Fold, FoldWay, KeyState, LayerState};
+use terrane::catalog::{CatalogError, DiskKind, Fold, FoldWay, KeyState, LayerState};
 use terrane::copy::{self, Copy, CopyError, KeyChoice, Watch};
 use terrane::ids::SnapshotId;
 use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeSpec, create_volume};
@@ -397,4 +397,69 @@ fn a_copy_is_not_put_on_what_its_base_became() {
         Err(CopyError::Overtaken { .. }) => {}
         Err(e) => panic!("{e}"),
     }
+}
+
+/// A layer's files from before a fold, which was stopped: what was moved since is moved again, and not thrown away.
+#[test]
+fn files_put_back_amid_a_fold_are_filled_anew() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let second = disk.change(&world, "second", |c| {
+        c.write(4 * MIB, &[2; 4 * MIB]);
+        c.write(0, &[2; SECTOR]);
+    });
+    let layer =
+        world.reader("north").region().catalog().unwrap().read(|tx| tx.snapshot(second)).unwrap().layer;
+    let folder = world.path(&format!("north/layers/{layer}"));
+    let files = ["data", "map"].map(|name| folder.join(name));
+    let kept = files.clone().map(|path| std::fs::read(path).unwrap());
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    begin_to_fold(&host);
+    drop(host);
+    let begun = world.reader("north").region().catalog().unwrap().read(|tx| tx.folds()).unwrap();
+    assert_eq!((begun[0].way, begun[0].next_chunk), (FoldWay::Up, 1));
+    for (path, bytes) in files.iter().zip(kept) {
+        std::fs::write(path, bytes).unwrap();
+    }
+    let host = world.owner("north");
+    fold(&host);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    drop(host);
+    world.equal("north", second, &disk.model);
+}
+
+/// Rows that say that a fold has put a layer on another's: no header says so afterwards.
+#[test]
+fn no_header_takes_a_parent_from_rows() {
+    let world = World::new(&["north"]);
+    let (mut ours, mut other) = (disk(&world), disk(&world));
+    let snapshot = ours.change(&world, "ours", |c| c.write(0, &[1; SECTOR]));
+    let of_other = other.change(&world, "other", |c| c.write(0, &[2; 4 * MIB]));
+    let (a, b) = world
+        .reader("north")
+        .region()
+        .catalog()
+        .unwrap()
+        .read(|tx| Ok::<_, CatalogError>((tx.snapshot(snapshot)?.layer, tx.snapshot(of_other)?.layer)))
+        .unwrap();
+    let header = world.path(&format!("north/layers/{a}/header.toml"));
+    let before = std::fs::read(&header).unwrap();
+    let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    let gone = "0123456789abcdef0123456789abcdef";
+    catalog
+        .execute_batch(&format!(
+            "CREATE TEMP TABLE t AS SELECT * FROM layers WHERE id = '{b}';
+             UPDATE t SET id = '{gone}', state = 'deleting';
+             INSERT INTO layers SELECT * FROM t;
+             UPDATE layers SET parent = '{b}' WHERE id = '{a}';
+             INSERT INTO folds (parent, child, way, next_chunk, mac, moved_bytes, is_moved)
+             VALUES ('{b}', '{gone}', 'down', 0, NULL, 0, 1);"
+        ))
+        .unwrap();
+    drop(catalog);
+    drop(world.owner("north"));
+    assert!(std::fs::read(&header).unwrap() == before, "the header says what the rows said");
+    assert!(world.reader("north").open_snapshot(snapshot).is_err(), "another disk lies under it");
 }

@@ -27,8 +27,9 @@ pub struct Fold {
     pub way: FoldWay,
     /// The first chunk not moved for good.
     pub next_chunk: u64,
-    /// By the key of the layer that stays, over all before; without it nothing counts as moved.
-    pub mac: Option<[u8; 16]>,
+    /// How far the layer that stays was then (generation, confirmed seq: u64 each), and a MAC by its key over that and all before;
+    /// without it nothing counts as moved.
+    pub mac: Option<[u8; 32]>,
     /// Bytes moved so far.
     pub moved_bytes: u64,
     /// All is moved and the layers' rows say so; what is left is to take the emptied one away.
@@ -54,7 +55,7 @@ impl Fold {
 }
 
 fn fold(f: &Fields) -> Result<Fold, CatalogError> {
-    let mac = f.opt_blob("mac", 16)?.and_then(|bytes| bytes.try_into().ok());
+    let mac = f.opt_blob("mac", 32)?.and_then(|bytes| bytes.try_into().ok());
     Ok(Fold {
         parent: f.parsed("parent", "a layer's id")?,
         child: f.parsed("child", "a layer's id")?,

@@ -118,10 +118,13 @@ impl Export for Shelves {
                 if !self.read_write {
                     return Err(libc::EROFS);
                 }
+                let mut anew_once = false;
                 let open = loop {
                     let open = told(&what, self.host.open_volume(id, true))?;
                     // A volume that was latched starts anew once nobody has it open any more.
-                    let anew = open.is_latched() && self.host.forget_latched(id);
+                    // Once: what is latched may be a layer that somebody else holds.
+                    let anew = !anew_once && open.is_latched() && self.host.forget_latched(id);
+                    anew_once |= anew;
                     if !anew && open.enter(opener) {
                         break open;
                     }

@@ -92,7 +92,8 @@ impl Rebuilding {
         let catalog = self.dir.join(CATALOG_FILE);
         let aside = free_name(&self.dir, &time);
         let mut moved = None;
-        for suffix in BESIDE.iter().chain(&[""]) {
+        // First the catalog: without its WAL it would be an older one that looks whole.
+        for suffix in [""].iter().chain(BESIDE.iter()) {
             let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
             match fs::rename(&from, &to) {
                 Ok(()) => moved = Some(aside.clone()),

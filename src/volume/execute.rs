@@ -209,6 +209,15 @@ impl Host {
             let why = "its row says another key than that of its snapshots' layers";
             return Err(HostError::unvouched(format!("volume {id}"), why));
         }
+        // Before anything is thrown away: the snapshot can be read.
+        self.open_chain(snapshot.layer)?;
+        self.refuse_open(&volume)?;
+        // What is closed here is thrown away: that it is latched, or can't be written any more, is no reason to keep it.
+        if let Err(e) = self.close_volume(id) {
+            tracing::warn!(volume = %id, error = %e, "rolled back without having been closed in order");
+        }
+        // The closing may have committed a seal, a larger size with it.
+        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
@@ -220,14 +229,6 @@ impl Host {
             points: header.points,
             turn: self.next_turn(&volume)?,
         };
-        // Before anything is thrown away: the snapshot can be read.
-        self.open_chain(snapshot.layer)?;
-        self.refuse_open(&volume)?;
-        // What is closed here is thrown away: that it is latched, or can't be written any more, is no reason to keep it.
-        if let Err(e) = self.close_volume(id) {
-            tracing::warn!(volume = %id, error = %e, "rolled back without having been closed in order");
-        }
-        let volume = self.region.catalog()?.read(|tx| tx.volume(id))?;
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
         let Anchor { generation, confirmed } = layer.anchor();
         drop(layer);

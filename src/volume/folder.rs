@@ -166,12 +166,26 @@ pub fn open_layer(
     opening: Opening,
 ) -> Result<Layer> {
     let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
-    let parts = open_parts(region, cache, row, write)?;
-    let layer = match opening {
-        Opening::Recover(anchor) => Layer::recover(parts, anchor)?,
-        Opening::Sealed(mark) => Layer::open_sealed(parts, mark)?,
-        Opening::Folding(mark) => Layer::open_folding(parts, mark)?,
-        Opening::Reopen(size_bytes) => Layer::reopen(parts, size_bytes)?,
+    let (parts, header) = open_parts(region, cache, row, write)?;
+    // The row may say less than the header, which is written after what it says: older files are refused.
+    let layer = match (opening, header.sealed) {
+        (Opening::Recover(anchor), Some(mark)) => {
+            let seen = anchor.unwrap_or(Anchor { generation: 0, confirmed: 0 });
+            let generation = seen.generation.max(mark.generation);
+            Layer::recover(parts, Some(Anchor { generation, ..seen }))?
+        }
+        (Opening::Recover(anchor), None) => Layer::recover(parts, anchor)?,
+        (Opening::Sealed(mark), _) => Layer::open_sealed(parts, mark)?,
+        (Opening::Folding(mark), Some(sealed)) if sealed.generation > mark.generation => {
+            Layer::open_folding(parts, sealed)?
+        }
+        (Opening::Folding(mark), _) => Layer::open_folding(parts, mark)?,
+        (Opening::Reopen(size_bytes), sealed) => {
+            if let Some(mark) = sealed {
+                Layer::open_folding(parts.clone(), mark)?;
+            }
+            Layer::reopen(parts, size_bytes)?
+        }
     };
     check_size(row, layer)
 }
@@ -184,14 +198,19 @@ pub fn inspect_layer(
     row: &LayerRow,
     anchor: Option<Anchor>,
 ) -> Result<(Layer, bool)> {
-    let (layer, ended) = Layer::inspect(open_parts(region, cache, row, false)?, anchor)?;
+    let (layer, ended) = Layer::inspect(open_parts(region, cache, row, false)?.0, anchor)?;
     Ok((check_size(row, layer)?, ended))
 }
 
-fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bool) -> Result<Parts> {
+fn open_parts(
+    region: &Region,
+    cache: &Arc<PageCache>,
+    row: &LayerRow,
+    write: bool,
+) -> Result<(Parts, Header)> {
     let dir = region.layer_dir(row.id);
     let keys = Arc::new(layer_keys(region, row)?);
-    check_header(region, row, &keys)?;
+    let header = check_header(region, row, &keys)?;
     owned::check_folder(&dir).map_err(HostError::io("opening a layer", &dir))?;
     let open = |name: &str| {
         let path = dir.join(name);
@@ -201,7 +220,7 @@ fn open_parts(region: &Region, cache: &Arc<PageCache>, row: &LayerRow, write: bo
     if write {
         lock_data(&data, row.id)?;
     }
-    Ok(parts(row.id, data, map, keys, cache))
+    Ok((parts(row.id, data, map, keys, cache), header))
 }
 
 fn check_size(row: &LayerRow, layer: Layer) -> Result<Layer> {
@@ -346,10 +365,28 @@ fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
 
 /// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
 pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    if untrusted_header(region, row.id)?.claims().parent == row.parent {
+    let keys = layer_keys(region, row)?;
+    let header = header_by(region, row.id, &keys)?;
+    if header.parent == row.parent {
         return Ok(());
     }
-    change_header(region, row.id, &layer_keys(region, row)?, |header| header.parent = row.parent)
+    // Not on the word of a row alone: what the header says is believed afterwards.
+    let is_vouched = is_folded_away(region, &header, row)?
+        || row.state == LayerState::Preparing && stands_on_moment_of(region, &header, row)?;
+    if !is_vouched {
+        let (expected, found) =
+            (format!("{:?} to have its place by a fold", header.parent), format!("{:?}", row.parent));
+        return Err(damaged_layer(row.id, expected, found));
+    }
+    change_header(region, row.id, &keys, |header| header.parent = row.parent)
+}
+
+/// Whether the parent that its row names is of a moment that its header, made before folds, says it stands on.
+fn stands_on_moment_of(region: &Region, header: &Header, row: &LayerRow) -> Result<bool> {
+    let Some(parent) = row.parent else { return Ok(false) };
+    let Some(parent) = region.catalog()?.read(|tx| tx.find_layer(parent))? else { return Ok(false) };
+    let points = header_by(region, parent.id, &layer_keys(region, &parent)?)?.points;
+    Ok(!points.is_empty() && header.points.ends_with(&points))
 }
 
 /// Commits what makes a new layer count, once its header names the parent that its row does: where another process makes it,

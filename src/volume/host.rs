@@ -329,7 +329,11 @@ impl Host {
             Some(_) => None,
             None => Some(folder::lock_for_reading(&self.region, id)?),
         };
-        // It may have been deleted before we were counted or had the lock.
+        // It may have been deleted before we were counted or had the lock. A layer that is open has its key, whatever that may now.
+        let key = self.region.catalog()?.read(|tx| tx.snapshot(id))?.key;
+        if let Some(key) = key {
+            kms::check_usable(&self.region, key)?;
+        }
         let stack = self.open_snapshot(id)?;
         Ok(OpenSnapshot { stack, _opening: opening, _lock: lock })
     }
@@ -364,11 +368,13 @@ impl Host {
         // lock: whoever closes the volume holds it and waits for the keeper.
         while !open.is_stopping() {
             if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
+                // One may have failed meanwhile: neither a next layer nor an anchor of what no row names.
+                self.settle(open)?;
                 self.prepare_next(open)?;
+                self.write_anchor(open, sealed)?;
                 break;
             }
         }
-        self.write_anchor(open, sealed)?;
         Ok(self.region.advance_anchor()?)
     }
 

@@ -26,7 +26,7 @@ use super::host_error::{HostError, Result};
 use super::open_volume::OpenVolume;
 use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState};
 use crate::ids::LayerId;
-use crate::layer::{Layer, LayerError, SealedMark};
+use crate::layer::{Anchor, Layer, LayerError, SealedMark};
 use crate::units::SECTOR_BYTES;
 
 /// A parent of at most this much data goes into its child, whichever is smaller.
@@ -176,7 +176,7 @@ impl Host {
     /// What was moved is durable, and the catalog knows how far the fold is.
     fn record_progress(&self, fold: &mut Fold, into: &Layer) -> Result<()> {
         into.flush()?;
-        fold.mac = Some(vouch(fold, into));
+        fold.mac = Some(vouch(fold, into, into.anchor()));
         match self.region.catalog()?.write(|tx| tx.set_fold_progress(fold))? {
             true => Ok(()),
             false => Err(overtaken()),
@@ -307,7 +307,7 @@ impl Host {
         };
         let mut fold = fold;
         // The catalog has no MAC of its own: what it made us leave out would be lost.
-        if fold.next_chunk > 0 && fold.mac != Some(vouch(&fold, into.layer())) {
+        if fold.next_chunk > 0 && !is_vouched(&fold, into.layer()) {
             tracing::warn!(layer = %fold.parent, "how far a fold was is not vouched for: it begins anew");
             fold.next_chunk = 0;
         }
@@ -326,16 +326,31 @@ impl Host {
     }
 }
 
-/// What the layer that stays says of how far a fold is.
-fn vouch(fold: &Fold, kept: &Layer) -> [u8; 16] {
-    let numbers = fold.next_chunk.to_le_bytes();
-    kept.keys().header().mac(&[
+/// What the layer that stays says of how far a fold is, and how far itself.
+fn vouch(fold: &Fold, kept: &Layer, reached: Anchor) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&reached.generation.to_le_bytes());
+    bytes[8..16].copy_from_slice(&reached.confirmed.to_le_bytes());
+    let mac = kept.keys().header().mac(&[
         b"fold\0",
         &fold.parent.0,
         &fold.child.0,
         fold.way.as_str().as_bytes(),
-        &numbers,
-    ])
+        &fold.next_chunk.to_le_bytes(),
+        &bytes[..16],
+    ]);
+    bytes[16..].copy_from_slice(&mac);
+    bytes
+}
+
+/// Whether the layer that stays says so, and is not older than it was then: such has not what was moved.
+fn is_vouched(fold: &Fold, kept: &Layer) -> bool {
+    let Some(said) = fold.mac else { return false };
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| said[at + i]));
+    let (reached, now) = (Anchor { generation: number(0), confirmed: number(8) }, kept.anchor());
+    said == vouch(fold, kept, reached)
+        && now.generation >= reached.generation
+        && now.confirmed >= reached.confirmed
 }
 
 fn seal_again(layer: &Layer, resumed: bool) -> Result<SealedMark> {

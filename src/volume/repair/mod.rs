@@ -6,8 +6,8 @@
 mod layers;
 mod rows;
 
-use crate::catalog::Salvaged;
-use crate::ids::{LayerId, VolumeId};
+use crate::catalog::{KeyState, Salvaged};
+use crate::ids::{KeyId, LayerId, VolumeId};
 use crate::region::Region;
 
 use super::folder;
@@ -28,17 +28,21 @@ pub struct Recovered {
     pub notes: Vec<String>,
     /// Layers that are to be those of another volume: an older state of one volume becomes a volume of its own.
     adopted: Vec<(LayerId, VolumeId)>,
+    /// What keys were; until then all are enabled, since headers are read with them.
+    key_states: Vec<(KeyId, KeyState)>,
 }
 
 impl Recovered {
-    /// Makes layers' headers say what the new catalog says of them, right before that takes its place.
+    /// Makes layers' headers say what the new catalog says of them, and keys what they were, right before that takes its place.
     pub fn adopt(&self, region: &Region) -> Result<()> {
         for (layer, volume) in &self.adopted {
             let row = region.catalog()?.read(|tx| tx.layer(*layer))?;
             let keys = folder::checked_header(region, &row)?.1;
             folder::change_header(region, *layer, &keys, |header| header.volume = *volume)?;
         }
-        Ok(())
+        Ok(region
+            .catalog()?
+            .write(|tx| self.key_states.iter().try_for_each(|(key, state)| tx.set_key_state(*key, *state)))?)
     }
 }
 
@@ -57,8 +61,6 @@ pub fn recover_rows(region: &Region, old: &Salvaged) -> Result<Recovered> {
         .extend(unknown.map(|id| format!("whether key {id} was disabled is not known: it is enabled")));
     let layers = layers::find(region, &mut recovered)?;
     rows::insert(region, layers, old, &mut recovered)?;
-    region
-        .catalog()?
-        .write(|tx| restored.states.iter().try_for_each(|(key, state)| tx.set_key_state(*key, *state)))?;
+    recovered.key_states = restored.states;
     Ok(recovered)
 }

@@ -27,15 +27,19 @@ pub(super) fn insert(
     old: &Salvaged,
     recovered: &mut Recovered,
 ) -> Result<()> {
-    // Two active layers of one volume: a rollback was under way. The later is the volume, the other becomes one.
-    let mut newest: HashMap<VolumeId, (u64, LayerId)> = HashMap::new();
+    // Two active layers of one volume: a rollback was under way. The one that its row names is the volume, for want of a row the
+    // later, and the other becomes one. (An older one is refused where this machine saw a newer.)
+    let is_named = |layer: &FoundLayer| {
+        old.volumes.iter().any(|v| v.id == layer.header.volume && v.active == layer.row.id && !v.deleting)
+    };
+    let mut newest: HashMap<VolumeId, (bool, u64, LayerId)> = HashMap::new();
     for layer in layers.iter().filter(|l| l.row.state == LayerState::Active) {
-        let place = (layer.header.turn, layer.row.id);
+        let place = (is_named(layer), layer.header.turn, layer.row.id);
         let of = newest.entry(layer.header.volume).or_insert(place);
         *of = place.max(*of);
     }
     for layer in layers.iter_mut().filter(|l| l.row.state == LayerState::Active) {
-        if newest.get(&layer.header.volume).is_none_or(|(_, id)| *id != layer.row.id) {
+        if newest.get(&layer.header.volume).is_none_or(|(_, _, id)| *id != layer.row.id) {
             let volume = VolumeId::random();
             layer.row.volume = Some(volume);
             recovered.adopted.push((layer.row.id, volume));
@@ -57,7 +61,8 @@ pub(super) fn insert(
     // Names that were kept come before those that are made.
     names.taken.extend(kept.iter().map(|s| format!("snapshot {}", s.name)));
     // Some layers may have had a name that is lost; none has where all rows read and are believed.
-    let lacks_names = old.lacks_names || kept.len() < old.snapshots.len();
+    // And one that can't be used may have been all that needed another.
+    let lacks_names = old.lacks_names || kept.len() < old.snapshots.len() || !recovered.unusable.is_empty();
     region.catalog()?.write(|tx| {
         for layer in &layers {
             // Nothing may be put on a layer in a fold: they get their state afterwards.
