@@ -104,20 +104,25 @@ impl ReadTx<'_> {
     }
 }
 
+/// Whether a name has the form of an id.
+pub(super) fn is_id(name: &Name) -> bool {
+    let prefixes = [
+        VolumeId::PREFIX,
+        SnapshotId::PREFIX,
+        GroupId::PREFIX,
+        KeyId::PREFIX,
+        TaskId::PREFIX,
+        AccountId::PREFIX,
+        InstanceId::PREFIX,
+        "img-",
+    ];
+    prefixes.iter().any(|prefix| is_whole_id(name.as_str(), prefix))
+}
+
 impl WriteTx<'_> {
     /// A name of the form of an id would hide what has that id.
     pub(super) fn refuse_id_as_name(&self, name: &Name) -> Result<(), CatalogError> {
-        let prefixes = [
-            VolumeId::PREFIX,
-            SnapshotId::PREFIX,
-            GroupId::PREFIX,
-            KeyId::PREFIX,
-            TaskId::PREFIX,
-            AccountId::PREFIX,
-            InstanceId::PREFIX,
-            "img-",
-        ];
-        if prefixes.iter().any(|prefix| is_whole_id(name.as_str(), prefix)) {
+        if is_id(name) {
             return Err(CatalogError::Refused { what: format!("the name {name} has the form of an id") });
         }
         Ok(())

@@ -5,9 +5,10 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::connection::{distrust, has_our_tables};
+use super::resolve::is_id;
 use super::row::Fields;
 use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, Tag, Volume};
-use super::{accounts, keys, snapshots, volumes};
+use super::{accounts, check_description, keys, snapshots, volumes};
 use crate::ids::{KeyId, Name};
 
 /// Rows that read, and whether there are others.
@@ -71,7 +72,7 @@ impl Salvaged {
         });
         let (volumes, all_volumes) = from.read(volumes::VOLUME, volumes::volume);
         let (snapshots, all_snapshots) = from.read(snapshots::SNAPSHOT, snapshots::snapshot);
-        Self {
+        let read = Self {
             accounts: from.read(accounts::ACCOUNT, accounts::account).0,
             instances: from.read(accounts::INSTANCE, accounts::instance).0,
             keys,
@@ -80,7 +81,25 @@ impl Salvaged {
             snapshots,
             tags: tags.0,
             lacks_names: !(all_volumes && all_snapshots),
-        }
+        };
+        read.without_what_no_command_makes()
+    }
+
+    /// A bit may have made a name an id, or a description none: the new catalog would refuse them.
+    fn without_what_no_command_makes(mut self) -> Self {
+        let tidy = |text: &mut Option<String>| {
+            if text.as_deref().is_some_and(|text| check_description(text).is_err()) {
+                *text = None;
+            }
+        };
+        self.snapshots.iter_mut().for_each(|s| tidy(&mut s.description));
+        self.keys.iter_mut().for_each(|k| tidy(&mut k.description));
+        self.keys.iter_mut().for_each(|k| k.aliases.retain(|alias| !is_id(alias)));
+        // One that is left out gets another.
+        self.lacks_names |= self.snapshots.iter().any(|s| is_id(&s.name));
+        self.volumes.retain(|v| !v.name.as_ref().is_some_and(is_id));
+        self.snapshots.retain(|s| !is_id(&s.name));
+        self
     }
 }
 

@@ -33,10 +33,9 @@ pub struct Log {
     /// Where the next record goes.
     at: LogStart,
     pos: u64,
-    /// Bytes of each half that are backed.
+    /// Bytes of each half that can be appended to without fail, or could since the half began. A half that begins anew is prepared
+    /// anew: what memory gave up of it would have to be read from the disk, while all writers wait.
     prepared: [u64; 2],
-    /// Bytes of each half that are, or since the half began were, in memory to be appended to without fail.
-    held: [u64; 2],
     /// Where the log goes on after the mark that is being made durable: half, bytes.
     marked_end: (usize, u64),
     /// Bytes of the live half that are durable and not in memory any more.
@@ -117,7 +116,6 @@ impl Log {
             at: start,
             pos: 0,
             prepared,
-            held: prepared,
             marked_end: (start.half, 0),
             released: 0,
             resuming: false,
@@ -265,7 +263,7 @@ impl Log {
         }
         let seq = self.append_bare(Kind::Close, tags)?;
         self.resuming = false;
-        self.held[self.at.half] = 0;
+        self.prepared[self.at.half] = 0;
         self.at.half = 1 - self.at.half;
         self.at.epoch += 1;
         self.pos = 0;
@@ -351,14 +349,10 @@ impl Log {
             return Ok(());
         }
         let end = end.min(HALF_BYTES);
-        while self.held[half] < end {
-            let from = self.held[half];
+        while self.prepared[half] < end {
+            let from = self.prepared[half];
             let len = if from == 0 { FIRST_WINDOW } else { WINDOW.min(HALF_BYTES - from) };
-            let done = match from < self.prepared[half] {
-                true => self.store.hold_log(half_offset(half) + from, len),
-                false => self.store.prepare_log(half_offset(half) + from, len),
-            };
-            match done {
+            match self.store.prepare_log(half_offset(half) + from, len) {
                 Ok(()) => {}
                 Err(e) if is_no_space(&e) => return Err(LayerError::NoSpace),
                 Err(e) => {
@@ -366,8 +360,7 @@ impl Log {
                     return Err(LayerError::io("preparing the log")(e));
                 }
             }
-            self.held[half] = from + len;
-            self.prepared[half] = self.prepared[half].max(from + len);
+            self.prepared[half] = from + len;
         }
         Ok(())
     }

@@ -30,11 +30,7 @@ pub trait Store: Send + Sync {
     fn begin_sync(&self, _offset: u64, _len: u64) {}
     /// Fills a range of the log area with zeros and backs it, so that [`Store::append`] can't fail there.
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Holds a prepared range in memory again, for [`Store::append`].
-    fn hold_log(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        Ok(())
-    }
-    /// For a while nothing is appended in this range, whose ends are the halves' or windows': its memory can be given up.
+    /// Nothing is appended in this range, until it is prepared again: its memory can be given up.
     fn release_log(&self, _offset: u64, _len: u64) {}
     /// Gives up the lock its maker holds on it, so that a fold may take it.
     fn release_lock(&self) {}
@@ -128,10 +124,6 @@ impl Store for FileStore {
 
     fn prepare_log(&self, offset: u64, len: u64) -> io::Result<()> {
         write_zeros(self, offset, len)?;
-        self.hold_log(offset, len)
-    }
-
-    fn hold_log(&self, offset: u64, len: u64) -> io::Result<()> {
         let (half, within) = half_of(offset);
         let mut mapping = self.halves[half].write();
         if mapping.is_none() {
