@@ -6,11 +6,11 @@ mod copy_support;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use copy_support::{Disk, World, name};
+use copy_support::{Disk, World, name, take};
 use terrane::catalog::{CatalogError, DiskKind, Fold, FoldWay, KeyState, LayerState};
 use terrane::copy::{self, Copy, CopyError, KeyChoice, Watch};
 use terrane::ids::SnapshotId;
-use terrane::volume::{Host, HostError, Order, SnapshotItem, VolumeSpec, create_volume};
+use terrane::volume::{Host, HostError, Order, VolumeSpec, create_volume};
 
 const MIB: usize = 1 << 20;
 const SECTOR: usize = 4096;
@@ -26,22 +26,6 @@ fn begin_to_fold(host: &Arc<Host>) {
 
 fn delete(host: &Arc<Host>, snapshot: SnapshotId) -> Result<(), HostError> {
     host.execute(&Order::DeleteSnapshot { snapshot: snapshot.to_string() }, false)
-}
-
-fn take(host: &Arc<Host>, disk: &Disk, called: &str) -> SnapshotId {
-    let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-    let id = SnapshotId::random();
-    let item = SnapshotItem { volume: disk.id.to_string(), snapshot: id.to_string(), name: called.into() };
-    let order = Order::Snapshot {
-        items: vec![item],
-        account: account.to_string(),
-        group: None,
-        description: None,
-        tags: vec![],
-        retention_days: None,
-    };
-    host.execute(&order, false).unwrap();
-    id
 }
 
 fn disk(world: &World) -> Disk {
@@ -91,7 +75,7 @@ fn a_fold_goes_on_over_a_seal() {
     disk.model[..SECTOR].fill(2);
     delete(&host, first).unwrap();
     begin_to_fold(&host);
-    let second = take(&host, &disk, "second");
+    let second = take(&host, disk.id, "second");
     host.close().unwrap();
     drop(host);
     // Cut short again and again, by a process that ends without a word.
@@ -191,7 +175,7 @@ fn a_layer_that_is_being_taken_away_gets_no_new_name() {
         Fold { parent, child, way: FoldWay::Up, next_chunk: 0, mac: None, moved_bytes: 0, is_moved: false };
     catalog.write(|tx| tx.insert_fold(&row)).unwrap();
     drop(catalog);
-    let second = take(&host, &disk, "second");
+    let second = take(&host, disk.id, "second");
     host.close().unwrap();
     drop(host);
     let host = world.owner("north");
@@ -462,4 +446,50 @@ fn no_header_takes_a_parent_from_rows() {
     drop(world.owner("north"));
     assert!(std::fs::read(&header).unwrap() == before, "the header says what the rows said");
     assert!(world.reader("north").open_snapshot(snapshot).is_err(), "another disk lies under it");
+}
+
+/// A sealed layer's files from before a fold: no row makes them be taken for what the header says.
+#[test]
+fn files_put_back_after_a_fold_are_refused() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
+    let second = disk.change(&world, "second", |c| {
+        c.write(4 * MIB, &[2; 4 * MIB]);
+        c.write(0, &[2; SECTOR]);
+    });
+    let row = world
+        .reader("north")
+        .region()
+        .catalog()
+        .unwrap()
+        .read(|tx| tx.layer(tx.snapshot(second)?.layer))
+        .unwrap();
+    let folder = world.path(&format!("north/layers/{}", row.id));
+    let files = ["data", "map"].map(|name| folder.join(name));
+    let kept = files.clone().map(|path| std::fs::read(path).unwrap());
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    fold(&host);
+    host.close().unwrap();
+    drop(host);
+    world.equal("north", second, &disk.model);
+    let header = std::fs::read(folder.join("header.toml")).unwrap();
+    let mac: String = row.sealed_mac.unwrap().iter().map(|b| format!("{b:02x}")).collect();
+    let old_mark = format!("sealed_generation = {}, sealed_mac = x'{mac}'", row.sealed_generation.unwrap());
+    for change in
+        ["sealed_generation = NULL, sealed_mac = NULL".into(), format!("state = 'filling', {old_mark}")]
+    {
+        for (path, bytes) in files.iter().zip(&kept) {
+            std::fs::write(path, bytes).unwrap();
+        }
+        let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+        catalog.execute(&format!("UPDATE layers SET {change} WHERE id = '{}'", row.id), []).unwrap();
+        drop(catalog);
+        let host = world.owner("north");
+        assert!(host.open_snapshot(second).is_err(), "{change}: it lacks what the fold has moved");
+        assert!(host.open_volume(disk.id, false).is_err(), "{change}");
+        drop(host);
+        assert!(std::fs::read(folder.join("header.toml")).unwrap() == header, "{change}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use fuser::{FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
 use parking_lot::Mutex;
+use zeroize::Zeroize;
 
 use super::attributes::{Owner, Shown};
 use super::errno::Refusal;
@@ -251,7 +252,7 @@ impl Buffer {
 
     /// Takes what disks held out of memory.
     fn wipe(&mut self) {
-        self.bytes[..self.used].fill(0);
+        self.bytes[..self.used].zeroize();
         self.used = 0;
     }
 
@@ -267,23 +268,73 @@ impl Buffer {
     }
 }
 
+/// One thread's buffer, which any other may have wiped.
+pub(super) struct OwnBuffer {
+    buffer: Mutex<Buffer>,
+    /// It was in use when it was to be wiped.
+    is_due: AtomicBool,
+}
+
+impl OwnBuffer {
+    /// For the thread whose it is.
+    pub(super) fn lend(&self, request: impl FnOnce(&mut Buffer)) {
+        request(&mut self.buffer.lock());
+        if self.is_due.swap(false, Ordering::SeqCst) {
+            self.buffer.lock().wipe();
+        }
+    }
+
+    /// Now, or after the request that uses it: that may wait for a disk.
+    fn wipe(&self) {
+        self.is_due.store(true, Ordering::SeqCst);
+        if let Some(mut buffer) = self.buffer.try_lock() {
+            self.is_due.store(false, Ordering::SeqCst);
+            buffer.wipe();
+        }
+    }
+}
+
 /// Those of all threads.
-static BUFFERS: Mutex<Vec<Weak<Mutex<Buffer>>>> = Mutex::new(Vec::new());
+static BUFFERS: Mutex<Vec<Weak<OwnBuffer>>> = Mutex::new(Vec::new());
 
 thread_local! {
-    /// This thread's. Its lock is the thread's own but for a wipe.
-    pub(super) static BUFFER: Arc<Mutex<Buffer>> = {
-        let buffer = Arc::new(Mutex::new(Buffer { bytes: Vec::new(), used: 0 }));
+    /// This thread's.
+    pub(super) static BUFFER: Arc<OwnBuffer> = {
+        let buffer = Mutex::new(Buffer { bytes: Vec::new(), used: 0 });
+        let own = Arc::new(OwnBuffer { buffer, is_due: AtomicBool::new(false) });
         let mut all = BUFFERS.lock();
         all.retain(|buffer| buffer.strong_count() > 0);
-        all.push(Arc::downgrade(&buffer));
-        buffer
+        all.push(Arc::downgrade(&own));
+        own
     };
 }
 
 /// Wipes what was read of disks from the memory of all threads.
 fn wipe_buffers() {
-    for buffer in BUFFERS.lock().iter().filter_map(Weak::upgrade) {
-        buffer.lock().wipe();
+    BUFFERS.lock().iter().filter_map(Weak::upgrade).for_each(|buffer| buffer.wipe());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_in_use_is_wiped_afterwards_and_not_waited_for() {
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (ended, ends) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            BUFFER.with(|own| {
+                own.lend(|buffer| {
+                    buffer.first(4096).fill(7);
+                    begun.send(()).unwrap();
+                    ends.recv().unwrap();
+                });
+                own.buffer.lock().bytes.iter().all(|b| *b == 0)
+            })
+        });
+        begins.recv().unwrap();
+        wipe_buffers();
+        ended.send(()).unwrap();
+        assert!(reader.join().unwrap(), "what was read stays in memory");
     }
 }

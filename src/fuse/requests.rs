@@ -211,12 +211,11 @@ impl Filesystem for Requests {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with(|buffer| {
-            let buffer = &mut *buffer.lock();
-            match self.answer("read", || self.files.read(handle, offset, size, buffer)) {
+        BUFFER.with(|own| {
+            own.lend(|buffer| match self.answer("read", || self.files.read(handle, offset, size, buffer)) {
                 Ok(bytes) => reply.data(bytes),
                 Err(errno) => reply.error(errno),
-            }
+            });
         });
     }
 

@@ -78,16 +78,19 @@ impl Host {
     /// Closes live volumes that nobody has open and whose key is not enabled: their keys go with them.
     pub(super) fn let_go(&self) -> Result<()> {
         let mut first = Ok(());
-        for open in self.live() {
-            // Deleted meanwhile: closed by that.
-            let row = self.region.catalog()?.read(|tx| tx.find_volume(open.disk.id()))?;
-            let key = row.and_then(|row| row.key);
+        for id in self.live().iter().map(|open| open.disk.id()) {
             let is_closed = |key| matches!(kms::check_usable(&self.region, key), Err(e) if e.is_of_state());
-            if key.is_some_and(is_closed) {
-                let _one = self.changing.lock();
-                if open.retire().is_ok() {
-                    first = first.and(self.close_volume(open.disk.id()));
-                }
+            let key = |id| -> Result<_> {
+                Ok(self.region.catalog()?.read(|tx| tx.find_volume(id))?.and_then(|row| row.key))
+            };
+            if !key(id)?.is_some_and(is_closed) {
+                continue;
+            }
+            // Asked again: it may have been closed, its key enabled, and opened since.
+            let _one = self.changing.lock();
+            if key(id)?.is_some_and(is_closed) && self.find_live(id).is_some_and(|open| open.retire().is_ok())
+            {
+                first = first.and(self.close_volume(id));
             }
         }
         first

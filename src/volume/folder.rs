@@ -167,14 +167,8 @@ pub fn open_layer(
 ) -> Result<Layer> {
     let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
     let (parts, header) = open_parts(region, cache, row, write)?;
-    // The row may say less than the header, which is written after what it says: older files are refused.
     let layer = match (opening, header.sealed) {
-        (Opening::Recover(anchor), Some(mark)) => {
-            let seen = anchor.unwrap_or(Anchor { generation: 0, confirmed: 0 });
-            let generation = seen.generation.max(mark.generation);
-            Layer::recover(parts, Some(Anchor { generation, ..seen }))?
-        }
-        (Opening::Recover(anchor), None) => Layer::recover(parts, anchor)?,
+        (Opening::Recover(anchor), sealed) => Layer::recover(parts, seen(anchor, sealed))?,
         (Opening::Sealed(mark), _) => Layer::open_sealed(parts, mark)?,
         (Opening::Folding(mark), Some(sealed)) if sealed.generation > mark.generation => {
             Layer::open_folding(parts, sealed)?
@@ -190,6 +184,13 @@ pub fn open_layer(
     check_size(row, layer)
 }
 
+/// What a layer was at least: the row may say less than the header, which is written after what it says.
+fn seen(anchor: Option<Anchor>, sealed: Option<SealedMark>) -> Option<Anchor> {
+    let Some(mark) = sealed else { return anchor };
+    let Anchor { generation, confirmed } = anchor.unwrap_or(Anchor { generation: 0, confirmed: 0 });
+    Some(Anchor { generation: generation.max(mark.generation), confirmed })
+}
+
 /// Opens a layer that is not sealed, or whose seal is not finished, to check it: reads only. Whether its log has ended. The
 /// caller sees to it that nobody writes to it.
 pub fn inspect_layer(
@@ -198,7 +199,8 @@ pub fn inspect_layer(
     row: &LayerRow,
     anchor: Option<Anchor>,
 ) -> Result<(Layer, bool)> {
-    let (layer, ended) = Layer::inspect(open_parts(region, cache, row, false)?.0, anchor)?;
+    let (parts, header) = open_parts(region, cache, row, false)?;
+    let (layer, ended) = Layer::inspect(parts, seen(anchor, header.sealed))?;
     Ok((check_size(row, layer)?, ended))
 }
 
@@ -365,11 +367,12 @@ fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
 
 /// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
 pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    let keys = layer_keys(region, row)?;
-    let header = header_by(region, row.id, &keys)?;
-    if header.parent == row.parent {
+    // A header that is right already needs no key, which may be disabled.
+    if untrusted_header(region, row.id)?.claims().parent == row.parent {
         return Ok(());
     }
+    let keys = layer_keys(region, row)?;
+    let header = header_by(region, row.id, &keys)?;
     // Not on the word of a row alone: what the header says is believed afterwards.
     let is_vouched = is_folded_away(region, &header, row)?
         || row.state == LayerState::Preparing && stands_on_moment_of(region, &header, row)?;

@@ -585,9 +585,6 @@ impl Host {
 
     /// Takes away what killed processes left half-made, such as a copy or a layer, which others may stand beside.
     pub(super) fn sweep(&self) {
-        if let Err(error) = self.let_go() {
-            tracing::warn!(%error, "a volume whose key may not be used could not be closed");
-        }
         let _one = self.changing.lock();
         if let Err(error) = litter::remove_abandoned(&self.region) {
             tracing::warn!(%error, "what killed processes left could not be removed");

@@ -212,21 +212,25 @@ impl Disk {
         let open = host.open_volume(self.id, false).unwrap();
         change(&mut Change { disk: &open.disk, model: &mut self.model });
         drop(open);
-        let id = SnapshotId::random();
-        let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-        let item =
-            SnapshotItem { volume: self.id.to_string(), snapshot: id.to_string(), name: called.into() };
-        let order = Order::Snapshot {
-            items: vec![item],
-            account: account.to_string(),
-            group: None,
-            description: None,
-            tags: vec![],
-            retention_days: None,
-        };
-        host.execute(&order, false).unwrap();
-        (id, host)
+        (take(&host, self.id, called), host)
     }
+}
+
+/// Takes a snapshot; its id.
+pub fn take(host: &Arc<Host>, volume: VolumeId, called: &str) -> SnapshotId {
+    let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let id = SnapshotId::random();
+    let item = SnapshotItem { volume: volume.to_string(), snapshot: id.to_string(), name: called.into() };
+    let order = Order::Snapshot {
+        items: vec![item],
+        account: account.to_string(),
+        group: None,
+        description: None,
+        tags: vec![],
+        retention_days: None,
+    };
+    host.execute(&order, false).unwrap();
+    id
 }
 
 pub struct Change<'a> {

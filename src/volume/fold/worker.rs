@@ -1,8 +1,8 @@
-//! The thread that folds beside a mount's reads and writes.
+//! The thread that folds beside a mount's reads and writes, and tidies up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
@@ -26,9 +26,16 @@ impl FoldWorker {
         let stop = Arc::new(AtomicBool::new(false));
         let (host, stopped) = (Arc::downgrade(host), stop.clone());
         let work = move || {
+            let mut swept: Option<Instant> = None;
             while !stopped.load(Ordering::Acquire) {
                 let Some(host) = host.upgrade() else { return };
-                host.sweep();
+                if let Err(error) = host.let_go() {
+                    tracing::warn!(%error, "a volume whose key may not be used could not be closed");
+                }
+                if swept.is_none_or(|then| then.elapsed() >= LOOK_AGAIN) {
+                    host.sweep();
+                    swept = Some(Instant::now());
+                }
                 // It has said in the log what it could not do.
                 let _ = host.fold(true, &mut |_| !stopped.load(Ordering::Acquire));
                 drop(host);
@@ -41,7 +48,7 @@ impl FoldWorker {
         Ok(Self { stop, wake, thread })
     }
 
-    /// Something was deleted: there may be something to fold.
+    /// Something was deleted, or a file closed: there may be something to fold or to close.
     pub fn wake(&self) {
         let _ = self.wake.try_send(());
     }
