@@ -4,13 +4,13 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, HALF_BYTES, Superblock};
+use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, HALF_BYTES, SLOTS_OFFSET, Superblock};
 use super::engine::Layer;
 use super::error::{LayerError, Result, no_space_or};
 use super::log::{Log, half_offset};
 use super::recover::Anchor;
 use super::tree::Leaf;
-use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
+use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SlotNo};
 
 /// Bytes of unflushed slots after which a flush is due, so that recovery's check stays short [6].
 pub const UNFLUSHED_MAX: u64 = 256 << 20;
@@ -151,6 +151,11 @@ impl Layer {
             self.log.lock().latched = true;
         }
         result
+    }
+
+    /// Begins to write back what slots hold, without waiting: what a flush finds left to do is what was written since.
+    pub fn begin_write_back(&self) {
+        self.data.begin_sync(SLOTS_OFFSET, self.slots.high() * SECTOR_BYTES);
     }
 
     /// Whether something answered is not durable yet.

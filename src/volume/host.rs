@@ -363,19 +363,24 @@ impl Host {
             self.settle(open)?;
         }
         let sealed = !open.sealing.lock().is_empty();
+        // First the next layer: the snapshot after this one would have to make it, and to finish a seal takes longer.
+        self.between_seals(open, || self.prepare_next(open))?;
         self.finish_seals(open)?;
-        // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
-        // lock: whoever closes the volume holds it and waits for the keeper.
+        self.between_seals(open, || self.write_anchor(open, sealed))?;
+        Ok(self.region.advance_anchor()?)
+    }
+
+    /// Does what no seal may be under way for, such as making the next layer: its parent would be the one just ended. Not by
+    /// waiting for the lock: whoever closes the volume holds it and waits for the keeper.
+    fn between_seals(&self, open: &OpenVolume, act: impl FnOnce() -> Result<()>) -> Result<()> {
         while !open.is_stopping() {
             if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
                 // One may have failed meanwhile: neither a next layer nor an anchor of what no row names.
                 self.settle(open)?;
-                self.prepare_next(open)?;
-                self.write_anchor(open, sealed)?;
-                break;
+                return act();
             }
         }
-        Ok(self.region.advance_anchor()?)
+        Ok(())
     }
 
     /// Commits a seal the catalog could not be told of. Before that the volume can't be sealed again: its chain in the
@@ -391,10 +396,12 @@ impl Host {
     }
 
     pub(super) fn finish_seals(&self, open: &OpenVolume) -> Result<()> {
-        let mut sealing = open.sealing.lock();
-        while let Some(layer) = sealing.first().cloned() {
+        let _one = open.finishing.lock();
+        // Locked for moments only: a snapshot puts its layer there.
+        let first = || open.sealing.lock().first().cloned();
+        while let Some(layer) = first() {
             self.finish_seal(&layer)?;
-            sealing.remove(0);
+            open.sealing.lock().remove(0);
         }
         Ok(())
     }

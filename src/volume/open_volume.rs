@@ -17,8 +17,8 @@ use crate::sys::process;
 /// What is answered is durable after this long, flushed or not (rule 6): `sync(2)` never reaches the mount.
 const FLUSH_AFTER: Duration = Duration::from_secs(5);
 /// The keeper looks at a busy volume after so many bytes or requests.
-const POKE_BYTES: u64 = 64 << 20;
-const POKE_REQUESTS: u64 = 16 << 10;
+const POKE_BYTES: u64 = 8 << 20;
+const POKE_REQUESTS: u64 = 2 << 10;
 
 /// A volume, live.
 pub struct OpenVolume {
@@ -28,6 +28,8 @@ pub struct OpenVolume {
     pub next: Mutex<Option<(LayerRow, Arc<Layer>)>>,
     /// Ended layers whose seal is not finished.
     pub sealing: Mutex<Vec<Arc<Layer>>>,
+    /// Held while seals are finished, in the order in which they ended.
+    pub finishing: Mutex<()>,
     /// A layer that has ended and the one that took over, where the catalog could not be told (its disk was full).
     pub uncommitted: Mutex<Option<(Arc<Layer>, LayerId)>>,
     openers: Mutex<Openers>,
@@ -66,6 +68,7 @@ impl OpenVolume {
             disk,
             next: Mutex::default(),
             sealing: Mutex::default(),
+            finishing: Mutex::default(),
             uncommitted: Mutex::default(),
             openers: Mutex::default(),
             bytes: AtomicU64::new(0),
@@ -222,6 +225,8 @@ impl OpenVolume {
             self.dirty.store(false, Ordering::Release);
             self.disk.flush()?;
         }
+        // A snapshot waits for what is on its way, and so does a flush.
+        active.begin_write_back();
         if active.is_pressed() {
             active.punch_free();
         }
