@@ -261,7 +261,7 @@ impl Host {
         }
         let layer =
             self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
-        self.finish_seal(&layer)?;
+        self.finish_seal(&layer, &|| ())?;
         Ok(layer)
     }
 
@@ -400,15 +400,15 @@ impl Host {
         // Locked for moments only: a snapshot puts its layer there.
         let first = || open.sealing.lock().first().cloned();
         while let Some(layer) = first() {
-            self.finish_seal(&layer)?;
+            self.finish_seal(&layer, &|| attend(open))?;
             open.sealing.lock().remove(0);
         }
         Ok(())
     }
 
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
-    fn finish_seal(&self, layer: &Layer) -> Result<()> {
-        let mark = layer.finish_seal()?;
+    fn finish_seal(&self, layer: &Layer, between: &dyn Fn()) -> Result<()> {
+        let mark = layer.finish_seal_beside(between)?;
         let headers = self.headers.lock();
         let points = self.write_sealed_header(layer, mark)?;
         drop(headers);
@@ -646,5 +646,18 @@ impl Host {
                 let _ = keeper.join();
             }
         }
+    }
+}
+
+/// What a volume needs while one of its layers gives space back: what was promised of writes goes on, and other layers that
+/// have ended give up their memory.
+fn attend(open: &OpenVolume) {
+    let waiting = open.sealing.lock().clone();
+    for layer in waiting {
+        // An error is told by whoever finishes the layer.
+        let _ = layer.settle_seal();
+    }
+    if let Err(e) = open.attend() {
+        open.tell(&e);
     }
 }
