@@ -14,6 +14,8 @@ from . import (
 from .context import Context
 
 GROUPS = [rows_mounted, rows_layers, rows_snapshots, rows_clones, rows_memory, rows_copies, rows_changes, rows_commands]
+# Processes that wanted a processor in the last minute; more than this is a neighbour.
+BUSY = 0.5
 NAMES = [rows_cipher.NAME, *(group.NAME for group in GROUPS)]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -57,9 +59,10 @@ def parse():
     parser.add_argument("--svg", metavar="FILE", help="a chart")
     parser.add_argument("--markdown", metavar="FILE", help="tables")
     options = parser.parse_args()
-    options.size = options.size or (256 << 20 if options.quick else 1 << 30)
-    options.copy_size = options.copy_size or (1 << 30 if options.quick else 4 << 30)
-    options.seconds = options.seconds or (1 if options.quick else 3)
+    usual = (256 << 20, 1 << 30, 1.0) if options.quick else (1 << 30, 4 << 30, 3.0)
+    for name, value in zip(("size", "copy_size", "seconds"), usual):
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     if options.rounds < 1 or options.seconds < 0.1:
         parser.error("at least one round and a tenth of a second")
     return options
@@ -91,10 +94,13 @@ def refuse_too_little_space(options, places):
 def measure_place(context, options, where):
     context.place = where
     where.open()
+    print(f"\n== on {where.name}: {where.parent}, {where.device}", flush=True)
     rows = []
     for group in chosen_groups(options, where):
         context.group_wanted = options.only == group.NAME
-        rows += [row for row in group.measure(context) if row.samples and context.wants(row.name)]
+        measured = [row for row in group.measure(context) if row.samples and context.wants(row.name)]
+        print(report.text(measured), flush=True)
+        rows += measured
     process.remove(where.work)
     return Section(f"on {where.name}", rows, where.describe())
 
@@ -104,6 +110,7 @@ def run(options):
     if not wants_cipher(options) and not any(chosen_groups(options, where) for where in places):
         sys.exit(f'bench: no row and no group is called "{options.only}"')
     refuse_too_little_space(options, places)
+    busy = machine.load()
     programs.need(not options.no_install)
     missing = programs.missing_peers(not options.no_install)
     missing.update({peer: "--without" for peer in options.without})
@@ -118,13 +125,11 @@ def run(options):
     sections = []
     if wants_cipher(options) and (section := cipher_section(context, options, left_out)):
         sections.append(section)
-        print(report.text(section), flush=True)
     for where in places:
         if chosen_groups(options, where):
             sections.append(measure_place(context, options, where))
-            print(report.text(sections[-1]), flush=True)
     left_out += [{"what": peer, "why": why} for peer, why in context.missing.items()]
-    finish(options, found, sections, left_out, programs.versions(context.missing))
+    finish(options, found, busy, sections, left_out, programs.versions(context.missing))
 
 
 def cipher_section(context, options, left_out):
@@ -135,16 +140,22 @@ def cipher_section(context, options, left_out):
         return None
     context.group_wanted = options.only == rows_cipher.NAME
     context.work = process.folder(None, "terrane-bench.")
+    print("\n== the cipher, one core", flush=True)
     rows = [row for row in rows_cipher.measure(context) if context.wants(row.name)]
+    print(report.text(rows), flush=True)
     process.remove(context.work)
     return Section("the cipher, one core", rows, None)
 
 
-def finish(options, found, sections, left_out, versions):
+def finish(options, found, busy, sections, left_out, versions):
     warnings = machine.warnings(found)
+    if busy > BUSY:
+        warnings.append(f"others used this machine: its load was {busy:.1f} when this began")
+    if options.rounds < 3:
+        warnings.append("fewer than three rounds: the spread says little")
     if options.quick or options.terrane:
         warnings.append("a quick run, or of a given program: not for the record")
-    footer = report.footer(warnings, left_out)
+    footer = report.footer([row for section in sections for row in section.rows], warnings, left_out)
     print(f"\n{footer}")
     result = {
         "version": 1,
@@ -154,6 +165,7 @@ def finish(options, found, sections, left_out, versions):
         "size_bytes": options.size,
         "copy_size_bytes": options.copy_size,
         "rounds": options.rounds,
+        "load_at_begin": busy,
         "seconds": options.seconds,
         "peers": versions,
         "warnings": warnings,

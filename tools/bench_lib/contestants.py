@@ -7,10 +7,10 @@ from . import fio, process
 from .product import Region
 from .row import OURS
 
-PLAIN, BARE, QEMU, GOCRYPTFS = "plain", "bare", "qemu", "gocryptfs"
+PLAIN, BARE, QEMU, QEMU_IMG, GOCRYPTFS = "plain", "bare", "qemu", "qemu-img", "gocryptfs"
 ORDER = (OURS, BARE, PLAIN, QEMU, GOCRYPTFS)
 # What each needs besides fio.
-PROGRAMS = {QEMU: ["qemu-img", "qemu-storage-daemon"], GOCRYPTFS: ["gocryptfs"]}
+PROGRAMS = {QEMU: ["qemu-img", "qemu-storage-daemon"], QEMU_IMG: ["qemu-img"], GOCRYPTFS: ["gocryptfs"]}
 
 
 class Contestant:
@@ -34,7 +34,7 @@ def bare(stack, context, folder):
         file.truncate(context.size)
     threads = ["--threads", str(context.threads or 8)]
     server = process.Server([context.bare, path, mount, *threads], mount, os.path.join(mount, "disk"))
-    stack.callback(server.end)
+    stack.callback(server.kill)
     return Contestant(os.path.join(mount, "disk"), server.pid)
 
 
@@ -57,7 +57,7 @@ def qemu(stack, context, folder):
         "--export", f"type=fuse,id=export,node-name=disk,mountpoint={shown},writable=on",
     ]  # fmt: skip
     server = process.Server(command, shown, ends_unmounted=False)
-    stack.callback(server.end)
+    stack.callback(server.kill)
     return Contestant(shown, server.pid)
 
 
@@ -67,7 +67,7 @@ def gocryptfs(stack, context, folder):
     process.run(["gocryptfs", "-q", "-init", "-scryptn", "10", "-passfile", secret, stored])
     command = ["gocryptfs", "-q", "-fg", "-nosyslog", "-passfile", secret, stored, mount]
     server = process.Server(command, mount)
-    stack.callback(server.end)
+    stack.callback(server.kill)
     path = os.path.join(mount, "disk")
     with open(path, "wb") as file:
         file.truncate(context.size)
@@ -84,14 +84,10 @@ def open_all(stack, context, folder):
         if name in context.missing:
             continue
         own = _folder(folder, name)
-        try:
+        with context.leaving_out(name):
             contestant = MAKERS[name](stack, context, own)
             fio.fill(contestant.file, context.size)
             found[name] = contestant
-        except (process.Failed, OSError) as error:
-            if name in (OURS, BARE):
-                raise
-            context.leave_out(name, str(error))
     return found
 
 

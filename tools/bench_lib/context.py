@@ -1,7 +1,14 @@
 """What the rows are given: sizes, programs, the place, and who is missing."""
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
+
+from .process import Failed
+from .row import OURS
+
+# Without these there is nothing to compare.
+KEPT = (OURS, "bare")
 
 
 @dataclass
@@ -26,10 +33,19 @@ class Context:
 
     group_wanted = False
 
-    def leave_out(self, peer, why):
-        """For good: a peer that failed once would fail again."""
-        self.say(f"{peer} is left out: {why}")
-        self.missing[peer] = why
+    @contextlib.contextmanager
+    def leaving_out(self, peer, running=None, row=None):
+        """A peer that fails here is left out for good, and named: of those that run, and of the row, whose rounds are pairs."""
+        try:
+            yield
+        except (Failed, OSError) as error:
+            if peer in KEPT:
+                raise
+            self.say(f"{peer} is left out: {error}")
+            self.missing[peer] = str(error)
+            (running or {}).pop(peer, None)
+            if row is not None:
+                row.samples.pop(peer, None)
 
     @staticmethod
     def say(words):

@@ -100,8 +100,9 @@ class Server:
     def kill(self):
         """As a power cut for the process; what it mounted is taken away."""
         with held():
-            _kill(self.child)
-            self._finish()
+            if self in _servers:
+                _kill(self.child)
+                self._finish()
 
     def end(self):
         """Unmounts, and waits until all is written and the process gone."""
@@ -180,6 +181,6 @@ def sweep():
             _kill(child)
             _running.discard(child)
         for server in list(_servers):
-            server.end()
+            server.kill()
         for path in list(_folders):
             remove(path)

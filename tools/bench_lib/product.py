@@ -68,5 +68,7 @@ class Region:
         return self
 
     def __exit__(self, *_):
-        self.unmount()
+        # What it has not flushed yet would be written for nothing.
+        if self.server:
+            self.kill()
         process.remove(self.dir)

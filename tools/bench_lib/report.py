@@ -30,17 +30,19 @@ def comparisons(row):
 
 
 def spreads(row):
-    return ", ".join(f"{who} {row.spread(who):.0%}" for who in row.samples)
+    if max(map(len, row.samples.values())) < 2:
+        return "one round"
+    return "spread: " + ", ".join(f"{who} {row.spread(who):.0%}" for who in row.samples)
 
 
-def text(section):
+def text(rows):
     """For a terminal."""
-    lines = ["", f"== {section.title}"]
-    for row in section.rows:
-        lines.append(f"{row.name}: {measured(row, OURS) if OURS in row.samples else 'not measured'}   (spread: {spreads(row)})")
+    lines = []
+    for row in rows:
+        lines.append(f"{row.name}: {measured(row, OURS) if OURS in row.samples else 'not measured'}   ({spreads(row)})")
         for who, value, ratio, wanted, reached in comparisons(row):
             if who or wanted:
-                lines.append(f"    {who:14}{value:>16}  {'ratio ' + ratio if ratio else '':14}{wanted:26}{reached}")
+                lines.append(f"    {who:14}{value:>16}  {'ratio ' + ratio if ratio else '':14}{wanted:36}  {reached}")
         lines += [f"    ({note})" for note in row.notes]
     return "\n".join(lines)
 
@@ -56,10 +58,11 @@ def markdown(section):
     return "\n".join(lines)
 
 
-def footer(warnings, left_out):
+def footer(rows, warnings, left_out):
     lines = [f"({warning})" for warning in warnings]
     lines += [f"(left out: {each['what']}: {each['why'].splitlines()[0]})" for each in left_out]
-    return "\n".join([*lines, f"({RULE}.)"])
+    noisy = sum(any(map(row.is_noisy, row.samples)) for row in rows)
+    return "\n".join([*lines, f"({noisy} of {len(rows)} rows are {RULE}.)"])
 
 
 def write_json(path, result):

@@ -60,14 +60,12 @@ def _restic(context, folder, raw):
     """restic with the disk at both ends, if there is one."""
     if RESTIC in context.missing:
         return None
-    try:
+    with context.leaving_out(RESTIC):
         restic = Restic(folder)
         restic.back_up(raw)
         restic.copy()
         return restic
-    except process.Failed as error:
-        context.leave_out(RESTIC, str(error))
-        return None
+    return None
 
 
 def _copy(here, there, name):

@@ -5,7 +5,7 @@ import os
 import time
 
 from . import contestants, disk_image, machine, process
-from .contestants import QEMU
+from .contestants import QEMU_IMG
 from .product import Region
 from .restic import NAME as RESTIC
 from .restic import Restic
@@ -13,7 +13,6 @@ from .row import OURS, Goal, rate
 
 NAME = "copies"
 WHOLE = "copy of a whole disk under another key"
-QEMU_IMG = "qemu-img"
 MIB = 1 << 20
 
 
@@ -34,15 +33,11 @@ def measure(context):
     with Region(context.terrane, folder, "here") as here, Region(context.terrane, folder, "there", here) as there:
         copiers = _prepare(context, folder, here, there, size)
         for number in range(context.rounds):
-            for who, copier in copiers.items():
+            for who in list(copiers):
                 context.say(f"round {number + 1} of {context.rounds}: {WHOLE}: {who}")
-                try:
-                    row.add(who, size / MIB / copier.seconds(number))
-                except process.Failed as error:
-                    if who == OURS:
-                        raise
-                    context.leave_out(who, str(error))
-                copier.undo(number)
+                with context.leaving_out(who, copiers, row):
+                    row.add(who, size / MIB / copiers[who].seconds(number))
+                    copiers[who].undo(number)
     process.remove(folder)
     return [row]
 
@@ -54,14 +49,9 @@ def _prepare(context, folder, here, there, size):
     makers = {OURS: lambda: Ours(here, there, raw, size), QEMU_IMG: lambda: Qemu(folder, raw), RESTIC: lambda: WholeRestic(folder, raw)}
     copiers = {}
     for who, make in makers.items():
-        if (QEMU if who == QEMU_IMG else who) in context.missing:
-            continue
-        try:
-            copiers[who] = make()
-        except process.Failed as error:
-            if who == OURS:
-                raise
-            context.leave_out(who, str(error))
+        if who not in context.missing:
+            with context.leaving_out(who):
+                copiers[who] = make()
     os.unlink(raw)
     machine.settle()
     return copiers
