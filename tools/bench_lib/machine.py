@@ -5,7 +5,6 @@ import os
 import platform
 import stat
 
-WARM_BYTES = 6 << 30
 TICKS = os.sysconf("SC_CLK_TCK")
 WIDE = {"avx512f", "avx512bw", "vaes", "vpclmulqdq", "aes", "pclmulqdq"}
 
@@ -87,12 +86,11 @@ def flush(folder):
         os.close(descriptor)
 
 
-def warm_memory():
-    """Touches and frees as much memory as the page cache of a run takes. A virtual machine may have given its free memory
+def warm_memory(size):
+    """Touches and frees as much memory as the page cache of a run may take. A virtual machine may have given its free memory
     back to the host, and gets it again at 0.6 GB/s: that was measured instead of what writes to fresh places, as copy on write
     does."""
-    size = min(WARM_BYTES, available_memory() // 2)
-    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
+    mmap.mmap(-1, min(size, available_memory() // 2), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def processor_seconds(pid):

@@ -39,17 +39,17 @@ def measure(context):
         here.create("disk", size)
         here.mount(context.threads)
         disk_image.put(raw, here.file("disk"))
-        _copy(here, there, "base")
+        _copy(here, there, "base", size)
         for number in range(context.rounds):
             context.say(f"round {number + 1} of {context.rounds}: {SPEED}")
             changed = disk_image.change([raw, here.file("disk")], size, number)
-            seconds = _copy(here, there, f"next-{number}")
+            seconds = _copy(here, there, f"next-{number}", changed)
             shipped.add(OURS, there.ask("snapshot", "show", f"next-{number}")["shipped_bytes"] / changed)
             speed.add(OURS, changed / MIB / seconds)
             if restic:
                 had = restic.target_bytes()
                 restic.back_up(raw)
-                seconds = timed(list(machine.regular_files(restic.source)), restic.target, restic.copy)
+                seconds = timed(changed, list(machine.regular_files(restic.source)), restic.target, restic.copy)
                 shipped.add(RESTIC, (restic.target_bytes() - had) / changed)
                 speed.add(RESTIC, changed / MIB / seconds)
     process.remove(folder)
@@ -68,7 +68,7 @@ def _restic(context, folder, raw):
     return None
 
 
-def _copy(here, there, name):
+def _copy(here, there, name, size):
     here.snapshot("disk", name)
     copy = ["snapshot", "copy", name, "--to", there.name, "--key", "second", "--name", name]
-    return timed(here.stored_files(), there.dir, lambda: here.run(*copy))
+    return timed(size, here.stored_files(), there.dir, lambda: here.run(*copy))

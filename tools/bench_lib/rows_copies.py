@@ -57,11 +57,11 @@ def _prepare(context, folder, here, there, size):
     return copiers
 
 
-def timed(source_files, target, copy):
+def timed(size, source_files, target, copy):
     """Until what was copied is on the disk."""
     machine.settle()
     disk_image.read(source_files)
-    machine.warm_memory()
+    machine.warm_memory(2 * size)
     begin = time.monotonic()
     copy()
     machine.flush(target)
@@ -72,7 +72,7 @@ class Ours:
     """`snapshot copy` to another region."""
 
     def __init__(self, here, there, raw, size):
-        self.here, self.there = here, there
+        self.here, self.there, self.size = here, there, size
         here.create("disk", size)
         here.mount()
         disk_image.put(raw, here.file("disk"))
@@ -81,7 +81,7 @@ class Ours:
 
     def seconds(self, number):
         copy = ["snapshot", "copy", "base", "--to", self.there.name, "--key", "second", "--name", f"copied-{number}"]
-        return timed(self.here.stored_files(), self.there.dir, lambda: self.here.run(*copy))
+        return timed(self.size, self.here.stored_files(), self.there.dir, lambda: self.here.run(*copy))
 
     def undo(self, number):
         self.there.run("snapshot", "delete", f"copied-{number}")
@@ -95,7 +95,8 @@ class Qemu:
         os.mkdir(self.folder)
         self.source, self.target = os.path.join(self.folder, "source"), os.path.join(self.folder, "target")
         self.secrets = [contestants.password(folder, f"qemu.{end}") for end in ("source", "target")]
-        contestants.make_luks(self.source, os.path.getsize(raw), self.secrets[0])
+        self.size = os.path.getsize(raw)
+        contestants.make_luks(self.source, self.size, self.secrets[0])
         image = f"driver=luks,key-secret=source,file.driver=file,file.filename={self.source}"
         self._convert("-f", "raw", "-n", "--target-image-opts", raw, image)
 
@@ -108,7 +109,7 @@ class Qemu:
         image = f"driver=luks,key-secret=source,file.driver=file,file.filename={self.source}"
         options = "key-secret=target,cipher-alg=aes-256,cipher-mode=xts,iter-time=10"
         told = ["--image-opts", image, "-O", "luks", "-o", options, self.target]
-        return timed([self.source], self.folder, lambda: self._convert(*told))
+        return timed(self.size, [self.source], self.folder, lambda: self._convert(*told))
 
     def undo(self, number):
         process.remove_file(self.target)
@@ -118,11 +119,11 @@ class WholeRestic:
     """`restic copy` into an empty repository."""
 
     def __init__(self, folder, raw):
-        self.restic = Restic(folder)
+        self.restic, self.size = Restic(folder), os.path.getsize(raw)
         self.restic.back_up(raw)
 
     def seconds(self, number):
-        return timed(list(machine.regular_files(self.restic.source)), self.restic.target, self.restic.copy)
+        return timed(self.size, list(machine.regular_files(self.restic.source)), self.restic.target, self.restic.copy)
 
     def undo(self, number):
         self.restic.make_target()

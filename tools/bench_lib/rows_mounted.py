@@ -16,6 +16,8 @@ IDLE = "processors the mount keeps busy when idle"
 SYNCED = "write 4 KiB, each fdatasync'd"
 FLUSHED = "sequential write 1 MiB, depth 4, fdatasync each 256 MiB"
 IDLE_SECONDS = 4
+# As much as a run writes to fresh places, at most.
+WRITTEN_A_SECOND = 2 << 30
 # Of the mount's process alone; its clock ticks 100 times a second.
 IDLE_BOUND = 0.01
 
@@ -83,7 +85,7 @@ def _one(context, row, told, who, contestant, burn):
     if "--rw=randwrite" in told:
         machine.forget(context.place.work)
     if "--rw=write" in told:
-        machine.warm_memory()
+        machine.warm_memory(int(WRITTEN_A_SECOND * context.seconds))
     used, begin = machine.processor_seconds(contestant.pid) if contestant.pid else 0, time.monotonic()
     row.add(who, fio.measure(row.unit, fio.job(told + fio.timed(context.seconds), contestant.file, context.size)))
     if who == OURS and row.name == DEPTH_ONE:
