@@ -42,7 +42,7 @@ def size(text):
 def parse():
     parser = argparse.ArgumentParser(prog="tools/bench", description="Measures terrane beside a plain file, a bare FUSE mount,"
         " qemu, gocryptfs, restic and OpenSSL, in one run on the same file system.")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="smaller disks, runs of a second: not for the record")
+    parser.add_argument("--quick", action="store_true", help="smaller disks, shorter runs: not for the record")
     parser.add_argument("--on", choices=["tmpfs", "disk", "both"], default="both")
     parser.add_argument("--scratch", metavar="DIR", default=os.path.join(ROOT, "target", "bench"), help="a folder on the disk")
     parser.add_argument("--tmpfs", metavar="DIR", default="/dev/shm", help="a folder in memory")
@@ -50,7 +50,7 @@ def parse():
     parser.add_argument("--size", type=size, help="of most disks; 1G, --quick 256M")
     parser.add_argument("--copy-size", type=size, help="of the disk that is copied; 4G, --quick 1G")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
-    parser.add_argument("--seconds", type=float, help="of a measurement; 3, --quick 1")
+    parser.add_argument("--seconds", type=float, help="of a measurement; 3, --quick 0.5")
     parser.add_argument("--threads", type=int, help="of the mounts")
     parser.add_argument("--without", metavar="PEER", action="append", default=[], choices=list(programs.PEERS))
     parser.add_argument("--no-install", action="store_true", help="leave out what is not here")
@@ -59,7 +59,7 @@ def parse():
     parser.add_argument("--svg", metavar="FILE", help="a chart")
     parser.add_argument("--markdown", metavar="FILE", help="tables")
     options = parser.parse_args()
-    usual = (256 << 20, 1 << 30, 1.0) if options.quick else (1 << 30, 4 << 30, 3.0)
+    usual = (256 << 20, 1 << 30, 0.5) if options.quick else (1 << 30, 4 << 30, 3.0)
     for name, value in zip(("size", "copy_size", "seconds"), usual):
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -8,7 +8,7 @@ import math
 import sys
 from html import escape
 
-LEFT, BAR, RIGHT, LINE, TOP = 470, 380, 150, 22, 74
+LEFT, BAR, RIGHT, LINE, TOP = 520, 360, 290, 22, 74
 # Bars go from a quarter to four times of what is wanted.
 LEAST, MOST = 0.25, 4
 COLOURS = {"yes": "#2f9e68", "no": "#d1495b", "open": "#c99a2e"}
@@ -54,7 +54,7 @@ def _bar(row, goal, y):
     words = f"{goal['value']:.3g}{beyond} ({least} {goal['bound']:g} {unit})"
     if goal["reached"] == "open":
         words += " noisy"
-    name = row["row"] if len(row["row"]) <= 74 else row["row"][:73] + "…"
+    name = row["row"] if len(row["row"]) <= 72 else row["row"][:71] + "…"
     return [
         _text(LEFT - 8, y + 13, name, end=True),
         f'<rect x="{min(zero, end):.1f}" y="{y + 3}" width="{max(abs(end - zero), 1):.1f}" height="{LINE - 8}" rx="2"'
@@ -82,7 +82,7 @@ def draw(result):
         kind = "wanted" if share == 1 else "grid"
         grid.append(f'<line x1="{x:.1f}" y1="{TOP - 6}" x2="{x:.1f}" y2="{y}" class="{kind}"/>')
         grid.append(f'<text x="{x:.1f}" y="{TOP - 12}" class="quiet" text-anchor="middle">{share:g} ×</text>')
-    width, height = LEFT + BAR + RIGHT + 60, y + 12
+    width, height = LEFT + BAR + RIGHT, y + 12
     title = f"terrane in relation to what is wanted ({result['date']}, {result['machine']['cpus']} cores)"
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">',
