@@ -127,7 +127,8 @@ fn pages_in_memory_are_bounded() {
         for chunk in 0..CHUNKS {
             layer.write(ChunkNo(chunk).first_sector(), &[round; 4096], &[], &|_| Ok(false)).unwrap();
         }
-        (map.read.store(0, Ordering::Relaxed), map.most.store(0, Ordering::Relaxed));
+        map.read.store(0, Ordering::Relaxed);
+        map.most.store(0, Ordering::Relaxed);
         layer.checkpoint().unwrap();
         let read = map.most.load(Ordering::Relaxed);
         // A leaf, and those above it.
