@@ -63,6 +63,8 @@ pub(super) fn insert(
     // Some layers may have had a name that is lost; none has where all rows read and are believed.
     // And one that can't be used may have been all that needed another.
     let lacks_names = old.lacks_names || kept.len() < old.snapshots.len() || !recovered.unusable.is_empty();
+    // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once.
+    let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.layers.contains(&layer.row.id);
     region.catalog()?.write(|tx| {
         for layer in &layers {
             // Nothing may be put on a layer in a fold: they get their state afterwards.
@@ -79,7 +81,7 @@ pub(super) fn insert(
             let is_named = kept.iter().any(|s| s.layer == layer.row.id);
             match layer.row.state {
                 LayerState::Active => insert_volume(tx, layer, &next_of, &known, &mut names, recovered)?,
-                LayerState::Sealed | LayerState::Filling if !is_named && lacks_names => {
+                LayerState::Sealed | LayerState::Filling if !is_named && may_have_had_one(layer) => {
                     insert_snapshot(tx, layer, &mut names, recovered)?
                 }
                 _ => {}
