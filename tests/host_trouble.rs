@@ -227,3 +227,24 @@ fn a_rollback_after_a_resize_that_was_not_committed_has_its_size() {
     drop((open, host));
     World::of(&disk).check(NORTH);
 }
+
+/// A volume at rest has no keeper awake; that it was put back to how it was opened must be noticed all the same.
+#[test]
+fn how_far_a_volume_at_rest_has_come_is_written_down() {
+    let mount = FsMount::new();
+    let regions = new_regions(&mount);
+    let mut volume = Volume::new(&mount, &regions);
+    let open = volume.host.open_volume(volume.id, true).unwrap();
+    let written = || volume.host.region().volume_anchor(volume.id).unwrap().map(|a| a.confirmed_seq);
+    within_a_while("the anchor of the opening", || written().is_some());
+    let before = written().unwrap();
+    volume.write(1);
+    open.disk.flush().unwrap();
+    let confirmed = open.disk.active().anchor().confirmed;
+    assert!(confirmed > before);
+    // What is due each minute is due at the start.
+    volume.host.start_folding().unwrap();
+    let written = || volume.host.region().volume_anchor(volume.id).unwrap().map(|a| a.confirmed_seq);
+    within_a_while("its anchor", || written() >= Some(confirmed));
+    volume.host.close().unwrap();
+}

@@ -49,8 +49,8 @@ pub struct Host {
     pub(super) changing: Mutex<()>,
     /// Held from the reading of a row to the writing of the header that says the same, and while a fold changes both.
     pub(super) headers: Mutex<()>,
-    /// When anchors were last written.
-    anchored: Mutex<HashMap<VolumeId, Instant>>,
+    /// When anchors were last written, and what.
+    anchored: Mutex<HashMap<VolumeId, (Instant, VolumeAnchor)>>,
     folding: Mutex<Option<FoldWorker>>,
     /// Layers, each with its child, whose fold met damage: reading it again would tell the same.
     pub(super) unfoldable: Mutex<HashSet<(LayerId, LayerId)>>,
@@ -542,22 +542,23 @@ impl Host {
         })
     }
 
-    /// Writes down, beside the root key, how far a volume has come.
+    /// Writes down, beside the root key, how far a volume has come: now, or if that was not done for a while. The caller holds
+    /// `changing`.
     pub(super) fn write_anchor(&self, open: &OpenVolume, now: bool) -> Result<()> {
         let id = open.disk.id();
-        {
-            let mut anchored = self.anchored.lock();
-            let due = anchored.get(&id).is_none_or(|at| at.elapsed() >= ANCHOR_INTERVAL);
-            if !due && !now {
-                return Ok(());
-            }
-            anchored.insert(id, Instant::now());
+        let last = self.anchored.lock().get(&id).copied();
+        if !now && last.is_some_and(|(at, _)| at.elapsed() < ANCHOR_INTERVAL) {
+            return Ok(());
         }
         let active = open.disk.active();
         let Anchor { generation, confirmed } = active.anchor();
         let turn = folder::header_by(&self.region, active.id(), active.keys())?.turn;
         let anchor = VolumeAnchor { layer: active.id(), turn, generation, confirmed_seq: confirmed };
-        Ok(self.region.set_volume_anchor(id, &anchor)?)
+        if last.is_none_or(|(_, written)| written != anchor) {
+            self.region.set_volume_anchor(id, &anchor)?;
+        }
+        self.anchored.lock().insert(id, (Instant::now(), anchor));
+        Ok(())
     }
 
     /// Closes a live volume in order. The caller holds `changing`.
@@ -590,11 +591,18 @@ impl Host {
         Ok(())
     }
 
-    /// Takes away what killed processes left half-made, such as a copy or a layer, which others may stand beside.
+    /// What is due each minute. Takes away what killed processes left half-made, such as a copy or a layer, which others may stand
+    /// beside; and writes down how far all has come: the keeper of a volume that is at rest sleeps.
     pub(super) fn sweep(&self) {
         let _one = self.changing.lock();
         if let Err(error) = litter::remove_abandoned(&self.region) {
             tracing::warn!(%error, "what killed processes left could not be removed");
+        }
+        let settled = |open: &Arc<OpenVolume>| open.uncommitted.lock().is_none();
+        let anchors = self.live().into_iter().filter(settled);
+        let written = anchors.map(|open| self.write_anchor(&open, true)).fold(Ok(()), Result::and);
+        if let Err(error) = written.and_then(|()| Ok(self.region.advance_anchor()?)) {
+            tracing::warn!(%error, "how far the region has come could not be written down");
         }
     }
 
