@@ -493,3 +493,53 @@ fn files_put_back_after_a_fold_are_refused() {
         assert!(std::fs::read(folder.join("header.toml")).unwrap() == header, "{change}");
     }
 }
+
+/// What a fold brings from layer to layer while a volume is made of it is looked for where it is now.
+#[test]
+fn volumes_are_made_beside_folds() {
+    const SNAPSHOTS: usize = 14;
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let mut taken = Vec::new();
+    for n in 0..SNAPSHOTS {
+        let len = if n == 0 { MIB } else { SECTOR };
+        let id = disk.change(&world, &format!("s{n}"), |c| c.write(n * 3 * SECTOR, &vec![n as u8 + 1; len]));
+        taken.push((id, disk.model.clone()));
+    }
+    let region = world.region("north");
+    let account = region.catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let host = world.owner("north");
+    let (mut made, mut moved) = (0, 0);
+    for pair in taken.windows(2) {
+        let [(gone, _), (named, model)] = pair else { unreachable!() };
+        let layer = || region.catalog().unwrap().read(|tx| tx.snapshot(*named)).unwrap().layer;
+        let before = layer();
+        let folding = host.clone();
+        delete(&host, *gone).unwrap();
+        let fold = std::thread::spawn(move || fold(&folding));
+        let mut volumes = Vec::new();
+        while !fold.is_finished() {
+            let spec = VolumeSpec {
+                account,
+                name: None,
+                size_bytes: (8 * MIB) as u64,
+                kind: DiskKind::Data,
+                snapshot: Some(*named),
+                key: Some(world.default_key("north")),
+            };
+            volumes.push(create_volume(&region, &spec).expect("a fold is no reason to refuse it"));
+        }
+        fold.join().unwrap();
+        moved += usize::from(layer() != before);
+        for id in &volumes {
+            let made = Disk { region: "north".into(), id: *id, model: model.clone() };
+            assert!(live_bytes(&host, &made) == *model, "a volume of another moment");
+            host.execute(&Order::DeleteVolume { volume: id.to_string() }, false).unwrap();
+        }
+        made += volumes.len();
+    }
+    assert!(
+        made >= SNAPSHOTS && moved >= SNAPSHOTS / 2,
+        "{made} volumes beside folds, of which {moved} moved what they read"
+    );
+}

@@ -202,8 +202,6 @@ impl Host {
             None => self.settle_live(fold, &job.from, job.into.layer())?,
             Some((layer, mark)) => self.settle_sealed(fold, &job.from, layer, mark)?,
         }
-        // Whoever asks for it by its new row must not get one that was opened before.
-        self.unregister(fold.kept());
         self.commit(fold, sealed.map(|(_, mark)| mark))?;
         drop(headers);
         // It goes on as the sealed layer that it is: to open it once more its key may be disabled by now.
@@ -264,6 +262,10 @@ impl Host {
     /// The rows say what the header of the layer that stays does; with its seal, if it has one.
     fn commit(&self, fold: &Fold, mark: Option<SealedMark>) -> Result<()> {
         let stored = self.stored_bytes(fold.kept())?;
+        if mark.is_some() {
+            // Whoever asks for it by its new row must not get one that was opened before.
+            self.unregister(fold.kept());
+        }
         self.region.catalog()?.write(|tx| {
             let (parent, child) = order::check(tx, fold)?;
             match fold.way {

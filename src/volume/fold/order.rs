@@ -73,7 +73,6 @@ impl Host {
             match self.took(&fold) {
                 Ok(Some(mark)) => {
                     let _headers = self.headers.lock();
-                    self.unregister(fold.kept());
                     if let Err(error) = self.commit(&fold, mark) {
                         tracing::warn!(layer = %fold.parent, %error, "the end of a fold could not be written down");
                     }

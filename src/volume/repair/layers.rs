@@ -97,6 +97,9 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
     left.sort();
     recovered.unusable.append(&mut left);
     end_folds(&mut found);
+    let is_gone = |layer: &LayerId| fs::symlink_metadata(region.layer_dir(*layer)).is_err();
+    let took = found.iter().filter_map(|l| Some((l.row.id, l.header.took.filter(is_gone)?)));
+    recovered.taken = took.collect();
     Ok(found)
 }
 
@@ -139,6 +142,11 @@ fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<Headers> {
             Ok((header, written)) => {
                 let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
                 headers.insert(id, (header, written.min(region.now())));
+            }
+            Err(_) if folder::is_emptied(region, id) => {
+                recovered
+                    .notes
+                    .push(format!("layer {id} was being removed: what is left of it holds nothing"));
             }
             Err(e) => recovered.unusable.push(format!("layer {id}: {e}")),
         }
