@@ -497,7 +497,7 @@ fn files_put_back_after_a_fold_are_refused() {
 /// What a fold brings from layer to layer while a volume is made of it is looked for where it is now.
 #[test]
 fn volumes_are_made_beside_folds() {
-    const SNAPSHOTS: usize = 14;
+    const SNAPSHOTS: usize = 9;
     let world = World::new(&["north"]);
     let mut disk = disk(&world);
     let mut taken = Vec::new();

@@ -50,12 +50,13 @@ impl Scene {
         self.world.snapshot(self.region, snapshot).layer
     }
 
-    /// Deletes a snapshot and folds; which way it went, of these two layers.
-    fn fold_away(&self, snapshot: SnapshotId) -> FoldWay {
+    /// Deletes a snapshot, folds, and does what else there is to do, all by one process; which way the fold went.
+    fn fold_away(&self, snapshot: SnapshotId, then: impl FnOnce(&Arc<Host>)) -> FoldWay {
         let parent = self.layer(snapshot);
         let host = self.world.owner(self.region);
         host.execute(&Order::DeleteSnapshot { snapshot: snapshot.to_string() }, false).unwrap();
         fold(&host);
+        then(&host);
         host.close().unwrap();
         let stays = host.region().catalog().unwrap().read(|tx| tx.find_layer(parent)).unwrap().is_some();
         if stays { FoldWay::Down } else { FoldWay::Up }
@@ -186,7 +187,7 @@ fn sealed(way: FoldWay, as_copies: bool) -> (Scene, [LayerId; 3]) {
     }
     let layers = std::array::from_fn(|n| scene.layer(scene.snapshots[n].0));
     scene.keep("before");
-    assert_eq!(scene.fold_away(scene.snapshots[0].0), way);
+    assert_eq!(scene.fold_away(scene.snapshots[0].0, |_| ()), way);
     scene.keep("after");
     assert_eq!(scene.look("untouched"), Vec::<String>::new());
     scene.restore();
@@ -278,25 +279,13 @@ fn a_layer_from_before_a_volume_took_it() {
     let key = Some(world.default_key("north"));
     let mut disk = Disk::new(&world, "north", 8 * MIB, key, DiskKind::Data);
     let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * SECTOR]));
-    let mut change = |scene: &Scene, discard: bool| {
-        let host = scene.world.owner("north");
-        let open = host.open_volume(disk.id, false).unwrap();
-        match discard {
-            true => {
-                open.disk.discard(0, 2 * SECTOR as u64).unwrap();
-                disk.model[..2 * SECTOR].fill(0);
-            }
-            false => {
-                open.disk.write(2 * MIB as u64, &[2; SECTOR]).unwrap();
-                disk.model[2 * MIB..][..SECTOR].fill(2);
-            }
-        }
-        drop(open);
-        host.close().unwrap();
-        disk.model.clone()
-    };
+    let host = world.owner("north");
+    host.open_volume(disk.id, false).unwrap().disk.write(2 * MIB as u64, &[2; SECTOR]).unwrap();
+    disk.model[2 * MIB..][..SECTOR].fill(2);
+    host.close().unwrap();
+    drop(host);
+    let older = disk.model.clone();
     let mut scene = Scene { world, region: "north", snapshots: vec![], volume: None, older: None };
-    let older = change(&scene, false);
     let region = scene.world.region("north");
     let (parent, volume, active) = region
         .catalog()
@@ -308,9 +297,12 @@ fn a_layer_from_before_a_volume_took_it() {
         .unwrap();
     drop(region);
     scene.keep("before");
-    assert_eq!(scene.fold_away(first), FoldWay::Up);
-    let model = change(&scene, true);
-    scene.volume = Some((volume, model));
+    let discard = |host: &Arc<Host>| {
+        host.open_volume(volume, false).unwrap().disk.discard(0, 2 * SECTOR as u64).unwrap();
+    };
+    assert_eq!(scene.fold_away(first, discard), FoldWay::Up);
+    disk.model[..2 * SECTOR].fill(0);
+    scene.volume = Some((volume, disk.model));
     scene.keep("after");
     assert_eq!(scene.look("untouched"), Vec::<String>::new());
     scene.restore();
