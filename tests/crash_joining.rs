@@ -87,16 +87,24 @@ fn config(world: &World) -> Config {
 }
 
 fn rebuild(world: &World) {
+    rebuild_and_mark(world, || 0);
+}
+
+/// Where the exchange of the catalogs began and ended, by `mark`.
+fn rebuild_and_mark(world: &World, mark: impl Fn() -> usize) -> [usize; 2] {
     let text = world.dir().join(NORTH).display().to_string();
     let rebuilding = Rebuilding::begin(Some(&text), &config(world)).unwrap();
     let recovered = recover_rows(rebuilding.region(), rebuilding.old()).unwrap();
     assert_eq!(recovered.unusable, Vec::<String>::new());
     recovered.adopt(rebuilding.region()).unwrap();
+    let began = mark();
     rebuilding.commit().unwrap();
+    let ended = mark();
     // What was being removed, of which nothing is left but its folder.
     for folder in unknown_folders(&world.region(NORTH).unwrap()).unwrap() {
         fs::remove_dir(folder).expect("it is empty");
     }
+    [began, ended]
 }
 
 fn lose_catalog(world: &World) {
@@ -206,13 +214,12 @@ fn a_rebuilding_cut_at_each_step_keeps_the_names() {
     let Script { history, disk, .. } = script;
     disk.take_trace();
     disk.start_trace();
-    rebuild(&World::of(&disk));
+    let [began, ended] = rebuild_and_mark(&World::of(&disk), || disk.traced());
     let trace = disk.take_trace();
     let sweep = Sweep::new(&mount);
     let mut random = Random::new(30);
-    // The last of them are the exchange; the new catalog is filled before.
-    let exchange = trace.len - 12;
-    for at in (0..exchange).step_by(60).chain(exchange..=trace.len) {
+    // The new catalog is filled before.
+    for at in (0..began).step_by(60).chain(began..=ended) {
         for cut in [Cut::All, Cut::None, Cut::any(&mut random)] {
             println!("cut after {at} of {}, {cut:?}", trace.len);
             let disk = sweep.disk(&trace.after(at, cut, random.next()));

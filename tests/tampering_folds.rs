@@ -225,6 +225,10 @@ fn taken_down(as_copies: bool) {
     scene.refuses("its header, and a seal that no row says to be finished", "layer");
     put_back(&["data", "map"]);
     scene.refuses("its data and map", "layer");
+    scene.put_files_back(parent, &["data", "map"]);
+    scene
+        .sql(&format!("UPDATE layers SET sealed_generation = NULL, sealed_mac = NULL WHERE id = '{parent}'"));
+    scene.refuses("its data and map, and a seal that no row says to be finished", "layer");
     put_back(ALL);
     scene.put_files_back(top, &["header.toml"]);
     scene.refuses("and the header of what stands on it", "layer");

@@ -272,3 +272,70 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     }
     digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::{LayerKeys, Secret};
+
+    fn header() -> Header {
+        Header {
+            region: RegionId([1; 16]),
+            volume: "vol-0123456789abcdef0".parse().unwrap(),
+            layer: LayerId([2; 16]),
+            parent: Some(LayerId([3; 16])),
+            parent_point: Some(Point([4; 16])),
+            size_bytes: 1 << 20,
+            cipher: Cipher::XtsAes256,
+            kind: "data".into(),
+            key: None,
+            key_version: 0,
+            wrapped_key: vec![9; 93],
+            points: vec![Point([5; 16]), Point([4; 16])],
+            sealed: Some(SealedMark { generation: 3, mac: [6; 16] }),
+            turn: 7,
+            edition: 2,
+            reached: Some(Anchor { generation: 3, confirmed: 70 }),
+            fold: Some(Folding::Fills(LayerId([3; 16]))),
+            took: Some(LayerId([8; 16])),
+        }
+    }
+
+    /// A text by our own key, and what is said of it.
+    fn refused(change: impl Fn(String) -> String) -> String {
+        let keys =
+            LayerKeys::derive(Cipher::XtsAes256, &Secret::new(std::array::from_fn(|i| i as u8))).unwrap();
+        match UntrustedHeader::parse(&change(header().to_text(keys.header()))) {
+            Ok(read) => read.verify(keys.header()).expect_err("it was changed").to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn an_earlier_format_is_refused_in_words() {
+        let earlier = |text: String| {
+            let gone = ["parent_point", "edition", "reached", "fills_from"];
+            let lines = text.lines().filter(|line| !gone.iter().any(|word| line.starts_with(word)));
+            lines.map(|line| format!("{line}\n")).collect::<String>().replace("format = 2", "format = 1")
+        };
+        assert!(refused(earlier).contains("of an earlier version"), "{}", refused(earlier));
+        let later = |text: String| text.replace("format = 2", "format = 3\nshape = \"new\"");
+        assert!(refused(later).contains("this program knows format 2"), "{}", refused(later));
+    }
+
+    #[test]
+    fn what_a_layer_stands_on_is_whole_and_vouched_for() {
+        let lines = ["parent", "parent_point", "reached_generation", "reached_confirmed", "sealed_mac"];
+        for gone in lines {
+            let without = |text: String| {
+                let kept = text.lines().filter(|line| !line.starts_with(&format!("{gone} =")));
+                kept.map(|line| format!("{line}\n")).collect::<String>()
+            };
+            assert!(!refused(without).contains("a MAC of this layer's key"), "{gone}: {}", refused(without));
+        }
+        for (from, to) in [("0404", "0405"), ("edition = 2", "edition = 3"), ("fills_from", "absorbs")] {
+            let changed = |text: String| text.replacen(from, to, 1);
+            assert!(refused(changed).contains("a MAC of this layer's key"), "{from}: {}", refused(changed));
+        }
+    }
+}
