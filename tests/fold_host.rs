@@ -494,6 +494,55 @@ fn files_put_back_after_a_fold_are_refused() {
     }
 }
 
+/// Another process has a layer open from before a fold, which is at its end in the header and not yet in the rows: what the fold
+/// has taken away lies under nothing then, and the layer as it was has not what it took.
+#[test]
+fn a_layer_open_from_before_is_not_read_without_what_it_took() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * SECTOR]));
+    let second = disk.change(&world, "second", |c| c.write(MIB, &[2; MIB]));
+    let model = disk.model.clone();
+    disk.change(&world, "third", |c| c.write(4 * MIB, &[3; SECTOR]));
+    let layer = world.snapshot("north", second).layer;
+    let header = world.path(&format!("north/layers/{layer}/header.toml"));
+    let reader = world.reader("north");
+    let open = reader.open_snapshot(second).unwrap();
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    let ((moved, is_moved), (go_on, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let folding = host.clone();
+    let fold = std::thread::spawn(move || {
+        let mut first = true;
+        let watch = &mut |_| {
+            if std::mem::take(&mut first) {
+                moved.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+            true
+        };
+        folding.fold(false, watch).unwrap();
+    });
+    is_moved.recv().unwrap();
+    let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    catalog.execute_batch("BEGIN IMMEDIATE").unwrap();
+    go_on.send(()).unwrap();
+    while !std::fs::read_to_string(&header).unwrap().contains("took = ") {
+        assert!(!fold.is_finished(), "the fold writes its header");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let again = reader.open_snapshot(second).unwrap();
+    assert_eq!(world.region("north").catalog().unwrap().read(|tx| tx.folds()).unwrap().len(), 1);
+    for stack in [&again, &open] {
+        let mut bytes = vec![0xaa; model.len()];
+        stack.read(0, &mut bytes).unwrap();
+        assert!(bytes == model, "what the fold took is missing");
+    }
+    catalog.execute_batch("COMMIT").unwrap();
+    fold.join().unwrap();
+    world.equal("north", second, &model);
+}
+
 /// What a fold brings to another layer between the look at a snapshot and the row of a volume made from it is looked for again.
 #[test]
 fn volumes_are_made_beside_folds() {

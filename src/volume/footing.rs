@@ -91,18 +91,28 @@ fn misfit(upper: LayerId, lower: LayerId) -> HostError {
 }
 
 /// The rows of a layer and of all below it, nearest first, without one that a fold has taken away: the header of the layer that
-/// took it says so before the rows do, and from then on it lies under nothing.
+/// took it says so before the rows do, and from then on it lies under nothing. The row of that layer is as it will be: who has it
+/// open from before the fold must not take that for what it has become.
 pub fn chain_rows(region: &Region, layer: LayerId) -> Result<Vec<LayerRow>> {
     let read = |tx: &ReadTx| Ok::<_, CatalogError>((tx.layer_chain(layer)?, tx.folds()?));
     let (mut rows, folds) = region.catalog()?.read(read)?;
     for fold in folds.iter().filter(|f| f.way == FoldWay::Up && !f.is_moved) {
         let Some(at) = rows.iter().position(|row| row.id == fold.child) else { continue };
-        let Some(parent) = rows.get(at + 1).filter(|row| row.id == fold.parent) else { continue };
+        if rows.get(at + 1).is_none_or(|row| row.id != fold.parent) {
+            continue;
+        }
         // What can't be read is told when it is opened, and so is what its MAC does not bear out.
         let Ok(untrusted) = untrusted_header(region, fold.child) else { continue };
         let says = untrusted.claims();
-        if says.took == Some(parent.id) && says.parent != Some(parent.id) {
+        if says.took == Some(fold.parent) && says.parent != Some(fold.parent) {
             rows.remove(at + 1);
+            let row = &mut rows[at];
+            row.parent = says.parent;
+            if let Some(mark) = says.sealed {
+                row.state = LayerState::Sealed;
+                row.sealed_generation = Some(mark.generation);
+                row.sealed_mac = Some(mark.mac);
+            }
         }
     }
     Ok(rows)

@@ -131,7 +131,12 @@ fn check_footings(host: &Host, report: &mut RegionCheck) -> Result<()> {
         loop {
             let found = host.region.catalog()?.read(|tx| -> Result<_, CatalogError> {
                 let Some(row) = tx.find_layer(id)? else { return Ok(None) };
-                let parent = row.parent.map(|parent| tx.layer(parent)).transpose()?;
+                let parent = row.parent.map(|parent| tx.find_layer(parent)).transpose()?;
+                // A row that is not there is told of the catalog.
+                let parent = match parent {
+                    Some(None) => return Ok(None),
+                    found => found.flatten(),
+                };
                 let folds = tx.folds()?.into_iter().filter(|f| f.child == id).collect::<Vec<_>>();
                 Ok(Some((row, parent, folds)))
             })?;
