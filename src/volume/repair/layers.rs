@@ -97,7 +97,7 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
     left.sort();
     recovered.unusable.append(&mut left);
     end_folds(&mut found);
-    let is_gone = |layer: &LayerId| fs::symlink_metadata(region.layer_dir(*layer)).is_err();
+    let is_gone = |layer: &LayerId| folder::is_emptied(region, *layer);
     let took = found.iter().filter_map(|l| Some((l.row.id, l.header.took.filter(is_gone)?)));
     recovered.taken = took.collect();
     Ok(found)
