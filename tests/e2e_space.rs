@@ -154,7 +154,9 @@ fn stored_and_shared_are_what_they_say() {
     writable(&world.file("web")).unwrap().sync_all().unwrap();
     let sealed = || taken(&world.snapshot_layer("base"));
     assert!(within(30, || shown(&world, "web", "shared_bytes") == sealed()));
-    assert_eq!(shown(&world, "web", "stored_bytes"), sealed() + taken(&world.active_layer("web")));
+    // The seal goes on a while, and gives space back.
+    let parts = || sealed() + taken(&world.active_layer("web"));
+    assert!(within(30, || shown(&world, "web", "stored_bytes") == parts()), "{} in files", parts());
     let told = || world.json(&["snapshot", "show", "base"])["stored_bytes"].as_u64().unwrap();
     assert!(within(30, || told() == sealed()), "{} and not {}", told(), sealed());
     assert!(sealed() >= 16 * MIB && sealed() < 24 * MIB, "{}", sealed());

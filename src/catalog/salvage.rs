@@ -1,5 +1,6 @@
 //! What can still be read of a catalog that is damaged or lies, row by row. Nothing of it is believed here.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
@@ -9,7 +10,7 @@ use super::resolve::is_id;
 use super::row::Fields;
 use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, Tag, Volume};
 use super::{accounts, check_description, keys, snapshots, volumes};
-use crate::ids::{KeyId, Name};
+use crate::ids::{KeyId, LayerId, Name};
 
 /// Rows that read, and whether there are others.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Salvaged {
     pub volumes: Vec<Volume>,
     /// Snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Layers that have a row.
+    pub layers: HashSet<LayerId>,
     /// Tags, each with what it is of.
     pub tags: Vec<(String, Tag)>,
     /// Some row of a volume or snapshot did not read, or none did.
@@ -53,7 +56,7 @@ impl Salvaged {
             Ok((f.parsed::<KeyId>("key", "a key's id")?, f.parsed::<Name>("alias", "a name")?))
         });
         // A broken tree may hold a row twice.
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let aliases: Vec<_> = aliases.0.into_iter().filter(|(_, alias)| seen.insert(alias.clone())).collect();
         let mut keys = from.read(keys::KEY, keys::key).0;
         for key in &mut keys {
@@ -70,6 +73,7 @@ impl Salvaged {
             let tag = Tag { key: f.text("k")?.to_owned(), value: f.text("v")?.to_owned() };
             Ok((f.text("resource")?.to_owned(), tag))
         });
+        let layers = from.read("SELECT id FROM layers", |f| f.parsed::<LayerId>("id", "a layer's id")).0;
         let (volumes, all_volumes) = from.read(volumes::VOLUME, volumes::volume);
         let (snapshots, all_snapshots) = from.read(snapshots::SNAPSHOT, snapshots::snapshot);
         let read = Self {
@@ -79,6 +83,7 @@ impl Salvaged {
             settings: settings.collect(),
             volumes,
             snapshots,
+            layers: layers.into_iter().collect(),
             tags: tags.0,
             lacks_names: !(all_volumes && all_snapshots),
         };

@@ -100,6 +100,8 @@ pub fn ship(
             }
         });
         while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            // The disk works from the first moment on, so that the flush at the end finds little to do.
+            shared.target.begin_write_back();
             if !shared.is_stopped()
                 && let Err(e) = watch()
             {

@@ -196,14 +196,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a mount stands, asked for so long at most.
 pub fn life(path: &Path, patience: Duration) -> Life {
-    let (tell, told) = std::sync::mpsc::channel();
-    let asked = path.to_owned();
-    // Left behind where there is no answer: it ends with the process.
-    std::thread::spawn(move || tell.send(is_dead(&asked)));
-    match told.recv_timeout(patience) {
-        Ok(true) => Life::Dead,
-        Ok(false) => Life::Live,
-        Err(_) => Life::Silent,
+    match sys::asking::ask(path, patience) {
+        // A FUSE mount whose server has gone answers everything so.
+        Ok(Some(Err(libc::ENOTCONN))) => Life::Dead,
+        Ok(Some(_)) => Life::Live,
+        Ok(None) | Err(_) => Life::Silent,
     }
 }
 
@@ -408,7 +405,7 @@ fn find_mount(path: &Path) -> Result<Option<MountedAt>, MountError> {
     sys::mount::mounted_at(path).map_err(|source| MountError::Io { path: path.into(), source })
 }
 
-/// A FUSE mount whose server has gone answers everything with ENOTCONN.
+/// Nothing is served any more, so that an answer comes at once.
 fn is_dead(path: &Path) -> bool {
     fs::metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }

@@ -71,6 +71,8 @@ pub struct Layer {
     zeroing: Mutex<()>,
     /// Sealed and read-only: nothing here may change what is on disk.
     pub(super) sealed: AtomicBool,
+    /// Sealed by this process, which has not given its free slots back yet.
+    pub(super) unpunched: AtomicBool,
 }
 
 /// Bytes encrypted and written at once: what is read twice then stays in the processor's nearer caches, and a thread keeps no
@@ -145,6 +147,7 @@ impl Layer {
             slots: Slots::new(if sb.is_sealed() { 0 } else { sb.slots_high }),
             flushing: Mutex::new(()),
             sealed: AtomicBool::new(sb.is_sealed()),
+            unpunched: AtomicBool::new(false),
             superblock: Mutex::new((sb, mac)),
             edition: AtomicU64::new(edition),
             checkpoints: AtomicU64::new(0),
@@ -611,16 +614,15 @@ impl Layer {
 
     /// Gives free runs back to the file system [16]; what it does not take stays free.
     pub fn punch_free(&self) {
-        let runs = self.slots.take_punchable();
-        self.punch(runs);
+        self.punch(&self.slots.take_punchable());
     }
 
-    pub(super) fn punch(&self, runs: Vec<std::ops::Range<u64>>) {
+    pub(super) fn punch(&self, runs: &[std::ops::Range<u64>]) {
         let mut holes = Vec::with_capacity(runs.len());
         for run in runs {
             let len = (run.end - run.start) * SECTOR_BYTES;
             match self.data.punch(slot_offset(SlotNo(run.start)), len) {
-                Ok(()) => holes.push(run),
+                Ok(()) => holes.push(run.clone()),
                 Err(e) => {
                     tracing::warn!(layer = %self.id, error = %e, "space could not be given back");
                     self.slots.give_back_run(SlotNo(run.start), run.end - run.start);

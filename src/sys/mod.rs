@@ -4,6 +4,7 @@
 //! layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate but the cipher kernels
 //! may.
 
+pub mod asking;
 pub mod crashsafe;
 pub mod loopdev;
 pub mod mapping;

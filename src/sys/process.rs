@@ -36,12 +36,16 @@ pub fn become_io_flusher() -> bool {
     rustix::process::configure_io_flusher_behavior(true).is_ok()
 }
 
-/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory).
+/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory). And pages of their
+/// own for the largest buffers, whatever was freed before: the FUSE library's are 16 MiB a thread, of which a sixteenth is
+/// used, and the allocator would clear them in an arena.
 pub fn limit_arenas() {
-    // SAFETY: it sets a number of the allocator's; called before threads are started.
+    // SAFETY: they set numbers of the allocator's; called before threads are started.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
     }
 }
 

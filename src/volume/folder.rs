@@ -502,7 +502,8 @@ pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
     if fs::symlink_metadata(&dir).is_ok_and(|found| !found.is_dir()) {
         return crashsafe::remove_file(&dir).map_err(HostError::io("removing a layer", &dir));
     }
-    for name in [DATA, MAP, HEADER] {
+    // The header first: a folder without it is no layer to a repair, and one without its data would be a volume that can't be opened.
+    for name in [HEADER, DATA, MAP] {
         match fs::remove_file(dir.join(name)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(HostError::io("removing a layer", &dir)(e));

@@ -49,8 +49,8 @@ pub struct Host {
     pub(super) changing: Mutex<()>,
     /// Held from the reading of a row to the writing of the header that says the same, and while a fold changes both.
     pub(super) headers: Mutex<()>,
-    /// When anchors were last written.
-    anchored: Mutex<HashMap<VolumeId, Instant>>,
+    /// When anchors were last written, and what.
+    anchored: Mutex<HashMap<VolumeId, (Instant, VolumeAnchor)>>,
     folding: Mutex<Option<FoldWorker>>,
     /// Layers, each with its child, whose fold met damage: reading it again would tell the same.
     pub(super) unfoldable: Mutex<HashSet<(LayerId, LayerId)>>,
@@ -269,7 +269,7 @@ impl Host {
         }
         let layer =
             self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
-        self.finish_seal(&layer)?;
+        self.finish_seal(&layer, &|| ())?;
         Ok(layer)
     }
 
@@ -371,19 +371,24 @@ impl Host {
             self.settle(open)?;
         }
         let sealed = !open.sealing.lock().is_empty();
+        // First the next layer: the snapshot after this one would have to make it, and to finish a seal takes longer.
+        self.between_seals(open, || self.prepare_next(open))?;
         self.finish_seals(open)?;
-        // Not while a seal is under way: the next layer's parent would be the one just ended. Nor by waiting for the
-        // lock: whoever closes the volume holds it and waits for the keeper.
+        self.between_seals(open, || self.write_anchor(open, sealed))?;
+        Ok(self.region.advance_anchor()?)
+    }
+
+    /// Does what no seal may be under way for, such as making the next layer: its parent would be the one just ended. Not by
+    /// waiting for the lock: whoever closes the volume holds it and waits for the keeper.
+    fn between_seals(&self, open: &OpenVolume, act: impl FnOnce() -> Result<()>) -> Result<()> {
         while !open.is_stopping() {
             if let Some(_one) = self.changing.try_lock_for(Duration::from_millis(20)) {
                 // One may have failed meanwhile: neither a next layer nor an anchor of what no row names.
                 self.settle(open)?;
-                self.prepare_next(open)?;
-                self.write_anchor(open, sealed)?;
-                break;
+                return act();
             }
         }
-        Ok(self.region.advance_anchor()?)
+        Ok(())
     }
 
     /// Commits a seal the catalog could not be told of. Before that the volume can't be sealed again: its chain in the
@@ -399,17 +404,19 @@ impl Host {
     }
 
     pub(super) fn finish_seals(&self, open: &OpenVolume) -> Result<()> {
-        let mut sealing = open.sealing.lock();
-        while let Some(layer) = sealing.first().cloned() {
-            self.finish_seal(&layer)?;
-            sealing.remove(0);
+        let _one = open.finishing.lock();
+        // Locked for moments only: a snapshot puts its layer there.
+        let first = || open.sealing.lock().first().cloned();
+        while let Some(layer) = first() {
+            self.finish_seal(&layer, &|| attend(open))?;
+            open.sealing.lock().remove(0);
         }
         Ok(())
     }
 
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
-    fn finish_seal(&self, layer: &Layer) -> Result<()> {
-        let mark = layer.finish_seal()?;
+    fn finish_seal(&self, layer: &Layer, between: &dyn Fn()) -> Result<()> {
+        let mark = layer.finish_seal_beside(between)?;
         let headers = self.headers.lock();
         let points = self.write_sealed_header(layer, mark)?;
         drop(headers);
@@ -531,22 +538,23 @@ impl Host {
         })
     }
 
-    /// Writes down, beside the root key, how far a volume has come.
+    /// Writes down, beside the root key, how far a volume has come: now, or if that was not done for a while. The caller holds
+    /// `changing`.
     pub(super) fn write_anchor(&self, open: &OpenVolume, now: bool) -> Result<()> {
         let id = open.disk.id();
-        {
-            let mut anchored = self.anchored.lock();
-            let due = anchored.get(&id).is_none_or(|at| at.elapsed() >= ANCHOR_INTERVAL);
-            if !due && !now {
-                return Ok(());
-            }
-            anchored.insert(id, Instant::now());
+        let last = self.anchored.lock().get(&id).copied();
+        if !now && last.is_some_and(|(at, _)| at.elapsed() < ANCHOR_INTERVAL) {
+            return Ok(());
         }
         let active = open.disk.active();
         let Anchor { generation, confirmed } = active.anchor();
         let turn = folder::header_by(&self.region, active.id(), active.keys())?.turn;
         let anchor = VolumeAnchor { layer: active.id(), turn, generation, confirmed_seq: confirmed };
-        Ok(self.region.set_volume_anchor(id, &anchor)?)
+        if last.is_none_or(|(_, written)| written != anchor) {
+            self.region.set_volume_anchor(id, &anchor)?;
+        }
+        self.anchored.lock().insert(id, (Instant::now(), anchor));
+        Ok(())
     }
 
     /// Closes a live volume in order. The caller holds `changing`.
@@ -579,11 +587,18 @@ impl Host {
         Ok(())
     }
 
-    /// Takes away what killed processes left half-made, such as a copy or a layer, which others may stand beside.
+    /// What is due each minute. Takes away what killed processes left half-made, such as a copy or a layer, which others may stand
+    /// beside; and writes down how far all has come: the keeper of a volume that is at rest sleeps.
     pub(super) fn sweep(&self) {
         let _one = self.changing.lock();
         if let Err(error) = litter::remove_abandoned(&self.region) {
             tracing::warn!(%error, "what killed processes left could not be removed");
+        }
+        let settled = |open: &Arc<OpenVolume>| open.uncommitted.lock().is_none();
+        let anchors = self.live().into_iter().filter(settled);
+        let written = anchors.map(|open| self.write_anchor(&open, true)).fold(Ok(()), Result::and);
+        if let Err(error) = written.and_then(|()| Ok(self.region.advance_anchor()?)) {
+            tracing::warn!(%error, "how far the region has come could not be written down");
         }
     }
 
@@ -635,5 +650,18 @@ impl Host {
                 let _ = keeper.join();
             }
         }
+    }
+}
+
+/// What a volume needs while one of its layers gives space back: what was promised of writes goes on, and other layers that
+/// have ended give up their memory.
+fn attend(open: &OpenVolume) {
+    let waiting = open.sealing.lock().clone();
+    for layer in waiting {
+        // An error is told by whoever finishes the layer.
+        let _ = layer.settle_seal();
+    }
+    if let Err(e) = open.attend() {
+        open.tell(&e);
     }
 }

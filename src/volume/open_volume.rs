@@ -17,8 +17,8 @@ use crate::sys::process;
 /// What is answered is durable after this long, flushed or not (rule 6): `sync(2)` never reaches the mount.
 const FLUSH_AFTER: Duration = Duration::from_secs(5);
 /// The keeper looks at a busy volume after so many bytes or requests.
-const POKE_BYTES: u64 = 64 << 20;
-const POKE_REQUESTS: u64 = 16 << 10;
+const POKE_BYTES: u64 = 8 << 20;
+const POKE_REQUESTS: u64 = 2 << 10;
 
 /// A volume, live.
 pub struct OpenVolume {
@@ -28,9 +28,13 @@ pub struct OpenVolume {
     pub next: Mutex<Option<(LayerRow, Arc<Layer>)>>,
     /// Ended layers whose seal is not finished.
     pub sealing: Mutex<Vec<Arc<Layer>>>,
+    /// Held while seals are finished, in the order in which they ended.
+    pub finishing: Mutex<()>,
     /// A layer that has ended and the one that took over, where the catalog could not be told (its disk was full).
     pub uncommitted: Mutex<Option<(Arc<Layer>, LayerId)>>,
     openers: Mutex<Openers>,
+    /// When the keeper last began a flush.
+    flushed: Mutex<Instant>,
     bytes: AtomicU64,
     requests: AtomicU64,
     /// Written since the keeper last found it clean.
@@ -66,8 +70,10 @@ impl OpenVolume {
             disk,
             next: Mutex::default(),
             sealing: Mutex::default(),
+            finishing: Mutex::default(),
             uncommitted: Mutex::default(),
             openers: Mutex::default(),
+            flushed: Mutex::new(Instant::now()),
             bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             dirty: AtomicBool::new(false),
@@ -176,7 +182,6 @@ impl OpenVolume {
     /// Keeps the volume until [`OpenVolume::stop_keeper`]: flushes what is old or much, checkpoints full halves, gives
     /// space back, and calls `tend` for what needs the catalog. Sleeps without a timer while nothing is dirty.
     pub fn keep(&self, tend: impl Fn(&Self)) {
-        let mut flushed = Instant::now();
         // What an earlier session freed and did not give back is learnt here.
         let mut settled = false;
         if let Err(e) = self.disk.active().learn_free_slots() {
@@ -188,9 +193,9 @@ impl OpenVolume {
             }
             tend(self);
             let dirty = self.dirty.load(Ordering::Acquire);
-            let quiet = !dirty && flushed.elapsed() >= FLUSH_AFTER;
+            let quiet = !dirty && self.since_flush() >= FLUSH_AFTER;
             let done = match (dirty, settled) {
-                (true, _) => self.look(&mut flushed),
+                (true, _) => self.look(),
                 (false, false) if quiet => self.settle(),
                 (false, _) => Ok(()),
             };
@@ -201,7 +206,7 @@ impl OpenVolume {
                 self.tell(&e);
             }
             let wait = match self.dirty.load(Ordering::Acquire) || !settled {
-                true => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(flushed.elapsed())),
+                true => self.poked.recv_timeout(FLUSH_AFTER.saturating_sub(self.since_flush())),
                 false => self.poked.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             if wait == Err(RecvTimeoutError::Disconnected) {
@@ -210,18 +215,32 @@ impl OpenVolume {
         }
     }
 
+    fn since_flush(&self) -> Duration {
+        self.flushed.lock().elapsed()
+    }
+
+    /// A look between the keeper's own, if the volume is being written.
+    pub fn attend(&self) -> Result<()> {
+        match self.dirty.load(Ordering::Acquire) {
+            true => self.look(),
+            false => Ok(()),
+        }
+    }
+
     /// A look at a volume that is being written. Space is given back only under pressure: what is freed is soon
     /// written again, and a hole punched meanwhile makes every writer wait for the file's lock.
-    fn look(&self, flushed: &mut Instant) -> Result<()> {
+    fn look(&self) -> Result<()> {
         let active = self.disk.active();
         if active.needs_checkpoint() {
             active.checkpoint_closed()?;
         }
-        if active.unflushed_bytes() >= UNFLUSHED_MAX || flushed.elapsed() >= FLUSH_AFTER {
-            *flushed = Instant::now();
+        if active.unflushed_bytes() >= UNFLUSHED_MAX || self.since_flush() >= FLUSH_AFTER {
+            *self.flushed.lock() = Instant::now();
             self.dirty.store(false, Ordering::Release);
             self.disk.flush()?;
         }
+        // A snapshot waits for what is on its way, and so does a flush.
+        active.begin_write_back();
         if active.is_pressed() {
             active.punch_free();
         }

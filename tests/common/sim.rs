@@ -151,6 +151,7 @@ struct Inner {
     fault: Option<Fault>,
     fired: bool,
     before_read: Option<Box<dyn FnOnce() + Send>>,
+    before_sync: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// A machine with a disk.
@@ -172,6 +173,7 @@ impl Machine {
             fault: None,
             fired: false,
             before_read: None,
+            before_sync: None,
         };
         Arc::new(Self { inner: Mutex::new(inner) })
     }
@@ -205,6 +207,11 @@ impl Machine {
     /// Does this between the next read's beginning and what it reads.
     pub fn before_next_read(&self, deed: impl FnOnce() + Send + 'static) {
         self.inner.lock().before_read = Some(Box::new(deed));
+    }
+
+    /// Does this while the next sync is under way.
+    pub fn before_next_sync(&self, deed: impl FnOnce() + Send + 'static) {
+        self.inner.lock().before_sync = Some(Box::new(deed));
     }
 
     /// Reads so far.
@@ -431,6 +438,10 @@ impl Store for SimStore {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let deed = self.machine.inner.lock().before_sync.take();
+        if let Some(deed) = deed {
+            deed();
+        }
         self.machine.inner.lock().operate(Event::Sync(self.name.clone()))
     }
 

@@ -68,6 +68,8 @@ pub(super) fn insert(
     // One whose parent has a name after all is left as it is.
     let may_go_on = |fold: &Fold| fold.is_moved || kept.iter().all(|s| s.layer != fold.parent);
     let folds: Vec<_> = layers.iter().filter_map(FoundLayer::fold).filter(may_go_on).collect();
+    // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once.
+    let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.layers.contains(&layer.row.id);
     region.catalog()?.write(|tx| {
         for layer in &layers {
             // Nothing may be put on a layer in a fold: they get their state afterwards.
@@ -87,7 +89,7 @@ pub(super) fn insert(
             match layer.row.state {
                 LayerState::Active => insert_volume(tx, layer, &next_of, &known, &mut names, recovered)?,
                 LayerState::Sealed | LayerState::Filling
-                    if !is_named && !is_parent_in_fold && lacks_names =>
+                    if !is_named && !is_parent_in_fold && may_have_had_one(layer) =>
                 {
                     insert_snapshot(tx, layer, &mut names, recovered)?
                 }

@@ -1,0 +1,173 @@
+//! Guards against a layer that gives out a slot twice, or takes more memory or space than its rules allow (engine rules 11, 17
+//! and 19).
+
+mod common;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::Random;
+use common::shelf::{Place, Shelf};
+use common::sim::{Fault, Machine};
+use terrane::crypto::Cipher;
+use terrane::ids::LayerId;
+use terrane::layer::{Layer, LayerError, PageCache, Parts, Store};
+use terrane::units::{CHUNK_BYTES, ChunkNo, SectorNo};
+use terrane::volume::VolumeError;
+
+const DISK: u64 = 8 << 20;
+
+fn shelf(machine: &Arc<Machine>, size_bytes: u64) -> Shelf {
+    Shelf::new(Place::Machine(machine.clone()), size_bytes, Cipher::XtsAes256)
+}
+
+/// Rule 17: the pass that looks for free slots finds one that no page names any more, and that waits for a flush whose sync is
+/// under way: it is not free yet, else it would be freed once more when it is in use again.
+#[test]
+fn a_slot_that_waits_for_a_sync_is_not_found_free() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine, DISK);
+    let mut model = vec![0; DISK as usize];
+    let mut random = Random::new(17);
+    let mut write =
+        |volume: &terrane::volume::LiveVolume, model: &mut [u8], sectors: std::ops::Range<usize>| {
+            for sector in sectors {
+                let at = sector * 4096;
+                random.fill(&mut model[at..at + 4096]);
+                volume.write(at as u64, &model[at..at + 4096]).unwrap();
+            }
+        };
+    let volume = shelf.open().unwrap();
+    write(&volume, &mut model, 0..64);
+    volume.active().close().unwrap();
+    drop(volume);
+    // From now on what the slots below are used for is known to the map alone.
+    let volume = Arc::new(shelf.open().unwrap());
+    write(&volume, &mut model, 0..64);
+    let passed = {
+        let volume = volume.clone();
+        move || {
+            let active = volume.active();
+            active.checkpoint().unwrap();
+            active.learn_free_slots().unwrap();
+        }
+    };
+    machine.before_next_sync(passed);
+    volume.flush().unwrap();
+    // What was found free is taken, and what waited is freed.
+    for round in 1..5 {
+        write(&volume, &mut model, round * 96..(round + 1) * 96);
+        volume.flush().expect("each slot is freed once");
+    }
+    let mut found = vec![0xaa; DISK as usize];
+    volume.read(0, &mut found).unwrap();
+    assert!(found == model, "the disk differs");
+    volume.active().close().unwrap();
+}
+
+/// A map that counts the pages read since one was last written.
+struct Counted {
+    map: Arc<dyn Store>,
+    read: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Store for Counted {
+    fn len(&self) -> io::Result<u64> {
+        self.map.len()
+    }
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let read = self.read.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(read, Ordering::Relaxed);
+        self.map.read_at(into, offset)
+    }
+    fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
+        self.read.store(0, Ordering::Relaxed);
+        self.map.write_at(from, offset)
+    }
+    fn append(&self, _: &[u8], _: u64) -> io::Result<()> {
+        unreachable!("a map has no log")
+    }
+    fn prepare_log(&self, _: u64, _: u64) -> io::Result<()> {
+        unreachable!("a map has no log")
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.map.set_len(len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.map.punch(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.map.sync()
+    }
+    fn drop_cache(&self) -> io::Result<()> {
+        self.map.drop_cache()
+    }
+    fn stored_bytes(&self) -> io::Result<u64> {
+        self.map.stored_bytes()
+    }
+}
+
+/// Rule 11: however much of a disk is written and read, of its pages as many are in memory as the cache has room for, and a
+/// checkpoint changes one after the other.
+#[test]
+fn pages_in_memory_are_bounded() {
+    const PAGES: usize = 64;
+    const CHUNKS: u64 = 2000;
+    let machine = Machine::new();
+    let shelf = shelf(&machine, CHUNKS * CHUNK_BYTES);
+    let cache = Arc::new(PageCache::new(PAGES));
+    let of_shelf = shelf.parts(LayerId::random());
+    let map =
+        Arc::new(Counted { map: of_shelf.map.clone(), read: AtomicU64::new(0), most: AtomicU64::new(0) });
+    let parts = Parts { cache: cache.clone(), map: map.clone(), ..of_shelf };
+    let layer = Layer::create(parts, CHUNKS * CHUNK_BYTES).unwrap();
+    for round in 1..=2 {
+        for chunk in 0..CHUNKS {
+            layer.write(ChunkNo(chunk).first_sector(), &[round; 4096], &[], &|_| Ok(false)).unwrap();
+        }
+        map.read.store(0, Ordering::Relaxed);
+        map.most.store(0, Ordering::Relaxed);
+        layer.checkpoint().unwrap();
+        let read = map.most.load(Ordering::Relaxed);
+        // A leaf, and those above it.
+        assert!(read <= 3, "{read} pages were read to be changed at once");
+        assert!(cache.len() <= PAGES, "{} pages after a checkpoint", cache.len());
+    }
+    for chunk in (0..CHUNKS).rev() {
+        assert!(layer.entry(ChunkNo(chunk).first_sector()).unwrap().slot().is_some());
+    }
+    assert!(cache.len() <= PAGES, "{} pages after reading", cache.len());
+    assert!(layer.entry(SectorNo(1)).unwrap().is_absent());
+}
+
+/// Rule 19: where a file can't grow any more, as at 16 TiB on ext4, a write fails as on a full disk, and the layer goes on.
+#[test]
+fn the_end_of_what_a_file_may_be_is_a_full_disk() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine, DISK);
+    let volume = shelf.open().unwrap();
+    volume.write(0, &[1; 4096]).unwrap();
+    volume.flush().unwrap();
+    let ended = Fault {
+        of_reads: false,
+        lie: None,
+        at: 0,
+        for_ever: true,
+        errno: libc::EFBIG,
+        half_done: false,
+        fresh_only: true,
+    };
+    machine.set_fault(Some(ended));
+    let failed = volume.write(1 << 20, &[2; 1 << 20]);
+    assert!(matches!(failed, Err(VolumeError::Layer(LayerError::NoSpace))), "{failed:?}");
+    assert!(machine.fault_fired());
+    volume.flush().expect("nothing is latched");
+    let mut bytes = [0; 4096];
+    volume.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [1; 4096]);
+    machine.set_fault(None);
+    volume.write(1 << 20, &[2; 1 << 20]).unwrap();
+    volume.flush().unwrap();
+}

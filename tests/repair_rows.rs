@@ -1,0 +1,123 @@
+//! Guards against a repair of the catalog that takes away what only something it can't read needs, or that opens what was closed.
+
+mod copy_support;
+
+use std::fs;
+use std::sync::Arc;
+
+use copy_support::{Disk, World};
+use terrane::catalog::{CatalogError, DiskKind, KeyState};
+use terrane::layer::PageCache;
+use terrane::region::{Rebuilding, Region};
+use terrane::volume::{HostError, folder, recover_rows};
+
+const MIB: usize = 1 << 20;
+const SECTOR: usize = 4096;
+
+/// As `region check --repair` does; what could not be used.
+fn repair(world: &World) -> Vec<String> {
+    let text = world.path("north").display().to_string();
+    let rebuilding = Rebuilding::begin(Some(&text), &world.config).unwrap();
+    let recovered = recover_rows(rebuilding.region(), rebuilding.old()).unwrap();
+    recovered.adopt(rebuilding.region()).unwrap();
+    rebuilding.commit().unwrap();
+    recovered.unusable
+}
+
+/// As a mount does: removes what nobody needs, and folds what has no name.
+fn serve(world: &World) {
+    let host = world.owner("north");
+    host.fold(false, &mut |_| true).unwrap();
+    host.close().unwrap();
+}
+
+/// A layer without a name, which only one with a damaged header stands on, is kept: with that header put right, all is there.
+#[test]
+fn what_only_a_damaged_header_needs_outlives_a_repair() {
+    for is_of_a_snapshot in [true, false] {
+        let world = World::new(&["north"]);
+        let mut disk = Disk::new(&world, "north", 8 * MIB, None, DiskKind::Data);
+        let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+        if is_of_a_snapshot {
+            disk.change(&world, "second", |c| c.write(300 * SECTOR, &[2; SECTOR]));
+        }
+        // No name is left on the layer below.
+        world.delete("north", first);
+        let above = |tx: &terrane::catalog::ReadTx| match is_of_a_snapshot {
+            true => Ok::<_, CatalogError>(tx.resolve_snapshot("second")?.layer),
+            false => Ok(tx.volume(disk.id)?.active),
+        };
+        let layer = world.region("north").catalog().unwrap().read(above).unwrap();
+        let header = world.path(&format!("north/layers/{layer}/header.toml"));
+        let kept = fs::read(&header).unwrap();
+        copy_support::flip(&header, 100);
+        let unusable = repair(&world);
+        assert!(unusable.iter().any(|why| why.contains(&layer.to_string())), "{unusable:?}");
+        serve(&world);
+        fs::write(&header, kept).unwrap();
+        assert_eq!(repair(&world), Vec::<String>::new());
+        serve(&world);
+        let host = world.owner("north");
+        let volumes = host.region().catalog().unwrap().read(|tx| tx.volumes()).unwrap();
+        assert_eq!(volumes.len(), 1);
+        let mut bytes = vec![0xaa; disk.model.len()];
+        host.open_volume(volumes[0].id, false).unwrap().disk.read(0, &mut bytes).unwrap();
+        assert!(bytes == disk.model, "the volume differs");
+        host.close().unwrap();
+        drop(host);
+        let snapshots = world.region("north").catalog().unwrap().read(|tx| tx.snapshots()).unwrap();
+        assert!(snapshots.iter().any(|s| world.bytes("north", s.id) == disk.model), "{}", snapshots.len());
+    }
+}
+
+/// The layer a rollback makes before it is committed.
+fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::ids::SnapshotId) {
+    let (row, snapshot) = {
+        let mut catalog = region.catalog().unwrap();
+        (catalog.read(|tx| tx.volume(volume)).unwrap(), catalog.read(|tx| tx.snapshot(to)).unwrap())
+    };
+    let spec = folder::LayerSpec {
+        account: row.account,
+        volume,
+        parent: Some(snapshot.layer),
+        size_bytes: row.size_bytes,
+        cipher: row.cipher,
+        key: row.key,
+        kind: row.kind,
+        points: Vec::new(),
+        turn: 100,
+    };
+    folder::make_layer(region, &Arc::new(PageCache::new(1)), &spec).unwrap();
+}
+
+/// A disabled key stays so, and is no obstacle: headers are mended with it, here that of a rollback that was cut short.
+#[test]
+fn a_key_that_was_disabled_opens_nothing_after_a_repair() {
+    let world = World::new(&["north"]);
+    let key = world.key("north", "closed");
+    let mut disk = Disk::new(&world, "north", 8 * MIB, Some(key), DiskKind::Data);
+    let snapshot = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let _ = disk.change(&world, "second", |c| c.write(SECTOR, &[2; SECTOR]));
+    let region = world.region("north");
+    begin_rollback(&region, disk.id, snapshot);
+    let set = |state| region.catalog().unwrap().write(|tx| tx.set_key_state(key, state)).unwrap();
+    set(KeyState::Disabled);
+    drop(region);
+    assert_eq!(repair(&world), Vec::<String>::new());
+    let keys = world.region("north").catalog().unwrap().read(|tx| tx.keys()).unwrap();
+    assert!(keys.iter().any(|k| k.id == key && k.state == KeyState::Disabled), "{keys:?}");
+    let host = world.owner("north");
+    let volumes = host.region().catalog().unwrap().read(|tx| tx.volumes()).unwrap();
+    assert_eq!(volumes.len(), 2, "the volume, and what the rollback began");
+    for volume in &volumes {
+        let opened = host.open_volume(volume.id, false);
+        assert!(matches!(opened, Err(HostError::Kms(_))), "a disabled key opened {}", volume.id);
+    }
+    host.region().catalog().unwrap().write(|tx| tx.set_key_state(key, KeyState::Enabled)).unwrap();
+    let mut bytes = vec![0xaa; disk.model.len()];
+    for volume in &volumes {
+        host.open_volume(volume.id, false).expect("its header is mended").disk.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes == disk.model, volume.id == disk.id);
+    }
+    host.close().unwrap();
+}

@@ -1,0 +1,1 @@
+"""Measures terrane beside what else there is; `tools/bench` runs it."""
