@@ -493,3 +493,108 @@ fn files_put_back_after_a_fold_are_refused() {
         assert!(std::fs::read(folder.join("header.toml")).unwrap() == header, "{change}");
     }
 }
+
+/// Another process has a layer open from before a fold, which is at its end in the header and not yet in the rows: what the fold
+/// has taken away lies under nothing then, and the layer as it was has not what it took.
+#[test]
+fn a_layer_open_from_before_is_not_read_without_what_it_took() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * SECTOR]));
+    let second = disk.change(&world, "second", |c| c.write(MIB, &[2; MIB]));
+    let model = disk.model.clone();
+    disk.change(&world, "third", |c| c.write(4 * MIB, &[3; SECTOR]));
+    let layer = world.snapshot("north", second).layer;
+    let header = world.path(&format!("north/layers/{layer}/header.toml"));
+    let reader = world.reader("north");
+    let open = reader.open_snapshot(second).unwrap();
+    let host = world.owner("north");
+    delete(&host, first).unwrap();
+    let ((moved, is_moved), (go_on, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let folding = host.clone();
+    let fold = std::thread::spawn(move || {
+        let mut first = true;
+        let watch = &mut |_| {
+            if std::mem::take(&mut first) {
+                moved.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+            true
+        };
+        folding.fold(false, watch).unwrap();
+    });
+    is_moved.recv().unwrap();
+    let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    catalog.execute_batch("BEGIN IMMEDIATE").unwrap();
+    go_on.send(()).unwrap();
+    while !std::fs::read_to_string(&header).unwrap().contains("took = ") {
+        assert!(!fold.is_finished(), "the fold writes its header");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let again = reader.open_snapshot(second).unwrap();
+    assert_eq!(world.region("north").catalog().unwrap().read(|tx| tx.folds()).unwrap().len(), 1);
+    for stack in [&again, &open] {
+        let mut bytes = vec![0xaa; model.len()];
+        stack.read(0, &mut bytes).unwrap();
+        assert!(bytes == model, "what the fold took is missing");
+    }
+    catalog.execute_batch("COMMIT").unwrap();
+    fold.join().unwrap();
+    world.equal("north", second, &model);
+}
+
+/// What a fold brings to another layer between the look at a snapshot and the row of a volume made from it is looked for again.
+#[test]
+fn volumes_are_made_beside_folds() {
+    const SNAPSHOTS: usize = 7;
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let mut taken = Vec::new();
+    for n in 0..SNAPSHOTS {
+        let len = if n == 0 { MIB } else { SECTOR };
+        let id = disk.change(&world, &format!("s{n}"), |c| c.write(n * 3 * SECTOR, &vec![n as u8 + 1; len]));
+        taken.push((id, disk.model.clone()));
+    }
+    let account = world.region("north").catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
+    let key = Some(world.default_key("north"));
+    let host = world.owner("north");
+    for pair in taken.windows(2) {
+        let [(gone, _), (named, model)] = pair else { unreachable!() };
+        let before = world.snapshot("north", *named).layer;
+        delete(&host, *gone).unwrap();
+        // All sectors are moved: what is left is to commit it.
+        let ((moved, is_moved), (go_on, may_go_on)) =
+            (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let folding = host.clone();
+        let fold = std::thread::spawn(move || {
+            let mut first = true;
+            let watch = &mut |_| {
+                if std::mem::take(&mut first) {
+                    moved.send(()).unwrap();
+                    may_go_on.recv().unwrap();
+                }
+                true
+            };
+            folding.fold(false, watch).unwrap();
+        });
+        is_moved.recv().unwrap();
+        // Neither can write: the volume's maker has read, and waits, and so does the fold.
+        let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+        catalog.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let region = world.region("north");
+        let (size_bytes, kind, snapshot) = ((8 * MIB) as u64, DiskKind::Data, Some(*named));
+        let spec = VolumeSpec { account, name: None, size_bytes, kind, snapshot, key };
+        let making = std::thread::spawn(move || create_volume(&region, &spec));
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        go_on.send(()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        catalog.execute_batch("COMMIT").unwrap();
+        drop(catalog);
+        let id = making.join().unwrap().expect("a fold is no reason to refuse it");
+        fold.join().unwrap();
+        assert_ne!(world.snapshot("north", *named).layer, before, "the fold moves what is read");
+        let made = Disk { region: "north".into(), id, model: model.clone() };
+        assert!(live_bytes(&host, &made) == *model, "a volume of another moment");
+        host.execute(&Order::DeleteVolume { volume: id.to_string() }, false).unwrap();
+    }
+}

@@ -8,13 +8,11 @@ mod copy_support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use copy_support::{Change, Disk, Random, World};
+use copy_support::{Change, Disk, Random, World, copy_files as copy};
 use rusqlite::types::Value;
-use rustix::fs::SeekFrom;
 use terrane::catalog::DiskKind;
 use terrane::ids::{SnapshotId, VolumeId};
 use terrane::region::{Region, accept_older};
@@ -189,28 +187,6 @@ fn read(
         }
     }
     Some(bytes)
-}
-
-/// A file or folder with all below; holes stay holes. By no other program: one that is just being started shares all locks.
-fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        fs::create_dir(to).unwrap();
-        fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
-        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        }
-        return;
-    }
-    let (source, target) = (fs::File::open(from).unwrap(), fs::File::create(to).unwrap());
-    target.set_permissions(source.metadata().unwrap().permissions()).unwrap();
-    target.set_len(source.metadata().unwrap().len()).unwrap();
-    let mut at = 0;
-    while let Ok(start) = rustix::fs::seek(&source, SeekFrom::Data(at)) {
-        at = rustix::fs::seek(&source, SeekFrom::Hole(start)).unwrap();
-        let mut bytes = vec![0; (at - start) as usize];
-        source.read_exact_at(&mut bytes, start).unwrap();
-        target.write_all_at(&bytes, start).unwrap();
-    }
 }
 
 /// A column, and what else it could say.

@@ -168,7 +168,7 @@ fn of_host(error: &HostError) -> Exit {
         HostError::Kms(error) => of_kms(error),
         HostError::Crypto(error) => of_crypto(error),
         HostError::Volume(error) if error.is_corruption() => Exit::Corrupted,
-        HostError::Unvouched { .. } => Exit::Corrupted,
+        HostError::Unvouched { .. } | HostError::Misfit { .. } => Exit::Corrupted,
         HostError::Volume(_) => Exit::Other,
         // A file of a layer that is not what it should be is damage.
         HostError::Io { source, .. } => match source.kind() {

@@ -7,8 +7,8 @@ use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
 use crate::units::SECTOR_BYTES;
-use crate::volume::Host;
 use crate::volume::folder::{self, ReadLock};
+use crate::volume::{Host, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,12 +80,15 @@ pub fn plan(
 
     let lock = folder::lock_for_reading(source.region(), snapshot)?;
     let (stack, points, chain) = loop {
-        let chain = source.region().catalog()?.read(|tx| -> Result<_> {
-            match tx.find_snapshot(snapshot)? {
-                Some(now) => Ok(tx.layer_chain(now.layer)?),
-                None => Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) }),
-            }
-        })?;
+        let Some(now) = source.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))? else {
+            return Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) });
+        };
+        let chain = match footing::chain_rows(source.region(), now.layer) {
+            Ok(chain) => chain,
+            // A fold has just brought its name to another layer.
+            Err(e) if e.is_missing_layer() => continue,
+            Err(e) => return Err(e.into()),
+        };
         let stack = source.open_snapshot(snapshot)?;
         // A fold may have ended meanwhile: the rows say which layers lie above a base, and must be of those that are open.
         if stack.chain.layers().iter().rev().map(|l| l.id()).eq(chain.iter().map(|row| row.id)) {

@@ -11,7 +11,7 @@ use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId, VolumeId};
 use crate::layer::{Layer, LayerError};
 use crate::region::Region;
 use crate::volume::folder::{self, LayerSpec};
-use crate::volume::{Host, remove_copy, vouch};
+use crate::volume::{Host, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -84,7 +84,7 @@ impl<'a> Copy<'a> {
         let spec = LayerSpec {
             account: self.details.account,
             volume,
-            parent: self.plan.base.as_ref().map(|b| b.layer),
+            parent: self.plan.base.as_ref().map(|b| (b.layer, b.point)),
             size_bytes: source.size_bytes,
             cipher: self.plan.cipher,
             key: self.plan.key,
@@ -235,7 +235,7 @@ impl<'a> Copy<'a> {
         // 3. The rows, at once.
         let now = self.region().now();
         let point = self.point()?;
-        folder::commit_made(self.region(), row.id, |tx| {
+        footing::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed)
                 || !tx.finish_snapshot(begun.snapshot, self.plan.changed_bytes, shipped, stored)?
             {

@@ -13,7 +13,7 @@ use crate::units::{CHUNK_SECTORS, SECTOR_BYTES, SlotNo, VOLUME_BYTES_MAX};
 /// Begins every superblock.
 pub const MAGIC: [u8; 8] = *b"terrane\x01";
 /// The version of these bytes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Where the two log halves begin.
 pub const LOG_OFFSET: u64 = 1 << 20;
 /// Bytes of one log half.
@@ -243,6 +243,8 @@ pub struct Superblock {
     pub slots_high: u64,
     /// Sectors in slots.
     pub data_sectors: u64,
+    /// The least edition of the layer's header that this goes with.
+    pub edition: u64,
     /// The map's roots, 512 GiB each.
     pub top: [PageRef; 128],
 }
@@ -271,7 +273,7 @@ impl Superblock {
         let words = [self.generation, self.size_bytes, self.log.epoch, self.log.seq];
         words.iter().enumerate().for_each(|(i, w)| b[32 + 8 * i..][..8].copy_from_slice(&w.to_le_bytes()));
         b[64..80].copy_from_slice(&self.log.chain);
-        let words = [self.log.half as u64, self.slots_high, self.data_sectors];
+        let words = [self.log.half as u64, self.slots_high, self.data_sectors, self.edition];
         words.iter().enumerate().for_each(|(i, w)| b[80 + 8 * i..][..8].copy_from_slice(&w.to_le_bytes()));
         for (i, page_ref) in self.top.iter().enumerate() {
             b[TOP_AT + 16 * i..][..16].copy_from_slice(&page_ref.0.to_le_bytes());
@@ -289,7 +291,11 @@ impl Superblock {
         }
         let version = u32_at(b, 8);
         if version != VERSION {
-            return Err(bad("version 1", format!("version {version}")));
+            let found = match version < VERSION {
+                true => format!("version {version}, of an earlier version of this program"),
+                false => format!("version {version}"),
+            };
+            return Err(bad(&format!("version {VERSION}"), found));
         }
         let mut mac = [0; 16];
         mac.copy_from_slice(&b[MAC_AT..]);
@@ -308,14 +314,16 @@ impl Superblock {
             },
             slots_high: u64_at(b, 88),
             data_sectors: u64_at(b, 96),
+            edition: u64_at(b, 104),
             top: std::array::from_fn(|i| PageRef(u128::from_le_bytes(array_at(b, TOP_AT + 16 * i)))),
         };
-        let known = sb.flags & !(FLAG_CLEAN | FLAG_SEALED) == 0 && b[104..TOP_AT].iter().all(|x| *x == 0);
+        let known = sb.flags & !(FLAG_CLEAN | FLAG_SEALED) == 0 && b[112..TOP_AT].iter().all(|x| *x == 0);
         let bounded = sb.log.half < 2
             && sb.slots_high < SLOTS_MAX
             && sb.size_bytes <= VOLUME_BYTES_MAX
             && sb.size_bytes.is_multiple_of(SECTOR_BYTES)
             && sb.generation < u64::MAX / 2
+            && sb.edition < u64::MAX / 2
             && sb.log.epoch < u64::MAX / 2
             && sb.log.seq < u64::MAX / 2;
         if b[16..32] != layer.0 || !known || !bounded {
@@ -564,6 +572,7 @@ mod tests {
             log: LogStart { half: 1, epoch: 4, seq: 77, chain: [9; 16] },
             slots_high: 1000,
             data_sectors: 900,
+            edition: 3,
             top: std::array::from_fn(|i| PageRef(i as u128 * 4)),
         }
     }
@@ -594,7 +603,7 @@ mod tests {
     /// The bytes are a promise to every disk there is. If this test fails and the change is meant: bump [`VERSION`]
     /// (and `header::FORMAT`), refuse the old one in words, and only then write the new digests here.
     #[test]
-    fn the_bytes_of_version_1_are_frozen_else_bump_the_version() {
+    fn the_bytes_of_version_2_are_frozen_else_bump_the_version() {
         let (sb, _) = superblock().to_bytes(LayerId([7; 16]), keys().superblock());
         let page_ref = PageRef::new(&keys(), &page(), 65_664, 1);
         let frozen = [
@@ -604,11 +613,11 @@ mod tests {
             ("record", digest(&record())),
         ];
         let known = FROZEN.map(|(what, digest)| (what, digest.to_owned()));
-        assert_eq!((VERSION, frozen), (1, known));
+        assert_eq!((VERSION, frozen), (2, known));
     }
 
     const FROZEN: [(&str, &str); 4] = [
-        ("superblock", "8aa0a3eee5153882"),
+        ("superblock", "00ff76f714c22f19"),
         ("page", "a5f372986f93b0b4"),
         ("page reference", "b896cc6c09bcc900"),
         ("record", "4f7902eee99e37c8"),

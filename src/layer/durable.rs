@@ -189,6 +189,12 @@ impl Layer {
         self.checkpoint_all(0)
     }
 
+    /// The layer's header has this edition from now on: no older one goes with what is written after this has returned.
+    pub fn require_edition(&self, edition: u64) -> Result<()> {
+        self.edition.fetch_max(edition, Ordering::AcqRel);
+        self.checkpoint_all(0)
+    }
+
     /// Flushes, brings everything into the map and says that the layer was closed in order.
     pub fn close(&self) -> Result<()> {
         self.flush()?;
@@ -203,7 +209,9 @@ impl Layer {
             if log.latched {
                 return Err(LayerError::Latched);
             }
-            if log.ended.is_some() || self.sealed.load(Ordering::Acquire) || log.is_empty() && flags == 0 {
+            let is_said =
+                log.is_empty() && flags == 0 && current.0.edition >= self.edition.load(Ordering::Acquire);
+            if log.ended.is_some() || self.sealed.load(Ordering::Acquire) || is_said {
                 return Ok(());
             }
             // A writer that waited for room may have closed a half meanwhile.
@@ -251,6 +259,7 @@ impl Layer {
             log: next,
             slots_high: self.slots.high(),
             data_sectors,
+            edition: self.edition.load(Ordering::Acquire),
             top,
         };
         let (bytes, mac) = sb.to_bytes(self.id, self.keys.superblock());

@@ -35,6 +35,8 @@ pub struct Parts {
     pub keys: Arc<LayerKeys>,
     /// Pages of all layers of the process.
     pub cache: Arc<PageCache>,
+    /// That of its header: data that goes with a newer one only is refused.
+    pub edition: u64,
 }
 
 /// A partial sector was merged over `entry`; the write holds only while that is the sector's entry [2].
@@ -61,6 +63,8 @@ pub struct Layer {
     pub(super) flushing: Mutex<()>,
     /// The newest superblock; held through a checkpoint.
     pub(super) superblock: Mutex<(Superblock, [u8; 16])>,
+    /// That of the header: superblocks written from now on go with no older one.
+    pub(super) edition: AtomicU64,
     /// How often frozen entries went into the pages; counted under the log's lock.
     pub(super) checkpoints: AtomicU64,
     /// A run is being zero-written.
@@ -112,6 +116,7 @@ impl Layer {
             log: LogStart { half: 0, epoch: 1, seq: 1, chain: LayerId::random().0 },
             slots_high: 0,
             data_sectors: 0,
+            edition: parts.edition,
             top: [super::bytes::PageRef::ABSENT; 128],
         };
         let second = Superblock { generation: 1, ..first.clone() };
@@ -132,7 +137,7 @@ impl Layer {
 
     /// Puts a layer together around a superblock; the log begins, empty, where that says.
     pub(super) fn assemble(parts: Parts, sb: Superblock, mac: [u8; 16], prepared: [u64; 2]) -> Self {
-        let Parts { id, data, map, keys, cache } = parts;
+        let Parts { id, data, map, keys, cache, edition } = parts;
         Self {
             id,
             size_bytes: sb.size_bytes,
@@ -144,6 +149,7 @@ impl Layer {
             sealed: AtomicBool::new(sb.is_sealed()),
             unpunched: AtomicBool::new(false),
             superblock: Mutex::new((sb, mac)),
+            edition: AtomicU64::new(edition),
             checkpoints: AtomicU64::new(0),
             zeroing: Mutex::new(()),
             data,

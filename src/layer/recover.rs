@@ -90,6 +90,7 @@ impl Layer {
     pub fn open_sealed(parts: Parts, mark: SealedMark) -> Result<Self> {
         let found = read_superblocks(&parts)?;
         let (sb, mac) = found.newest;
+        refuse_older_header(&parts, &sb)?;
         if !sb.is_sealed() || sb.generation != mark.generation || mac != mark.mac {
             return Err(LayerError::corrupted(
                 format!("the superblock of sealed layer {}", parts.id),
@@ -185,10 +186,14 @@ fn examine(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
     // 3.
     let found = read_superblocks(parts)?;
     let (sb, mac) = found.newest;
+    refuse_older_header(parts, &sb)?;
     if let Some(anchor) = anchor
         && sb.generation < anchor.generation
     {
-        let expected = format!("generation {} or newer, as last seen by this machine", anchor.generation);
+        let expected = format!(
+            "generation {} or newer, as its header says, or what this machine last saw",
+            anchor.generation
+        );
         return Err(LayerError::corrupted(
             format!("layer {}", parts.id),
             expected,
@@ -210,6 +215,18 @@ fn examine(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
     }
     refuse_slots_past_the_file(parts, list.slots_high(), len)?;
     Ok(Examined { sb, mac, list: Some(list) })
+}
+
+/// An older header may name another parent than the one that its data was written over since.
+pub(super) fn refuse_older_header(parts: &Parts, sb: &Superblock) -> Result<()> {
+    if sb.edition <= parts.edition {
+        return Ok(());
+    }
+    Err(LayerError::corrupted(
+        format!("the header of layer {}", parts.id),
+        format!("edition {} or newer, as its data says", sb.edition),
+        format!("edition {}", parts.edition),
+    ))
 }
 
 struct Superblocks {

@@ -10,7 +10,7 @@ use super::bytes::Superblock;
 use super::durable::SealedMark;
 use super::engine::{Layer, Parts};
 use super::error::{LayerError, Result, no_space_or};
-use super::recover::newest_superblock;
+use super::recover::{newest_superblock, refuse_older_header};
 use super::tree::Leaf;
 use crate::units::ChunkNo;
 
@@ -38,6 +38,7 @@ impl Layer {
             flags: 0,
             generation: sb.generation + 1,
             size_bytes: size_bytes.max(sb.size_bytes),
+            edition: parts.edition,
             ..sb
         };
         let (bytes, mac) = next.to_bytes(parts.id, parts.keys.superblock());
@@ -50,6 +51,7 @@ impl Layer {
     /// found in the other layer of the fold.
     pub fn open_folding(parts: Parts, mark: SealedMark) -> Result<Self> {
         let (sb, mac) = newest_superblock(parts.id, &*parts.data, &parts.keys)?;
+        refuse_older_header(&parts, &sb)?;
         if sb.generation < mark.generation || sb.generation == mark.generation && mac != mark.mac {
             return Err(LayerError::corrupted(
                 format!("the superblock of layer {}", parts.id),

@@ -3,8 +3,13 @@
 //! The order, so that a cut at any place leaves the old catalog, none (which is rebuilt again), or the new one:
 //! 1. The new catalog is filled as `catalog.db.rebuilt`, and closed, so that all of it is in that one file.
 //! 2. The catalog's anchor goes. (Later: the new catalog, which counts its writes anew, would be refused as older.)
-//! 3. The old files are renamed to `catalog.db.damaged-<time>`, with `-wal` and `-shm` behind it, as SQLite finds them.
-//! 4. The new one gets its name, and the folder is synced.
+//! 3. It is named `catalog.db.ready`, and the folder synced: from here on it holds all that the old one said.
+//! 4. The old files are renamed to `catalog.db.damaged-<time>`, with `-wal` and `-shm` behind it, as SQLite finds them; and the
+//!    folder is synced. (Later: the new catalog beside the old one's WAL, which SQLite would take for its own.)
+//! 5. The new one gets its name, and the folder is synced.
+//!
+//! Where this was cut after the old catalog had lost its name the next rebuilding does 4 and 5 first, and then takes the names
+//! from that catalog. An older one of those that were moved aside is not asked: it lacks what was made since.
 
 use std::fs;
 use std::io;
@@ -20,6 +25,8 @@ use crate::catalog::{LastTime, Pool, Salvaged};
 use crate::sys::{crashsafe, owned};
 
 const REBUILT: &str = "catalog.db.rebuilt";
+/// The same once it is whole.
+const READY: &str = "catalog.db.ready";
 /// The old one's copy, in `run/`.
 const OLD: &str = "catalog.db.old";
 /// Of a larger one nothing is taken over.
@@ -51,6 +58,7 @@ impl Rebuilding {
         files::check_file_system(&dir)?;
         FOLDERS.iter().try_for_each(|name| files::check_folder(&dir.join(name)))?;
         let alone = OpenLock::alone(&dir.join("run").join("open.lock"), header.name.as_str())?;
+        finish_exchange(&dir)?;
         remove_rebuilt(&dir);
         let last = Arc::new(LastTime::default());
         let pool = Pool::new(dir.join(REBUILT), header.name.as_str(), last.clone());
@@ -89,21 +97,41 @@ impl Rebuilding {
             ));
         }
         self.anchors.clear_catalog()?;
-        let catalog = self.dir.join(CATALOG_FILE);
-        let aside = free_name(&self.dir, &time);
-        let mut moved = None;
-        // First the catalog: without its WAL it would be an older one that looks whole.
-        for suffix in [""].iter().chain(BESIDE.iter()) {
-            let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
-            match fs::rename(&from, &to) {
-                Ok(()) => moved = Some(aside.clone()),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(RegionError::io("moving it aside", from)(e)),
-            }
+        rename(&self.dir, &rebuilt, &self.dir.join(READY))?;
+        exchange(&self.dir, &time)
+    }
+}
+
+/// Steps 4 and 5; where the old catalog is now, if there was one.
+fn exchange(dir: &Path, time: &str) -> Result<Option<PathBuf>, RegionError> {
+    let catalog = dir.join(CATALOG_FILE);
+    let aside = free_name(dir, time);
+    let mut moved = None;
+    // First the catalog: without its WAL it would be an older one that looks whole.
+    for suffix in [""].iter().chain(BESIDE.iter()) {
+        let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
+        match fs::rename(&from, &to) {
+            Ok(()) => moved = Some(aside.clone()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(RegionError::io("moving it aside", from)(e)),
         }
-        fs::rename(&rebuilt, &catalog).map_err(RegionError::io("naming the new catalog", &catalog))?;
-        crashsafe::sync_dir(&self.dir).map_err(RegionError::io("syncing it", &self.dir))?;
-        Ok(moved)
+    }
+    crashsafe::sync_dir(dir).map_err(RegionError::io("syncing it", dir))?;
+    rename(dir, &dir.join(READY), &catalog)?;
+    Ok(moved)
+}
+
+fn rename(dir: &Path, from: &Path, to: &Path) -> Result<(), RegionError> {
+    fs::rename(from, to).map_err(RegionError::io("naming the new catalog", to))?;
+    crashsafe::sync_dir(dir).map_err(RegionError::io("syncing it", dir))
+}
+
+/// An exchange of the catalogs that was cut goes on, if the old one has lost its name. Its time is not known any more.
+fn finish_exchange(dir: &Path) -> Result<(), RegionError> {
+    let is_there = |name: &str| fs::symlink_metadata(dir.join(name)).is_ok();
+    match is_there(READY) && !is_there(CATALOG_FILE) {
+        true => exchange(dir, "cut").map(drop),
+        false => Ok(()),
     }
 }
 
@@ -140,6 +168,10 @@ fn remove_rebuilt(dir: &Path) {
     let rebuilt = dir.join(REBUILT);
     for suffix in BESIDE.iter().chain(&[""]) {
         let _ = fs::remove_file(with_suffix(&rebuilt, suffix));
+    }
+    // Where the old one has lost its name already, this is the catalog.
+    if fs::symlink_metadata(dir.join(CATALOG_FILE)).is_ok() {
+        let _ = fs::remove_file(dir.join(READY));
     }
     let _ = fs::remove_file(dir.join("run").join(LOCK));
 }

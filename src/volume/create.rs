@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
-use super::vouch;
-use crate::catalog::{DiskKind, Kind, LayerState, SnapshotState, Volume};
+use super::{footing, vouch};
+use crate::catalog::{DiskKind, Kind, Layer, LayerState, ReadTx, SnapshotState, Volume};
 use crate::crypto::Cipher;
-use crate::ids::{AccountId, KeyId, Name, SnapshotId, VolumeId};
+use crate::ids::{AccountId, KeyId, LayerId, Name, SnapshotId, VolumeId};
 use crate::layer::PageCache;
 use crate::region::Region;
 
@@ -30,6 +30,25 @@ pub struct VolumeSpec {
 
 /// Makes a volume; usable at once, whatever its size (X13).
 pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
+    let found = |id| region.catalog()?.read(|tx| -> Result<_> { find_source(tx, id) });
+    loop {
+        let before = spec.snapshot.map(found).transpose()?;
+        let made = make(region, spec);
+        // The owner of the layers may be folding: then what was read of the snapshot, and of its layer, is of two moments.
+        if made.is_err() && spec.snapshot.map(found).transpose()? != before {
+            continue;
+        }
+        return made;
+    }
+}
+
+/// Where a snapshot is: its row's layer, and the row of that.
+fn find_source(tx: &ReadTx, id: SnapshotId) -> Result<(LayerId, Option<Layer>)> {
+    let layer = tx.snapshot(id)?.layer;
+    Ok((layer, tx.find_layer(layer)?))
+}
+
+fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     let id = VolumeId::random();
     if let Some(name) = &spec.name {
         region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Volume, name))?;
@@ -59,7 +78,8 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
                 );
                 return Err(HostError::refused(message, "leave --size out, or give more"));
             }
-            (Some(snapshot.layer), vouch::header_of_snapshot(region, &snapshot)?.points)
+            let points = vouch::header_of_snapshot(region, &snapshot)?.points;
+            (points.first().map(|point| (snapshot.layer, *point)), points)
         }
     };
     let cipher = if spec.key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
@@ -76,7 +96,7 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     };
     let cache = Arc::new(PageCache::new(1));
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;
-    let committed = folder::commit_made(region, row.id, |tx| -> Result<_> {
+    let committed = footing::commit_made(region, row.id, |tx| -> Result<_> {
         // Before the row of its layer was there the snapshot may have gone, and a fold put something else into its layer.
         if let Some(snapshot) = spec.snapshot
             && tx.layer(row.id)?.parent != Some(tx.snapshot(snapshot)?.layer)

@@ -13,7 +13,6 @@ use super::vouch;
 use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::kms;
-use crate::layer::header::Header;
 use crate::layer::{Anchor, Layer};
 use crate::region::VolumeAnchor;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
@@ -207,7 +206,7 @@ impl Host {
                 format!("make a volume from it: terrane volume create --snapshot {}", snapshot.name),
             ));
         }
-        let header = self.header_of_snapshot(&snapshot)?;
+        let header = vouch::header_of_snapshot(&self.region, &snapshot)?;
         if (volume.cipher, volume.key) != (header.cipher, header.key) {
             let why = "its row says another key than that of its snapshots' layers";
             return Err(HostError::unvouched(format!("volume {id}"), why));
@@ -224,7 +223,7 @@ impl Host {
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
-            parent: Some(snapshot.layer),
+            parent: header.points.first().map(|point| (snapshot.layer, *point)),
             size_bytes: volume.size_bytes.max(snapshot.size_bytes),
             cipher: volume.cipher,
             key: volume.key,
@@ -246,11 +245,6 @@ impl Host {
             folder::remove_unneeded(&self.region, old)?;
         }
         Ok(())
-    }
-
-    /// The header of a snapshot's layer, where the snapshot is what its row says.
-    fn header_of_snapshot(&self, row: &Snapshot) -> Result<Header> {
-        vouch::header_of_snapshot(&self.region, row)
     }
 
     /// Higher than that of any layer that took the volume's writes. Those may be damaged: then the anchor has to do.

@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::footing;
 use super::host_error::{HostError, Result};
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
 use crate::crypto::{Cipher, LayerKeys};
 use crate::ids::{AccountId, KeyId, LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
-use crate::layer::header::{self, Header, UntrustedHeader};
+use crate::layer::header::{self, Folding, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
 use crate::region::Region;
 use crate::sys::crashsafe;
@@ -36,8 +37,8 @@ pub struct LayerSpec {
     pub account: AccountId,
     /// The volume it is made for; for a copy, of none, a fresh id.
     pub volume: VolumeId,
-    /// The layer below.
-    pub parent: Option<LayerId>,
+    /// The layer below, and the moment that it holds.
+    pub parent: Option<(LayerId, Point)>,
     /// Size of the disk.
     pub size_bytes: u64,
     /// How its sectors are encrypted.
@@ -62,7 +63,7 @@ pub fn make_layer(region: &Region, cache: &Arc<PageCache>, spec: &LayerSpec) -> 
         id,
         account: spec.account,
         volume: Some(spec.volume),
-        parent: spec.parent,
+        parent: spec.parent.map(|(layer, _)| layer),
         size_bytes: spec.size_bytes,
         state: LayerState::Preparing,
         cipher: spec.cipher,
@@ -104,7 +105,7 @@ fn make_folder(
     flock(&data, FlockOperation::NonBlockingLockExclusive).map_err(|e| io("locking a layer")(e.into()))?;
     fs::rename(&unnamed, dir.join(DATA)).map_err(io("naming a layer's data"))?;
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
-    let parts = parts(row.id, data, map, keys, cache);
+    let parts = parts(row.id, data, map, keys, cache, 0);
     let layer = Layer::create(parts, spec.size_bytes)?;
     write_header(region, row, spec, layer.keys())?;
     crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
@@ -119,6 +120,7 @@ fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerK
         volume: spec.volume,
         layer: row.id,
         parent: row.parent,
+        parent_point: spec.parent.map(|(_, point)| point),
         size_bytes: row.size_bytes,
         cipher: row.cipher,
         kind: spec.kind.as_str().to_owned(),
@@ -128,6 +130,9 @@ fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerK
         points: spec.points.clone(),
         sealed: None,
         turn: spec.turn,
+        edition: 0,
+        reached: None,
+        fold: None,
         took: None,
     };
     let path = region.layer_dir(row.id).join(HEADER);
@@ -140,9 +145,16 @@ fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-fn parts(id: LayerId, data: File, map: File, keys: Arc<LayerKeys>, cache: &Arc<PageCache>) -> Parts {
+fn parts(
+    id: LayerId,
+    data: File,
+    map: File,
+    keys: Arc<LayerKeys>,
+    cache: &Arc<PageCache>,
+    edition: u64,
+) -> Parts {
     let [data, map] = [data, map].map(|file| Arc::new(FileStore::new(file)));
-    Parts { id, data, map, keys, cache: cache.clone() }
+    Parts { id, data, map, keys, cache: cache.clone(), edition }
 }
 
 /// How a layer is opened.
@@ -154,8 +166,8 @@ pub enum Opening {
     Sealed(SealedMark),
     /// A fold writes to it, and it is only read: it was sealed with this mark, or has gone on from there.
     Folding(SealedMark),
-    /// To take a fold's writes, as a disk of this size: locked by its data file.
-    Reopen(u64),
+    /// To take the writes of this fold, as a disk of this size: locked by its data file. Its header says so first.
+    Reopen(Folding, u64),
 }
 
 /// Opens a layer. Its header must be of its key and say what the row says.
@@ -165,30 +177,61 @@ pub fn open_layer(
     row: &LayerRow,
     opening: Opening,
 ) -> Result<Layer> {
-    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(_));
-    let (parts, header) = open_parts(region, cache, row, write)?;
-    let layer = match (opening, header.sealed) {
-        (Opening::Recover(anchor), sealed) => Layer::recover(parts, seen(anchor, sealed))?,
-        (Opening::Sealed(mark), _) => Layer::open_sealed(parts, mark)?,
-        (Opening::Folding(mark), Some(sealed)) if sealed.generation > mark.generation => {
-            Layer::open_folding(parts, sealed)?
+    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(..));
+    loop {
+        let (parts, header) = open_parts(region, cache, row, write)?;
+        let keys = parts.keys.clone();
+        let opened = open_as_header_says(region, parts, &header, opening);
+        // A fold of another process may have begun to write between the look at the header and that at the data.
+        if opened.is_err() && !write && header_by(region, row.id, &keys)? != header {
+            continue;
         }
-        (Opening::Folding(mark), _) => Layer::open_folding(parts, mark)?,
-        (Opening::Reopen(size_bytes), sealed) => {
+        return check_size(row, opened?);
+    }
+}
+
+/// A layer that was sealed is as its seal left it, whatever its row says, unless its header says that a fold writes to it.
+fn open_as_header_says(region: &Region, parts: Parts, header: &Header, opening: Opening) -> Result<Layer> {
+    Ok(match (opening, header.sealed) {
+        (Opening::Recover(_), Some(mark)) => Layer::open_sealed(parts, mark)?,
+        (Opening::Recover(anchor), None) => Layer::recover(parts, seen(anchor, header))?,
+        (Opening::Sealed(mark), _) => Layer::open_sealed(parts, mark)?,
+        (Opening::Folding(_), Some(sealed)) if header.fold.is_some() => Layer::open_folding(parts, sealed)?,
+        (Opening::Folding(mark), sealed) => Layer::open_sealed(parts, sealed.unwrap_or(mark))?,
+        (Opening::Reopen(fold, size_bytes), sealed) => {
+            let parts = announce_fold(region, parts, header, fold)?;
             if let Some(mark) = sealed {
                 Layer::open_folding(parts.clone(), mark)?;
             }
             Layer::reopen(parts, size_bytes)?
         }
-    };
-    check_size(row, layer)
+    })
 }
 
-/// What a layer was at least: the row may say less than the header, which is written after what it says.
-fn seen(anchor: Option<Anchor>, sealed: Option<SealedMark>) -> Option<Anchor> {
-    let Some(mark) = sealed else { return anchor };
-    let Anchor { generation, confirmed } = anchor.unwrap_or(Anchor { generation: 0, confirmed: 0 });
-    Some(Anchor { generation: generation.max(mark.generation), confirmed })
+/// Makes a layer's header say which fold writes to it, durable before the first byte changes: a lost catalog does not lose it,
+/// and a header from before is told from then on.
+fn announce_fold(region: &Region, parts: Parts, header: &Header, fold: Folding) -> Result<Parts> {
+    match (header.fold, header.sealed) {
+        (Some(said), _) if said == fold => Ok(parts),
+        (None, Some(mark)) => {
+            Layer::open_sealed(parts.clone(), mark)?;
+            let edition = header.edition + 1;
+            change_header(region, parts.id, &parts.keys, |header| {
+                header.fold = Some(fold);
+                header.edition = edition;
+            })?;
+            Ok(Parts { edition, ..parts })
+        }
+        (said, _) => {
+            Err(damaged_layer(parts.id, format!("a header of the fold {fold:?}"), format!("one of {said:?}")))
+        }
+    }
+}
+
+/// What a layer that takes writes was at least: its header is written after what it says.
+fn seen(anchor: Option<Anchor>, header: &Header) -> Option<Anchor> {
+    let (Some(a), Some(b)) = (anchor, header.reached) else { return anchor.or(header.reached) };
+    Some(Anchor { generation: a.generation.max(b.generation), confirmed: a.confirmed.max(b.confirmed) })
 }
 
 /// Opens a layer that is not sealed, or whose seal is not finished, to check it: reads only. Whether its log has ended. The
@@ -200,7 +243,10 @@ pub fn inspect_layer(
     anchor: Option<Anchor>,
 ) -> Result<(Layer, bool)> {
     let (parts, header) = open_parts(region, cache, row, false)?;
-    let (layer, ended) = Layer::inspect(parts, seen(anchor, header.sealed))?;
+    let (layer, ended) = match header.sealed {
+        Some(mark) => (Layer::open_sealed(parts, mark)?, true),
+        None => Layer::inspect(parts, seen(anchor, &header))?,
+    };
     Ok((check_size(row, layer)?, ended))
 }
 
@@ -222,7 +268,7 @@ fn open_parts(
     if write {
         lock_data(&data, row.id)?;
     }
-    Ok((parts(row.id, data, map, keys, cache), header))
+    Ok((parts(row.id, data, map, keys, cache, header.edition), header))
 }
 
 fn check_size(row: &LayerRow, layer: Layer) -> Result<Layer> {
@@ -249,7 +295,7 @@ fn lock_data(data: &File, layer: LayerId) -> Result<()> {
 }
 
 /// A layer's header as it stands; its MAC is not checked.
-fn untrusted_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
+pub(super) fn untrusted_header(region: &Region, layer: LayerId) -> Result<UntrustedHeader> {
     let path = header_path(region, layer);
     let bytes = owned::read(&path, header::HEADER_LEN_MAX)
         .map_err(HostError::io("reading a layer's header", &path))?;
@@ -294,7 +340,7 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
         true => header.size_bytes >= row.size_bytes,
         false => header.size_bytes == row.size_bytes,
     };
-    let stands_on = header.parent == row.parent || is_folded_away(region, header, row)?;
+    let stands_on = header.parent == row.parent || footing::is_folded_away(region, header, row)?;
     if !size_fits || !stands_on {
         let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
         return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
@@ -342,77 +388,11 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
     Ok((untrusted.verify(keys.header())?, written))
 }
 
-/// Whether header and row name other parents for a fold's sake, by the word of a layer's own key: the layer itself took the
-/// parent that its row still names, or the parent that its row names took the one that its header names.
-fn is_folded_away(region: &Region, header: &Header, row: &LayerRow) -> Result<bool> {
-    let Some(parent) = row.parent else { return Ok(false) };
-    if header.took == Some(parent) {
-        return Ok(true);
-    }
-    let claims = untrusted_header(region, parent)?;
-    if header.parent.is_none() || claims.claims().took != header.parent {
-        return Ok(false);
-    }
-    let Some(parent) = region.catalog()?.read(|tx| tx.find_layer(parent))? else { return Ok(false) };
-    let keys = layer_keys(region, &parent)?;
-    Ok(claims.verify(keys.header())?.layer == parent.id)
-}
-
 /// A layer's subkeys, by its row.
-fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
+pub(super) fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)
-}
-
-/// Makes a layer's header name the parent that its row does: a fold has put that in another's place.
-pub fn name_parent(region: &Region, row: &LayerRow) -> Result<()> {
-    // A header that is right already needs no key, which may be disabled.
-    if untrusted_header(region, row.id)?.claims().parent == row.parent {
-        return Ok(());
-    }
-    let keys = layer_keys(region, row)?;
-    let header = header_by(region, row.id, &keys)?;
-    // Not on the word of a row alone: what the header says is believed afterwards.
-    let is_vouched = is_folded_away(region, &header, row)?
-        || row.state == LayerState::Preparing && stands_on_moment_of(region, &header, row)?;
-    if !is_vouched {
-        let (expected, found) =
-            (format!("{:?} to have its place by a fold", header.parent), format!("{:?}", row.parent));
-        return Err(damaged_layer(row.id, expected, found));
-    }
-    change_header(region, row.id, &keys, |header| header.parent = row.parent)
-}
-
-/// Whether the parent that its row names is of a moment that its header, made before folds, says it stands on.
-fn stands_on_moment_of(region: &Region, header: &Header, row: &LayerRow) -> Result<bool> {
-    let Some(parent) = row.parent else { return Ok(false) };
-    let Some(parent) = region.catalog()?.read(|tx| tx.find_layer(parent))? else { return Ok(false) };
-    let points = header_by(region, parent.id, &layer_keys(region, &parent)?)?.points;
-    Ok(!points.is_empty() && header.points.ends_with(&points))
-}
-
-/// Commits what makes a new layer count, once its header names the parent that its row does: where another process makes it,
-/// the owner of the layers may have folded its parent away since the header was written.
-pub fn commit_made<T, E>(
-    region: &Region,
-    id: LayerId,
-    commit: impl Fn(&crate::catalog::WriteTx) -> Result<T, E>,
-) -> Result<T, E>
-where
-    E: From<HostError> + From<crate::catalog::CatalogError> + From<crate::region::RegionError>,
-{
-    loop {
-        let row = region.catalog()?.read(|tx| tx.layer(id))?;
-        name_parent(region, &row)?;
-        let committed = region.catalog()?.write(|tx| match tx.layer(id)?.parent == row.parent {
-            true => commit(tx).map(Some),
-            false => Ok(None),
-        })?;
-        if let Some(committed) = committed {
-            return Ok(committed);
-        }
-    }
 }
 
 /// Changes a header that was written with these keys.
@@ -429,7 +409,7 @@ pub fn change_header(
         .map_err(HostError::io("writing a layer's header", &path))
 }
 
-fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {
+pub(super) fn damaged_layer(layer: LayerId, expected: String, found: String) -> HostError {
     LayerError::Corrupted { what: format!("layer {layer}"), expected, found }.into()
 }
 
@@ -536,6 +516,15 @@ pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
         _ => crashsafe::sync_dir(&region.layers_dir())
             .map_err(HostError::io("syncing the layers' folder", &dir)),
     }
+}
+
+/// Whether a layer's folder holds none of its files: a removal was cut short after the last of them.
+pub(super) fn is_emptied(region: &Region, layer: LayerId) -> bool {
+    let dir = region.layer_dir(layer);
+    let is_missing = |name: &&str| {
+        fs::symlink_metadata(dir.join(name)).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    };
+    [DATA, UNNAMED, MAP, HEADER].iter().all(is_missing)
 }
 
 /// Whether a layer that is being made has lost its maker: that holds the data file's lock, from a moment after the row.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::chain::Chain;
 use super::fold::FoldWorker;
 use super::folder::{self, LayerSpec, Opening};
+use super::footing;
 use super::host_error::{HostError, Result};
 use super::litter;
 use super::live::LiveVolume;
@@ -25,7 +26,6 @@ use super::vouch;
 use crate::catalog::{Layer as LayerRow, LayerState};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
-use crate::layer::header::Header;
 use crate::layer::{Anchor, Layer, PageCache, SealedMark};
 use crate::region::{Region, VolumeAnchor};
 
@@ -168,7 +168,7 @@ impl Host {
     fn recover_volume(self: &Arc<Self>, id: VolumeId) -> Result<OpenVolume> {
         self.must_own()?;
         let row = self.region.catalog()?.read(|tx| tx.volume(id))?;
-        let chain_rows = self.region.catalog()?.read(|tx| tx.layer_chain(row.active))?;
+        let chain_rows = footing::chain_rows(&self.region, row.active)?;
         // Recovery writes: only to what is the volume's.
         vouch::check_volume(&self.region, &row, &folder::checked_header(&self.region, &chain_rows[0])?.0)?;
         let mut layers = self.open_sealed_rows(&chain_rows[1..])?;
@@ -176,6 +176,10 @@ impl Host {
         let anchor = anchor.map(|a| Anchor { generation: a.generation, confirmed: a.confirmed_seq });
         let active = folder::open_layer(&self.region, &self.cache, &chain_rows[0], Opening::Recover(anchor))?;
         let active = self.register(active);
+        match layers.last() {
+            Some(below) => footing::check_pair(&self.region, below, &active)?,
+            None => footing::check_lowest(&self.region, &active)?,
+        }
         let open = if active.is_ended() {
             let next_id = row.next.ok_or_else(|| {
                 HostError::refused(
@@ -185,7 +189,8 @@ impl Host {
             })?;
             let next_row = self.region.catalog()?.read(|tx| tx.layer(next_id))?;
             let next_header = folder::checked_header(&self.region, &next_row)?.0;
-            vouch::check_next(&row, active.id(), &next_row, &next_header)?;
+            let ended_header = folder::header_by(&self.region, active.id(), active.keys())?;
+            vouch::check_next(&row, &active, &ended_header, &next_row, &next_header)?;
             let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
             self.commit_seals(&[(id, &active, next_id)], |_| Ok(()))?;
             layers.push(active.clone());
@@ -225,9 +230,12 @@ impl Host {
         self.layers.lock().remove(&id);
     }
 
-    /// Sealed layers by their rows, nearest first; the answer is oldest first.
+    /// Sealed layers by their rows, nearest first, down to the lowest; the answer is oldest first. Each stands on what it was put
+    /// on.
     pub(super) fn open_sealed_rows(&self, rows: &[LayerRow]) -> Result<Vec<Arc<Layer>>> {
-        rows.iter().rev().map(|row| self.open_sealed(row)).collect()
+        let layers = rows.iter().rev().map(|row| self.open_sealed(row)).collect::<Result<Vec<_>>>()?;
+        footing::check_chain(&self.region, &layers)?;
+        Ok(layers)
     }
 
     /// A sealed layer by its row. One that is open is taken, if it is as the row says: a fold may have gone on without it.
@@ -319,7 +327,7 @@ impl Host {
     pub fn points_of_snapshot(&self, stack: &Stack) -> Result<Vec<Point>> {
         let Some(top) = stack.chain.layers().last() else { return Ok(Vec::new()) };
         let header = folder::header_by(&self.region, top.id(), top.keys())?;
-        Ok(vouch::points_of(top.id(), top.keys(), &header, None))
+        Ok(vouch::points_of(top.id(), top.keys(), &header))
     }
 
     /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.
@@ -340,12 +348,12 @@ impl Host {
 
     /// A sealed layer and all below it, as a disk.
     pub fn open_chain(&self, layer: LayerId) -> Result<Stack> {
-        let mut rows = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
+        let mut rows = footing::chain_rows(&self.region, layer)?;
         loop {
             let opened = self.open_sealed_rows(&rows);
             if opened.is_err() {
                 // A fold, perhaps of another process, joins layers while they are being opened.
-                let now = self.region.catalog()?.read(|tx| tx.layer_chain(layer))?;
+                let now = footing::chain_rows(&self.region, layer)?;
                 if now != rows {
                     rows = now;
                     continue;
@@ -426,29 +434,15 @@ impl Host {
             .map_err(HostError::io("asking the size of a layer in", &dir))
     }
 
-    /// Nothing of it comes from the catalog but where its parent is, which says itself what it is: what a header says is believed
-    /// afterwards. The layer's points, nearest first.
+    /// Nothing of it comes from the catalog: what a header says is believed afterwards. The layer's points, nearest first.
     fn write_sealed_header(&self, layer: &Layer, mark: SealedMark) -> Result<Vec<Point>> {
         let header = folder::header_by(&self.region, layer.id(), layer.keys())?;
-        let parent = header.parent.map(|id| self.header_of_parent(id)).transpose()?.flatten();
-        let points = vouch::points_of(layer.id(), layer.keys(), &header, parent.as_ref());
+        let points = vouch::points_of(layer.id(), layer.keys(), &header);
         folder::change_header(&self.region, layer.id(), layer.keys(), |header| {
             header.points.clone_from(&points);
             header.sealed = Some(mark);
         })?;
         Ok(points)
-    }
-
-    /// None: a fold has taken it away, and its points are in the header of the layer that stood on it.
-    fn header_of_parent(&self, id: LayerId) -> Result<Option<Header>> {
-        let open = self.layers.lock().get(&id).and_then(Weak::upgrade);
-        if let Some(layer) = open {
-            return folder::header_by(&self.region, id, layer.keys()).map(Some);
-        }
-        match self.region.catalog()?.read(|tx| tx.find_layer(id))? {
-            Some(row) => folder::checked_header(&self.region, &row).map(|(header, _)| Some(header)),
-            None => Ok(None),
-        }
     }
 
     fn commit_finished_seal(
@@ -504,15 +498,17 @@ impl Host {
         // What the row says is believed of a new layer from here on: its cipher and its key above all.
         let header = folder::header_by(&self.region, active.id(), active.keys())?;
         vouch::check_volume(&self.region, &volume, &header)?;
+        // It ends at a moment that is known already: nothing of a header waits for a seal.
+        let points = vouch::points_of(active.id(), active.keys(), &header);
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
-            parent: Some(active.id()),
+            parent: points.first().map(|point| (active.id(), *point)),
             size_bytes,
             cipher: volume.cipher,
             key: volume.key,
             kind: volume.kind,
-            points: header.points,
+            points,
             turn: header.turn + 1,
         };
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::VolumeError;
 use crate::catalog::{CatalogError, Kind};
 use crate::crypto::CryptoError;
+use crate::ids::LayerId;
 use crate::kms::KmsError;
 use crate::layer::LayerError;
 use crate::region::RegionError;
@@ -45,6 +46,17 @@ pub enum HostError {
         what: String,
         /// Why it is not believed.
         why: String,
+    },
+    /// A layer stands on another, or on another moment of it, than it was put on.
+    #[error(
+        "layer {upper} does not fit the one below it, layer {lower}: its files or rows, or those of layer {upper}, are of another \
+         moment, as after a backup that was put back in part"
+    )]
+    Misfit {
+        /// The layer.
+        upper: LayerId,
+        /// What is below it.
+        lower: LayerId,
     },
     /// Against a rule.
     #[error("{message}")]
@@ -118,6 +130,11 @@ impl HostError {
                  was put back on purpose: `terrane region check --accept-older`"
                     .into(),
             ),
+            Self::Misfit { .. } => Some(
+                "put back all of the region from one moment, and run `terrane region check --accept-older`; else take what stands on \
+                 it from a copy in another region"
+                    .into(),
+            ),
             Self::Answered { hint, .. } => hint.clone(),
             Self::Volume(e) if e.is_corruption() => {
                 Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
@@ -140,9 +157,12 @@ impl HostError {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
                 _ => libc::EIO,
             },
-            Self::Unvouched { .. } | Self::Region(_) | Self::Catalog(_) | Self::Kms(_) | Self::Crypto(_) => {
-                libc::EIO
-            }
+            Self::Unvouched { .. }
+            | Self::Misfit { .. }
+            | Self::Region(_)
+            | Self::Catalog(_)
+            | Self::Kms(_)
+            | Self::Crypto(_) => libc::EIO,
         }
     }
 }

@@ -15,6 +15,7 @@ mod error;
 mod execute;
 mod fold;
 pub mod folder;
+pub mod footing;
 mod host;
 mod host_error;
 mod litter;

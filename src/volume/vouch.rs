@@ -6,13 +6,13 @@
 //!   those none before the one that this machine saw last.
 //! - A point is minted from the key of the layer that ends: nobody else can say it, and it needs no row to be known.
 
-use super::folder;
 use super::host_error::{HostError, Result};
+use super::{folder, footing};
 use crate::catalog::{Layer as LayerRow, Snapshot, Volume};
 use crate::crypto::{LayerKeys, Prf};
 use crate::ids::{LayerId, Point};
 use crate::layer::Layer;
-use crate::layer::header::Header;
+use crate::layer::header::{Folding, Header};
 use crate::region::Region;
 
 /// The point that a layer is sealed at.
@@ -20,22 +20,12 @@ pub fn mint_point(layer: LayerId, keys: &LayerKeys) -> Point {
     Point(keys.header().mac(&[b"point\0", &layer.0]))
 }
 
-/// The points of a layer that has ended, nearest first, by its header and that of its parent: its own, and those below.
-pub(super) fn points_of(
-    layer: LayerId,
-    keys: &LayerKeys,
-    header: &Header,
-    parent: Option<&Header>,
-) -> Vec<Point> {
-    if header.sealed.is_some() {
-        return header.points.clone();
+/// The points of a layer that has ended, or is to, nearest first, by its header: its own, and those below.
+pub(super) fn points_of(layer: LayerId, keys: &LayerKeys, header: &Header) -> Vec<Point> {
+    match header.sealed {
+        Some(_) => header.points.clone(),
+        None => std::iter::once(mint_point(layer, keys)).chain(header.points.iter().copied()).collect(),
     }
-    // Made before its parent was sealed, it lacks that one's point; after a fold it may have more than its parent has.
-    let below = match parent {
-        Some(parent) if !header.points.ends_with(&parent.points) => &parent.points,
-        _ => &header.points,
-    };
-    std::iter::once(mint_point(layer, keys)).chain(below.iter().copied()).collect()
 }
 
 /// The moment that an open layer holds, by its own word.
@@ -44,7 +34,8 @@ pub(super) fn own_point(region: &Region, layer: &Layer) -> Result<Point> {
     Ok(point_in(layer.id(), layer.keys(), &header))
 }
 
-fn point_in(layer: LayerId, keys: &LayerKeys, header: &Header) -> Point {
+/// The moment that a layer holds, or will when it ends, by its header.
+pub(super) fn point_in(layer: LayerId, keys: &LayerKeys, header: &Header) -> Point {
     match (header.sealed, header.points.first()) {
         (Some(_), Some(point)) => *point,
         _ => mint_point(layer, keys),
@@ -83,7 +74,9 @@ pub(super) fn check_snapshot(
     keys: &LayerKeys,
 ) -> Result<()> {
     let point = point_in(header.layer, keys, header);
-    let why = if row.mac.is_none() {
+    let why = if matches!(header.fold, Some(Folding::Absorbs(_))) {
+        "its layer is being made another's, since no snapshot named it"
+    } else if row.mac.is_none() {
         "nothing vouches for its row: it was made by an earlier version, or changed"
     } else if !is_vouched(region, row, point)? {
         "its row is not what was said when it was taken: name, size, owner, volume or layer were changed"
@@ -100,7 +93,7 @@ pub(super) fn header_of_snapshot(region: &Region, row: &Snapshot) -> Result<Head
     let layer = region.catalog()?.read(|tx| tx.layer(row.layer))?;
     let (header, keys) = folder::checked_header(region, &layer)?;
     check_snapshot(region, row, &header, &keys)?;
-    let points = points_of(header.layer, &keys, &header, None);
+    let points = points_of(header.layer, &keys, &header);
     Ok(Header { points, ..header })
 }
 
@@ -131,8 +124,16 @@ pub(super) fn check_volume_row(region: &Region, row: &Volume) -> Result<()> {
 }
 
 /// Refuses a layer as the next of a volume unless it was made to follow the active one.
-pub(super) fn check_next(volume: &Volume, active: LayerId, row: &LayerRow, header: &Header) -> Result<()> {
-    let follows = row.parent == Some(active)
+pub(super) fn check_next(
+    volume: &Volume,
+    active: &Layer,
+    active_header: &Header,
+    row: &LayerRow,
+    header: &Header,
+) -> Result<()> {
+    let point = point_in(active.id(), active.keys(), active_header);
+    let follows = row.parent == Some(active.id())
+        && footing::fits(header, active_header, Some(point))
         && (header.volume, header.cipher, header.key) == (volume.id, volume.cipher, volume.key);
     match follows {
         true => Ok(()),

@@ -114,6 +114,7 @@ impl Shelf {
             map: self.place.store(id, "map"),
             keys: Arc::new(LayerKeys::derive(self.cipher, &Secret::new(key)).unwrap()),
             cache: self.cache.clone(),
+            edition: 0,
         }
     }
 

@@ -113,6 +113,13 @@ impl World {
         rows.sort_unstable();
         folders.sort_unstable();
         assert_eq!(folders, rows, "folders and rows of layers of {region}");
+        for layer in folders {
+            let text =
+                std::fs::read_to_string(host.region().layers_dir().join(&layer).join("header.toml")).unwrap();
+            let of_fold =
+                |line: &&str| ["took", "fills_from", "absorbs"].iter().any(|word| line.starts_with(word));
+            assert_eq!(text.lines().find(of_fold), None, "the header of layer {layer}, after all folds");
+        }
     }
 }
 

@@ -37,7 +37,7 @@ impl Files {
 
     fn parts(&self) -> Parts {
         let cache = Arc::new(PageCache::new(64));
-        Parts { id: ID, data: self.data.clone(), map: self.map.clone(), keys: keys(), cache }
+        Parts { id: ID, data: self.data.clone(), map: self.map.clone(), keys: keys(), cache, edition: 0 }
     }
 
     /// Where the superblock of the higher generation lies.

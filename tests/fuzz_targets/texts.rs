@@ -7,7 +7,7 @@ use terrane::doors;
 use terrane::ids::{
     AccountId, GroupId, InstanceId, KeyId, LayerId, Name, Point, RegionId, SnapshotId, TaskId, VolumeId,
 };
-use terrane::layer::header::{Header, UntrustedHeader};
+use terrane::layer::header::{Folding, Header, UntrustedHeader};
 
 pub fn region_toml(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -57,6 +57,7 @@ pub fn header_seed() -> String {
         volume: "vol-0123456789abcdef0".parse().unwrap(),
         layer: LayerId([2; 16]),
         parent: Some(LayerId([3; 16])),
+        parent_point: Some(Point([5; 16])),
         size_bytes: 10 << 30,
         cipher: Cipher::XtsAes256,
         kind: "data".into(),
@@ -67,6 +68,9 @@ pub fn header_seed() -> String {
         sealed: Some(terrane::layer::SealedMark { generation: 3, mac: [6; 16] }),
         took: Some(LayerId([8; 16])),
         turn: 7,
+        edition: 2,
+        reached: Some(terrane::layer::Anchor { generation: 5, confirmed: 70 }),
+        fold: Some(Folding::Absorbs(LayerId([9; 16]))),
     };
     header.to_text(keys().header())
 }

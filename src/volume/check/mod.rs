@@ -70,9 +70,11 @@ impl Findings {
 /// Whether a layer that can't be opened is damaged, and not only closed to us or in somebody's hands.
 fn is_damage(error: &HostError) -> bool {
     match error {
-        HostError::Volume(_) | HostError::Io { .. } | HostError::Crypto(_) | HostError::Unvouched { .. } => {
-            true
-        }
+        HostError::Volume(_)
+        | HostError::Io { .. }
+        | HostError::Crypto(_)
+        | HostError::Misfit { .. }
+        | HostError::Unvouched { .. } => true,
         HostError::Kms(e) => matches!(e, KmsError::Damaged { .. } | KmsError::NotFound { .. }),
         _ => false,
     }

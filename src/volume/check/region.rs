@@ -12,6 +12,7 @@ use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder;
+use crate::volume::footing;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::owner::LayersLock;
@@ -74,6 +75,7 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
             break;
         }
     }
+    check_footings(host, &mut report)?;
     check_rows(host, &mut report)?;
     report.cancelled = watch.cancel.load(Ordering::Relaxed);
     report.checked_bytes = meter.done();
@@ -117,6 +119,41 @@ fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
             Ok(host.region.catalog()?.read(read)?)
         };
         check_row(look, |row| vouch::header_of_snapshot(&host.region, row).map(drop), report)?;
+    }
+    Ok(())
+}
+
+/// Where layers stand: each on what it was put on. What is wrong with a layer itself is told of the layer.
+fn check_footings(host: &Host, report: &mut RegionCheck) -> Result<()> {
+    let rows = host.region.catalog()?.read(|tx| tx.layers())?;
+    for id in rows.iter().map(|row| row.id) {
+        let mut before = None;
+        loop {
+            let found = host.region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+                let Some(row) = tx.find_layer(id)? else { return Ok(None) };
+                let parent = row.parent.map(|parent| tx.find_layer(parent)).transpose()?;
+                // A row that is not there is told of the catalog.
+                let parent = match parent {
+                    Some(None) => return Ok(None),
+                    found => found.flatten(),
+                };
+                let folds = tx.folds()?.into_iter().filter(|f| f.child == id).collect::<Vec<_>>();
+                Ok(Some((row, parent, folds)))
+            })?;
+            let is_settled = |state| !matches!(state, LayerState::Preparing | LayerState::Deleting);
+            let Some((row, parent, folds)) = found.as_ref().filter(|(row, ..)| is_settled(row.state)) else {
+                break;
+            };
+            match footing::check_row(&host.region, row, parent.as_ref(), !folds.is_empty()) {
+                // A fold joins them just now.
+                Err(HostError::Misfit { .. }) if before != found => before = found,
+                Err(error @ HostError::Misfit { .. }) => {
+                    report.findings.add(Finding { layer: id, sector: None, what: error.to_string() });
+                    break;
+                }
+                _ => break,
+            }
+        }
     }
     Ok(())
 }

@@ -9,9 +9,9 @@ use crate::catalog::Layer as LayerRow;
 use crate::ids::SnapshotId;
 use crate::layer::Layer;
 use crate::units::SECTOR_BYTES;
-use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::Result;
+use crate::volume::{folder, footing};
 
 /// What became of it.
 #[derive(Debug)]
@@ -52,7 +52,8 @@ pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> R
 fn open_all(host: &Host, id: SnapshotId) -> Result<(Vec<Arc<Layer>>, Findings)> {
     // A fold may move the snapshot to another layer.
     let chain = || -> Result<Vec<LayerRow>> {
-        Ok(host.region.catalog()?.read(|tx| tx.layer_chain(tx.snapshot(id)?.layer))?)
+        let layer = host.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        footing::chain_rows(&host.region, layer)
     };
     let mut rows = chain()?;
     loop {

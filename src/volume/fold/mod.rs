@@ -3,10 +3,12 @@
 //!
 //! The order, so that a cut leaves a disk that reads the same and a fold that goes on:
 //! 1. The fold's row; a sealed layer that will be written to is `filling` or `absorbing` from here on.
-//! 2. Sectors through that layer's log and pages, like any writes. Readers see both layers: what they read stays the same.
-//! 3. That layer is durable, and sealed again; its header says so.
-//! 4. One transaction: the layer that stays has the other's place, the other is being deleted.
-//! 5. Headers that name the layer that goes are mended; then its folder goes, then its row.
+//! 2. That layer's header says the same, and which layer it is joined with: from here on no older header goes with its data.
+//! 3. Sectors through that layer's log and pages, like any writes. Readers see both layers: what they read stays the same.
+//! 4. That layer is durable, and sealed again; its header says so, what it stands on now, and which layer it took.
+//! 5. One transaction: the layer that stays has the other's place, the other is being deleted. Where this fails, the header of 4
+//!    has decided it: it is done by whoever goes on.
+//! 6. Headers that name the layer that goes are mended; then its folder goes, then what the header says of it, then its row.
 
 mod order;
 mod sectors;
@@ -21,11 +23,13 @@ pub use worker::FoldWorker;
 
 use super::chain::Chain;
 use super::folder::{self, Opening};
+use super::footing;
 use super::host::Host;
 use super::host_error::{HostError, Result};
 use super::open_volume::OpenVolume;
 use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState};
 use crate::ids::LayerId;
+use crate::layer::header::Folding;
 use crate::layer::{Anchor, Layer, LayerError, SealedMark};
 use crate::units::SECTOR_BYTES;
 
@@ -195,9 +199,10 @@ impl Host {
         let _one = self.changing.lock();
         let headers = self.headers.lock();
         match sealed {
-            None => self.commit_live(fold, &job.from, job.into.layer())?,
-            Some((layer, mark)) => self.commit_sealed(fold, &job.from, layer, mark)?,
+            None => self.settle_live(fold, &job.from, job.into.layer())?,
+            Some((layer, mark)) => self.settle_sealed(fold, &job.from, layer, mark)?,
         }
+        self.commit(fold, sealed.map(|(_, mark)| mark))?;
         drop(headers);
         // It goes on as the sealed layer that it is: to open it once more its key may be disabled by now.
         let _kept = match job.into {
@@ -219,50 +224,59 @@ impl Host {
         finish(&self.region, fold.gone())
     }
 
-    fn commit_live(&self, fold: &Fold, from: &Layer, layer: &Layer) -> Result<()> {
-        let (parent, _) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
-        // The moments below come to this header: they stand in that of the layer that goes, or in none.
-        let below = folder::header_by(&self.region, fold.parent, from.keys())?.points;
+    /// The header of a volume's active layer that has all of its parent: it stands on what lies below that. Older data of it
+    /// does not.
+    fn settle_live(&self, fold: &Fold, from: &Layer, layer: &Layer) -> Result<()> {
+        let (parent, _) = self.region.catalog()?.read(|tx| order::check(tx, fold))?;
+        let taken = folder::header_by(&self.region, fold.parent, from.keys())?;
+        let reached = layer.anchor();
         folder::change_header(&self.region, fold.child, layer.keys(), |header| {
-            header.points = below;
+            header.points = taken.points;
             header.parent = parent.parent;
+            header.parent_point = taken.parent_point;
+            header.edition += 1;
+            header.reached = Some(reached);
             header.took = Some(fold.parent);
-        })?;
-        self.region.catalog()?.write(|tx| {
-            let (parent, _) = order::check(tx, fold)?;
-            tx.set_layer_parent(fold.child, parent.parent)?;
-            tx.set_layer_state(fold.parent, LayerState::Deleting)?;
-            tx.set_fold_progress(&Fold { is_moved: true, ..fold.clone() })?;
-            Ok(())
         })
     }
 
     /// The header first: it vouches for what the rows say afterwards.
-    fn commit_sealed(&self, fold: &Fold, from: &Layer, layer: &Layer, mark: SealedMark) -> Result<()> {
-        let (parent, _) = self.region.catalog()?.write(|tx| order::check(tx, fold))?;
-        let of_child = match fold.way {
-            FoldWay::Down => folder::header_by(&self.region, from.id(), from.keys())?,
-            FoldWay::Up => folder::header_by(&self.region, layer.id(), layer.keys())?,
-        };
+    fn settle_sealed(&self, fold: &Fold, from: &Layer, layer: &Layer, mark: SealedMark) -> Result<()> {
+        let (parent, _) = self.region.catalog()?.read(|tx| order::check(tx, fold))?;
+        let taken = folder::header_by(&self.region, fold.gone(), from.keys())?;
         folder::change_header(&self.region, fold.kept(), layer.keys(), |header| {
             header.parent = parent.parent;
-            header.size_bytes = of_child.size_bytes;
-            header.points = of_child.points;
+            match fold.way {
+                FoldWay::Up => header.parent_point = taken.parent_point,
+                FoldWay::Down => {
+                    header.size_bytes = taken.size_bytes;
+                    header.points = taken.points;
+                }
+            }
             header.sealed = Some(mark);
+            header.fold = None;
             header.took = Some(fold.gone());
-        })?;
-        let stored = self.stored_bytes(layer.id())?;
-        // Whoever asks for it by its new row must not get one that was opened before.
-        self.unregister(layer.id());
+        })
+    }
+
+    /// The rows say what the header of the layer that stays does; with its seal, if it has one.
+    fn commit(&self, fold: &Fold, mark: Option<SealedMark>) -> Result<()> {
+        let stored = self.stored_bytes(fold.kept())?;
+        if mark.is_some() {
+            // Whoever asks for it by its new row must not get one that was opened before.
+            self.unregister(fold.kept());
+        }
         self.region.catalog()?.write(|tx| {
             let (parent, child) = order::check(tx, fold)?;
             match fold.way {
                 FoldWay::Up => tx.set_layer_parent(fold.child, parent.parent)?,
                 FoldWay::Down => tx.give_layers_place(&child, fold.parent)?,
             }
-            tx.set_layer_seal(fold.kept(), mark.generation, mark.mac)?;
-            tx.set_layer_stored_bytes(fold.kept(), stored)?;
-            tx.set_layer_state(fold.kept(), LayerState::Sealed)?;
+            if let Some(mark) = mark {
+                tx.set_layer_seal(fold.kept(), mark.generation, mark.mac)?;
+                tx.set_layer_stored_bytes(fold.kept(), stored)?;
+                tx.set_layer_state(fold.kept(), LayerState::Sealed)?;
+            }
             tx.set_layer_state(fold.gone(), LayerState::Deleting)?;
             tx.set_fold_progress(&Fold { is_moved: true, ..fold.clone() })?;
             Ok(())
@@ -277,33 +291,51 @@ impl Host {
             if !open.disk.stack().chain.layers().iter().any(|l| l.id() == fold.gone()) {
                 continue;
             }
-            let active = open.disk.active().id();
-            let rows = self.region.catalog()?.read(|tx| tx.layer_chain(active))?;
-            open.disk.replace_chain(Chain::new(self.open_sealed_rows(&rows[1..])?));
+            let active = open.disk.active();
+            let rows = footing::chain_rows(&self.region, active.id())?;
+            let below = self.open_sealed_rows(&rows[1..])?;
+            if let Some(top) = below.last() {
+                footing::check_pair(&self.region, top, &active)?;
+            }
+            // Before it is written to without what goes: its header from before names that.
+            let edition = folder::header_by(&self.region, active.id(), active.keys())?.edition;
+            active.require_edition(edition)?;
+            open.disk.replace_chain(Chain::new(below));
         }
         Ok(())
     }
 
     /// The layers of a fold, open. The caller holds `changing`.
     fn open_job(self: &Arc<Self>, fold: Fold, keep: bool, resumed: bool) -> Result<Job> {
-        let (rows, child) = self
-            .region
-            .catalog()?
-            .read(|tx| -> Result<_> { Ok((tx.layer_chain(fold.parent)?, tx.layer(fold.child)?)) })?;
+        let (rows, child) = self.region.catalog()?.read(|tx| -> Result<_> {
+            // A row that says so of layers that others need would have them overwritten.
+            order::check(tx, &fold)?;
+            Ok((tx.layer_chain(fold.parent)?, tx.layer(fold.child)?))
+        })?;
         let below = Chain::new(self.open_sealed_rows(&rows[1..])?);
         let parent = &rows[0];
+        let folding = match fold.way {
+            FoldWay::Up => Folding::Fills(fold.parent),
+            FoldWay::Down => Folding::Absorbs(fold.child),
+        };
         let reopen = |row: &LayerRow, size_bytes: u64| -> Result<Into> {
-            let opening = Opening::Reopen(size_bytes.max(row.size_bytes));
+            let opening = Opening::Reopen(folding, size_bytes.max(row.size_bytes));
             let layer = folder::open_layer(&self.region, &self.cache, row, opening)?;
             Ok(Into::Sealed { layer: Box::new(layer), resumed })
         };
-        let (from, into) = match fold.way {
-            FoldWay::Down => (self.open_sealed(&child)?, reopen(parent, child.size_bytes)?),
+        let from = self.open_sealed(if fold.way == FoldWay::Down { &child } else { parent })?;
+        // Before anything is written: they are what they were when the child was put on the parent.
+        if child.state != LayerState::Active {
+            footing::check_row(&self.region, &child, Some(parent), false)?;
+        }
+        let into = match fold.way {
+            FoldWay::Down => reopen(parent, child.size_bytes)?,
             FoldWay::Up if child.state == LayerState::Active => {
                 let active = self.open_active(&child, keep)?.disk.active();
-                (self.open_sealed(parent)?, Into::Live(active))
+                footing::check_pair(&self.region, &from, &active)?;
+                Into::Live(active)
             }
-            FoldWay::Up => (self.open_sealed(parent)?, reopen(&child, child.size_bytes)?),
+            FoldWay::Up => reopen(&child, child.size_bytes)?,
         };
         let mut fold = fold;
         // The catalog has no MAC of its own: what it made us leave out would be lost.
@@ -361,25 +393,39 @@ fn seal_again(layer: &Layer, resumed: bool) -> Result<SealedMark> {
 
 /// Takes away the layer that a fold has emptied, once no header names it any more.
 pub(super) fn finish(region: &crate::region::Region, gone: LayerId) -> Result<()> {
-    let (fold, named_by) = region.catalog()?.read(|tx| -> Result<_> {
-        let Some(fold) = tx.find_fold_of_gone(gone)?.filter(|f| f.is_moved) else {
-            return Ok((None, Vec::new()));
-        };
+    let fold = region.catalog()?.read(|tx| tx.find_fold_of_gone(gone))?.filter(|f| f.is_moved);
+    if let Some(fold) = &fold {
+        mend_headers(region, fold)?;
+    }
+    folder::remove_unneeded(region, gone)?;
+    match fold {
+        Some(fold) => Ok(region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?),
+        None => Ok(()),
+    }
+}
+
+/// Nothing names the layer that goes, on which its folder goes; and then nothing says any more that it was taken, so that it
+/// can't be put back under that word. Its row, and with it the fold's, is still there: a cut repeats this.
+fn mend_headers(region: &crate::region::Region, fold: &Fold) -> Result<()> {
+    let (kept, named_by, is_needed) = region.catalog()?.read(|tx| -> Result<_> {
         let named_by = match fold.way {
             // Its header said so before the rows did.
             FoldWay::Up => Vec::new(),
             FoldWay::Down => tx.children_of_layer(fold.parent)?,
         };
-        Ok((Some(fold), named_by))
+        Ok((tx.find_layer(fold.kept())?, named_by, !tx.layer_needs(fold.gone())?.is_empty()))
     })?;
-    // Who makes a layer sees to its header himself ([`folder::commit_made`]).
+    // Who makes a layer sees to its header himself ([`footing::commit_made`]).
     let is_whole = |row: &&LayerRow| !matches!(row.state, LayerState::Preparing | LayerState::Deleting);
     for row in named_by.iter().filter(is_whole) {
-        folder::name_parent(region, row)?;
+        footing::name_parent(region, row)?;
     }
-    folder::remove_unneeded(region, gone)?;
-    match fold {
-        Some(fold) => Ok(region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?),
+    if is_needed {
+        return Err(overtaken());
+    }
+    folder::remove_folder(region, fold.gone())?;
+    match kept {
+        Some(kept) => footing::forget_taken(region, &kept, fold.gone()),
         None => Ok(()),
     }
 }

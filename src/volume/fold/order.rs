@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{Job, SMALL_BYTES, WORTH_IT, overtaken};
-use crate::catalog::{CatalogError, Fold, FoldWay, Layer as LayerRow, LayerState, ReadTx, WriteTx};
+use crate::catalog::{CatalogError, Fold, FoldWay, Layer as LayerRow, LayerState, ReadTx};
 use crate::ids::LayerId;
+use crate::layer::SealedMark;
 use crate::units::SECTOR_BYTES;
+use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 
@@ -28,7 +30,7 @@ impl Host {
     ) -> Result<Option<Job>, (Option<LayerId>, Box<HostError>)> {
         let _one = self.changing.lock();
         let of_catalog = |e: HostError| (None, Box::new(e));
-        self.call_off_overtaken().map_err(of_catalog)?;
+        self.settle_begun().map_err(of_catalog)?;
         let read = || -> Result<_> {
             Ok(self.region.catalog()?.read(|tx| -> Result<_, crate::catalog::CatalogError> {
                 Ok((tx.folds()?, tx.foldable_layers()?))
@@ -61,22 +63,53 @@ impl Host {
         Ok(None)
     }
 
-    /// A fold into a volume's active layer, cut short, whose layer was sealed since: nobody was told that it is written to,
-    /// so it may not be. The fold begins anew with the layers as they are; what was moved stays.
-    fn call_off_overtaken(&self) -> Result<()> {
-        let is_overtaken = |tx: &ReadTx, fold: &Fold| -> Result<bool, CatalogError> {
-            let child = tx.find_layer(fold.child)?;
-            Ok(!fold.is_moved
-                && fold.way == FoldWay::Up
-                && child.is_some_and(|row| row.state == LayerState::Sealed))
-        };
-        let mut catalog = self.region.catalog()?;
-        for fold in catalog.read(|tx| tx.folds())? {
-            if catalog.read(|tx| is_overtaken(tx, &fold))? {
-                catalog.write(|tx| tx.delete_fold(fold.parent))?;
+    /// Folds cut short whose end, or beginning, has been decided otherwise than by their rows. Where the header of the layer that
+    /// stays says that it took the other, the rows follow: nothing of that one is missing. Else, of a fold into a volume's
+    /// active layer that was sealed since: nobody was told that it is written to, so it may not be. The fold begins anew with
+    /// the layers as they are; what was moved stays.
+    fn settle_begun(&self) -> Result<()> {
+        let folds = self.region.catalog()?.read(|tx| tx.folds())?;
+        for fold in folds.into_iter().filter(|f| !f.is_moved) {
+            match self.took(&fold) {
+                Ok(Some(mark)) => {
+                    let _headers = self.headers.lock();
+                    if let Err(error) = self.commit(&fold, mark) {
+                        tracing::warn!(layer = %fold.parent, %error, "the end of a fold could not be written down");
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                // Such as one under a disabled key: it is tried again.
+                Err(error) => {
+                    tracing::warn!(layer = %fold.parent, %error, "how far a fold is could not be told");
+                    continue;
+                }
             }
+            self.region.catalog()?.write(|tx| -> Result<_, CatalogError> {
+                let child = tx.find_layer(fold.child)?;
+                let is_sealed = child.is_some_and(|row| row.state == LayerState::Sealed);
+                match fold.way == FoldWay::Up && is_sealed {
+                    true => tx.delete_fold(fold.parent),
+                    false => Ok(()),
+                }
+            })?;
         }
         Ok(())
+    }
+
+    /// Whether the layer that stays says that it took the other; then also its seal, if it has one.
+    fn took(&self, fold: &Fold) -> Result<Option<Option<SealedMark>>> {
+        // What can't be read is told when it is opened; and without this word no key is needed.
+        match folder::untrusted_header(&self.region, fold.kept()) {
+            Ok(header) if header.claims().took == Some(fold.gone()) => {}
+            _ => return Ok(None),
+        }
+        let Some(row) = self.region.catalog()?.read(|tx| tx.find_layer(fold.kept()))? else {
+            return Ok(None);
+        };
+        let (header, _) = folder::checked_header(&self.region, &row)?;
+        let is_done = header.took == Some(fold.gone()) && header.fold.is_none();
+        Ok(is_done.then_some(header.sealed))
     }
 
     fn choose(self: &Arc<Self>, parent: &LayerRow, child: &LayerRow, keep: bool) -> Result<Choice> {
@@ -133,7 +166,7 @@ impl Host {
 }
 
 /// The rows of a fold, if it still may be: nothing but the child needs the parent.
-pub(super) fn check(tx: &WriteTx, fold: &Fold) -> Result<(LayerRow, LayerRow)> {
+pub(super) fn check(tx: &ReadTx, fold: &Fold) -> Result<(LayerRow, LayerRow)> {
     let (Some(parent), Some(child)) = (tx.find_layer(fold.parent)?, tx.find_layer(fold.child)?) else {
         return Err(overtaken());
     };

@@ -3,7 +3,7 @@
 //! | header | log or superblock | state |
 //! |---|---|---|
 //! | sealed | the superblock it names | sealed |
-//! | sealed | a newer superblock | a fold was writing to it: left so, read as it is |
+//! | sealed, and a fold writes to it | that or a newer one | in that fold, which begins anew |
 //! | not sealed | its log has ended | sealed, its seal to be finished at the next opening |
 //! | not sealed | not ended, on a layer of its volume that has not ended either | next, if nothing is in it |
 //! | not sealed | else | active |
@@ -15,14 +15,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::Recovered;
-use crate::catalog::{Layer as LayerRow, LayerState};
+use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState};
 use crate::ids::{LayerId, Point};
 use crate::layer::PageCache;
-use crate::layer::header::Header;
+use crate::layer::header::{Folding, Header};
 use crate::region::Region;
 use crate::units::SECTOR_BYTES;
-use crate::volume::fold::SMALL_BYTES;
 use crate::volume::folder::{self, Opening};
+use crate::volume::footing;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::vouch;
 
@@ -33,6 +33,27 @@ pub(super) struct FoundLayer {
     pub points: Vec<Point>,
     /// Bytes of its sectors, where it could be opened.
     pub data_bytes: u64,
+    /// The moment that it holds, or will when it ends; none: it takes writes and can't be opened.
+    moment: Option<Point>,
+    is_open: bool,
+    /// The layer that stays of a fold that took this one.
+    taken: Option<(LayerId, FoldWay)>,
+}
+
+impl FoundLayer {
+    /// The fold that was writing to it, from its beginning; or that which took it, at its end.
+    pub fn fold(&self) -> Option<Fold> {
+        let id = self.row.id;
+        let (parent, child, way) = match (self.taken, self.header.fold) {
+            (Some((kept, FoldWay::Up)), _) => (id, kept, FoldWay::Up),
+            (Some((kept, FoldWay::Down)), _) => (kept, id, FoldWay::Down),
+            (None, Some(Folding::Fills(parent))) => (parent, id, FoldWay::Up),
+            (None, Some(Folding::Absorbs(child))) => (id, child, FoldWay::Down),
+            (None, None) => return None,
+        };
+        let is_moved = self.taken.is_some();
+        Some(Fold { parent, child, way, next_chunk: 0, mac: None, moved_bytes: 0, is_moved })
+    }
 }
 
 /// All layers that can be used, parents first.
@@ -51,12 +72,12 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
         let Some((header, written)) = headers.remove(&id) else { continue };
         let parent = header.parent.and_then(|parent| numbers.get(&parent)).map(|n| &found[*n]);
         let above = children.remove(&Some(id)).unwrap_or_default();
+        if let Some(why) = misfit(&header, parent, &above) {
+            recovered.unusable.push(format!("layer {id}: {why}"));
+            continue;
+        }
         let row = row_of(region, account, &header, written);
-        let lone = match above.as_slice() {
-            [child] => headers.get(child).is_some_and(|(header, _)| header.sealed.is_some()),
-            _ => false,
-        };
-        match examine(region, &cache, header, row, parent, lone, recovered) {
+        match examine(region, &cache, header, row, parent, recovered) {
             Ok(layer) => {
                 numbers.insert(id, found.len());
                 found.push(layer);
@@ -75,7 +96,35 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
         .collect();
     left.sort();
     recovered.unusable.append(&mut left);
+    end_folds(&mut found);
+    let is_gone = |layer: &LayerId| folder::is_emptied(region, *layer);
+    let took = found.iter().filter_map(|l| Some((l.row.id, l.header.took.filter(is_gone)?)));
+    recovered.taken = took.collect();
     Ok(found)
+}
+
+/// A layer that says that it took another has all of that one: it has its place, and the other goes, as after any fold. Where it
+/// can't be opened the other stays.
+fn end_folds(found: &mut [FoundLayer]) {
+    let took = |kept: &FoundLayer| {
+        let gone = kept.header.took.filter(|_| kept.is_open && kept.header.fold.is_none())?;
+        Some((kept.row.id, gone))
+    };
+    for (kept, gone) in found.iter().filter_map(took).collect::<Vec<_>>() {
+        let is_on_gone = |layer: &FoundLayer| layer.row.parent == Some(gone);
+        let is_needed = found.iter().any(is_on_gone);
+        let Some(layer) = found.iter_mut().find(|l| l.row.id == gone && l.row.state == LayerState::Sealed)
+        else {
+            continue;
+        };
+        let way = if layer.row.parent == Some(kept) { FoldWay::Down } else { FoldWay::Up };
+        if is_needed && way == FoldWay::Up {
+            continue;
+        }
+        layer.taken = Some((kept, way));
+        layer.row.state = LayerState::Deleting;
+        found.iter_mut().filter(|layer| is_on_gone(layer)).for_each(|layer| layer.row.parent = Some(kept));
+    }
 }
 
 type Headers = HashMap<LayerId, (Header, Timestamp)>;
@@ -93,6 +142,11 @@ fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<Headers> {
             Ok((header, written)) => {
                 let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
                 headers.insert(id, (header, written.min(region.now())));
+            }
+            Err(_) if folder::is_emptied(region, id) => {
+                recovered
+                    .notes
+                    .push(format!("layer {id} was being removed: what is left of it holds nothing"));
             }
             Err(e) => recovered.unusable.push(format!("layer {id}: {e}")),
         }
@@ -132,14 +186,33 @@ fn examine(
     header: Header,
     row: LayerRow,
     parent: Option<&FoundLayer>,
-    has_lone_sealed_child: bool,
     recovered: &mut Recovered,
 ) -> Result<FoundLayer, String> {
     let points = header.points.clone();
-    let layer = FoundLayer { header, row, points, data_bytes: 0 };
+    let layer = FoundLayer { header, row, points, data_bytes: 0, moment: None, is_open: false, taken: None };
     match layer.header.sealed {
-        Some(mark) => Ok(examine_sealed(region, cache, layer, mark, has_lone_sealed_child, recovered)),
+        Some(mark) => Ok(examine_sealed(region, cache, layer, mark, recovered)),
         None => examine_unsealed(region, cache, layer, parent, recovered),
+    }
+}
+
+/// Why a layer can't stand where its header says, or hold what a fold was bringing into it.
+fn misfit(header: &Header, parent: Option<&FoundLayer>, above: &[LayerId]) -> Option<String> {
+    if let Some(parent) = parent
+        && parent.moment.is_some()
+        && !footing::fits(header, &parent.header, parent.moment)
+    {
+        return Some(HostError::Misfit { upper: header.layer, lower: parent.row.id }.to_string());
+    }
+    match header.fold {
+        // It is no moment of a disk without that one.
+        Some(Folding::Absorbs(child)) if above != [child] => {
+            Some(format!("it was taking the sectors of layer {child}, which is missing or can't be used"))
+        }
+        Some(Folding::Fills(from)) if header.parent != Some(from) => {
+            Some(format!("it was taking the sectors of layer {from}, on which it does not stand"))
+        }
+        _ => None,
     }
 }
 
@@ -148,40 +221,33 @@ fn examine_sealed(
     cache: &Arc<PageCache>,
     mut layer: FoundLayer,
     mark: crate::layer::SealedMark,
-    has_lone_sealed_child: bool,
     recovered: &mut Recovered,
 ) -> FoundLayer {
     let id = layer.row.id;
     layer.row.point = layer.points.first().copied();
-    let error = match folder::open_layer(region, cache, &layer.row, Opening::Sealed(mark)) {
-        Ok(open) => {
-            layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
-            return layer;
-        }
-        Err(e) => e,
-    };
-    let folding = LayerRow { state: LayerState::Filling, ..layer.row.clone() };
-    match folder::open_layer(region, cache, &folding, Opening::Folding(mark)) {
-        Ok(open) => {
-            layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
-            layer.row = folding;
-            if may_absorb(&layer, has_lone_sealed_child) {
-                layer.row.state = LayerState::Absorbing;
-            }
+    layer.moment = layer.row.point;
+    let opening = match layer.header.fold {
+        Some(fold) => {
+            layer.row.state = match fold {
+                Folding::Fills(_) => LayerState::Filling,
+                Folding::Absorbs(_) => LayerState::Absorbing,
+            };
             recovered.notes.push(format!(
-                "layer {id} was being joined with another: it is left so, and what stands on it reads as before"
+                "layer {id} was being joined with another: what stands on it reads as before, and it is gone on with"
             ));
+            Opening::Folding(mark)
+        }
+        None => Opening::Sealed(mark),
+    };
+    match folder::open_layer(region, cache, &layer.row, opening) {
+        Ok(open) => {
+            layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
+            layer.is_open = true;
         }
         // Its row stays as it would be: what can be read of it is read, and a check names the rest.
-        Err(_) => recovered.notes.push(format!("layer {id} is damaged: {error}")),
+        Err(error) => recovered.notes.push(format!("layer {id} is damaged: {error}")),
     }
     layer
-}
-
-/// Whether a layer in a fold may have been taking its child's sectors: then it is no moment of a disk any more. One that was
-/// taking its parent's still is. A fold takes a child only into a parent that holds much, and only if both are sealed.
-fn may_absorb(layer: &FoundLayer, has_lone_sealed_child: bool) -> bool {
-    has_lone_sealed_child && (layer.row.parent.is_none() || layer.data_bytes > SMALL_BYTES)
 }
 
 fn examine_unsealed(
@@ -193,13 +259,13 @@ fn examine_unsealed(
 ) -> Result<FoundLayer, String> {
     let id = layer.row.id;
     layer.row.state = LayerState::Active;
-    // The header may lack the point that its parent was sealed with.
-    layer.points = parent.map_or(Vec::new(), |parent| parent.points.clone());
     let open = match folder::inspect_layer(region, cache, &layer.row, None) {
         Ok((open, ended)) => {
             layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
+            layer.is_open = true;
+            let point = vouch::mint_point(id, open.keys());
+            layer.moment = Some(point);
             if ended {
-                let point = vouch::mint_point(id, open.keys());
                 layer.row.state = LayerState::Sealed;
                 layer.row.point = Some(point);
                 layer.points.insert(0, point);

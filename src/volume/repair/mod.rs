@@ -10,8 +10,8 @@ use crate::catalog::{KeyState, Salvaged};
 use crate::ids::{KeyId, LayerId, VolumeId};
 use crate::region::Region;
 
-use super::folder;
 use super::host_error::Result;
+use super::{folder, footing};
 
 /// What a new catalog holds, and what it lacks.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ pub struct Recovered {
     pub notes: Vec<String>,
     /// Layers that are to be those of another volume: an older state of one volume becomes a volume of its own.
     adopted: Vec<(LayerId, VolumeId)>,
+    /// Layers, each with one that it took, of which nothing is left to be taken away.
+    taken: Vec<(LayerId, LayerId)>,
     /// What keys were; until then all are enabled, since headers are read with them.
     key_states: Vec<(KeyId, KeyState)>,
 }
@@ -39,6 +41,10 @@ impl Recovered {
             let row = region.catalog()?.read(|tx| tx.layer(*layer))?;
             let keys = folder::checked_header(region, &row)?.1;
             folder::change_header(region, *layer, &keys, |header| header.volume = *volume)?;
+        }
+        for (kept, gone) in &self.taken {
+            let row = region.catalog()?.read(|tx| tx.layer(*kept))?;
+            footing::forget_taken(region, &row, *gone)?;
         }
         Ok(region
             .catalog()?

@@ -4,7 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::Recovered;
 use super::layers::FoundLayer;
-use crate::catalog::{DiskKind, LayerState, Salvaged, Snapshot, SnapshotState, Volume, WriteTx, check_tags};
+use crate::catalog::{
+    DiskKind, Fold, LayerState, Salvaged, Snapshot, SnapshotState, Volume, WriteTx, check_tags,
+};
 use crate::ids::{LayerId, Name, SnapshotId, VolumeId};
 use crate::region::Region;
 use crate::volume::host_error::{HostError, Result};
@@ -63,6 +65,9 @@ pub(super) fn insert(
     // Some layers may have had a name that is lost; none has where all rows read and are believed.
     // And one that can't be used may have been all that needed another.
     let lacks_names = old.lacks_names || kept.len() < old.snapshots.len() || !recovered.unusable.is_empty();
+    // One whose parent has a name after all is left as it is.
+    let may_go_on = |fold: &Fold| fold.is_moved || kept.iter().all(|s| s.layer != fold.parent);
+    let folds: Vec<_> = layers.iter().filter_map(FoundLayer::fold).filter(may_go_on).collect();
     // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once.
     let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.layers.contains(&layer.row.id);
     region.catalog()?.write(|tx| {
@@ -79,9 +84,13 @@ pub(super) fn insert(
         let known = kept_volume_names(&layers, old, &mut names, recovered);
         for layer in &layers {
             let is_named = kept.iter().any(|s| s.layer == layer.row.id);
+            // A fold takes it away, or puts it in another's place, since it had no name.
+            let is_parent_in_fold = folds.iter().any(|fold| !fold.is_moved && fold.parent == layer.row.id);
             match layer.row.state {
                 LayerState::Active => insert_volume(tx, layer, &next_of, &known, &mut names, recovered)?,
-                LayerState::Sealed | LayerState::Filling if !is_named && may_have_had_one(layer) => {
+                LayerState::Sealed | LayerState::Filling
+                    if !is_named && !is_parent_in_fold && may_have_had_one(layer) =>
+                {
                     insert_snapshot(tx, layer, &mut names, recovered)?
                 }
                 _ => {}
@@ -90,7 +99,7 @@ pub(super) fn insert(
         for layer in layers.iter().filter(|l| l.row.state.is_folding()) {
             tx.set_layer_state(layer.row.id, layer.row.state)?;
         }
-        Ok(())
+        folds.iter().try_for_each(|fold| Ok(tx.insert_fold(fold)?))
     })
 }
 
