@@ -50,6 +50,7 @@ impl Shelf {
             map: file("map"),
             keys: Arc::new(keys),
             cache: self.cache.clone(),
+            edition: 0,
         };
         Layer::create(parts, size_bytes).expect("a layer")
     }
