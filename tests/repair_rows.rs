@@ -72,14 +72,16 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
 
 /// The layer a rollback makes before it is committed.
 fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::ids::SnapshotId) {
-    let (row, snapshot) = {
+    let (row, snapshot, point) = {
         let mut catalog = region.catalog().unwrap();
-        (catalog.read(|tx| tx.volume(volume)).unwrap(), catalog.read(|tx| tx.snapshot(to)).unwrap())
+        let snapshot = catalog.read(|tx| tx.snapshot(to)).unwrap();
+        let point = catalog.read(|tx| tx.layer(snapshot.layer)).unwrap().point.expect("it is sealed");
+        (catalog.read(|tx| tx.volume(volume)).unwrap(), snapshot, point)
     };
     let spec = folder::LayerSpec {
         account: row.account,
         volume,
-        parent: Some(snapshot.layer),
+        parent: Some((snapshot.layer, point)),
         size_bytes: row.size_bytes,
         cipher: row.cipher,
         key: row.key,
