@@ -13,6 +13,8 @@ use crate::sys::owned;
 
 /// A migration is short; whoever opens the region meanwhile waits so long for it.
 const WAIT: Duration = Duration::from_secs(30);
+/// How long a process may take to end once it was killed.
+const DYING: Duration = Duration::from_millis(500);
 
 /// The lock, held until dropped.
 #[derive(Debug)]
@@ -23,22 +25,27 @@ pub(super) struct OpenLock {
 impl OpenLock {
     /// Takes it shared.
     pub fn shared(path: &Path, region: &str) -> Result<Self, RegionError> {
+        Self::take(path, region, FlockOperation::NonBlockingLockShared, WAIT)
+    }
+
+    /// Takes it alone, or not at all: then the others are named. A process that was killed holds it a moment longer.
+    pub fn alone(path: &Path, region: &str) -> Result<Self, RegionError> {
+        Self::take(path, region, FlockOperation::NonBlockingLockExclusive, DYING)
+    }
+
+    fn take(
+        path: &Path,
+        region: &str,
+        operation: FlockOperation,
+        patience: Duration,
+    ) -> Result<Self, RegionError> {
         let lock = Self::open(path)?;
         let since = Instant::now();
-        while !lock.try_flock(path, FlockOperation::NonBlockingLockShared)? {
-            if since.elapsed() > WAIT {
+        while !lock.try_flock(path, operation)? {
+            if since.elapsed() > patience {
                 return Err(lock.in_use(region));
             }
             std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(lock)
-    }
-
-    /// Takes it alone, at once or not at all: then the others are named.
-    pub fn alone(path: &Path, region: &str) -> Result<Self, RegionError> {
-        let lock = Self::open(path)?;
-        if !lock.try_flock(path, FlockOperation::NonBlockingLockExclusive)? {
-            return Err(lock.in_use(region));
         }
         Ok(lock)
     }

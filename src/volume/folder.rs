@@ -518,13 +518,22 @@ pub fn remove_folder(region: &Region, layer: LayerId) -> Result<()> {
     }
 }
 
+/// Whether a layer's folder has no header, with which its removal begins.
+pub(super) fn has_lost_header(region: &Region, layer: LayerId) -> bool {
+    lacks(region, layer, &[HEADER])
+}
+
 /// Whether a layer's folder holds none of its files: a removal was cut short after the last of them.
 pub(super) fn is_emptied(region: &Region, layer: LayerId) -> bool {
+    lacks(region, layer, &[DATA, UNNAMED, MAP, HEADER])
+}
+
+fn lacks(region: &Region, layer: LayerId, names: &[&str]) -> bool {
     let dir = region.layer_dir(layer);
     let is_missing = |name: &&str| {
         fs::symlink_metadata(dir.join(name)).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     };
-    [DATA, UNNAMED, MAP, HEADER].iter().all(is_missing)
+    names.iter().all(is_missing)
 }
 
 /// Whether a layer that is being made has lost its maker: that holds the data file's lock, from a moment after the row.

@@ -351,7 +351,11 @@ pub fn is_root() -> bool {
 /// Gone, or only waiting to be reaped.
 pub fn is_gone(pid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        // A first thread that has ended says nothing of the others, which hold the files: they are counted in field 20.
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| {
+            let fields: Vec<_> = rest.split_whitespace().collect();
+            ["Z", "X"].contains(&fields[0]) && ["0", "1"].contains(&fields[17])
+        }),
         Err(_) => true,
     }
 }

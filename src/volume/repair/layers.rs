@@ -58,7 +58,7 @@ impl FoundLayer {
 
 /// All layers that can be used, parents first.
 pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<FoundLayer>> {
-    let mut headers = read_headers(region, recovered)?;
+    let (mut headers, headless) = read_headers(region, recovered)?;
     let account = region.catalog()?.read(|tx| tx.default_account())?.id;
     let cache = Arc::new(PageCache::new(64));
     let mut children: HashMap<Option<LayerId>, Vec<LayerId>> = HashMap::new();
@@ -97,9 +97,16 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
     left.sort();
     recovered.unusable.append(&mut left);
     end_folds(&mut found);
-    let is_gone = |layer: &LayerId| folder::is_emptied(region, *layer);
+    let is_gone = |layer: &LayerId| folder::has_lost_header(region, *layer);
     let took = found.iter().filter_map(|l| Some((l.row.id, l.header.took.filter(is_gone)?)));
     recovered.taken = took.collect();
+    for (id, why) in headless {
+        let is_taken = recovered.taken.iter().any(|(_, gone)| *gone == id);
+        match is_taken || folder::is_emptied(region, id) {
+            true => recovered.notes.push(format!("layer {id} was being removed: nothing of it is needed")),
+            false => recovered.unusable.push(format!("layer {id}: {why}")),
+        }
+    }
     Ok(found)
 }
 
@@ -128,10 +135,12 @@ fn end_folds(found: &mut [FoundLayer]) {
 }
 
 type Headers = HashMap<LayerId, (Header, Timestamp)>;
+/// Layers without a header, with which a removal begins; and the error of reading it.
+type Headless = Vec<(LayerId, HostError)>;
 
-fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<Headers> {
+fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<(Headers, Headless)> {
     let dir = region.layers_dir();
-    let mut headers = HashMap::new();
+    let (mut headers, mut headless) = (HashMap::new(), Vec::new());
     for entry in fs::read_dir(&dir).map_err(HostError::io("listing", &dir))? {
         let name = entry.map_err(HostError::io("listing", &dir))?.file_name();
         let Some(id) = name.to_str().and_then(|name| name.parse::<LayerId>().ok()) else {
@@ -143,15 +152,11 @@ fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<Headers> {
                 let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
                 headers.insert(id, (header, written.min(region.now())));
             }
-            Err(_) if folder::is_emptied(region, id) => {
-                recovered
-                    .notes
-                    .push(format!("layer {id} was being removed: what is left of it holds nothing"));
-            }
+            Err(e) if folder::has_lost_header(region, id) => headless.push((id, e)),
             Err(e) => recovered.unusable.push(format!("layer {id}: {e}")),
         }
     }
-    Ok(headers)
+    Ok((headers, headless))
 }
 
 fn row_of(
