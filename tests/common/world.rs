@@ -126,6 +126,20 @@ impl World {
         serde_json::from_str(&self.ok(&[args, &["--output", "json", "-q"]].concat())).unwrap()
     }
 
+    /// What `status` finds wrong here. It tells of all mounts of a user, and tests beside this one stop and kill theirs.
+    #[track_caller]
+    pub fn problems(&self) -> Vec<String> {
+        let output = self.run(&["status", "--output", "json"]);
+        let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let problems = told["problems"].as_array().expect("a list").iter();
+        let problems = problems.map(|problem| problem.as_str().expect("words").to_owned());
+        let is_of_another = |problem: &String| {
+            (problem.contains("is a dead mount") || problem.contains("does not answer"))
+                && !problem.contains(&*self.dir.to_string_lossy())
+        };
+        problems.filter(|problem| !is_of_another(problem)).collect()
+    }
+
     /// What the mount's log says.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("r/run/mount.log")).unwrap_or_default()
