@@ -79,9 +79,13 @@ impl Layer {
         }
         let found = examine(&parts, anchor)?;
         let Examined { sb, mac, list } = found;
-        let Some(list) = list else { return Ok(Self::assemble(parts, sb, mac, [0; 2])) };
-        // 7, 8.
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
+        let Some(list) = list else {
+            // Sealed by a process that was ended before it had given all free slots back.
+            layer.unpunched.store(true, std::sync::atomic::Ordering::Release);
+            return Ok(layer);
+        };
+        // 7, 8.
         layer.install_list(&list)?;
         Ok(layer)
     }

@@ -107,16 +107,18 @@ fn exchange(dir: &Path, time: &str) -> Result<Option<PathBuf>, RegionError> {
     let catalog = dir.join(CATALOG_FILE);
     let aside = free_name(dir, time);
     let mut moved = None;
-    // First the catalog: without its WAL it would be an older one that looks whole.
+    // First the catalog, and durably: without its WAL it would be an older one that looks whole.
     for suffix in [""].iter().chain(BESIDE.iter()) {
         let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
         match fs::rename(&from, &to) {
-            Ok(()) => moved = Some(aside.clone()),
+            Ok(()) => {
+                moved = Some(aside.clone());
+                crashsafe::sync_dir(dir).map_err(RegionError::io("syncing it", dir))?;
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(RegionError::io("moving it aside", from)(e)),
         }
     }
-    crashsafe::sync_dir(dir).map_err(RegionError::io("syncing it", dir))?;
     rename(dir, &dir.join(READY), &catalog)?;
     Ok(moved)
 }

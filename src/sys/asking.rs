@@ -2,14 +2,14 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
-
-use super::process::wait_for_end;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitOptions};
 
 /// What a file system said of a path: nothing wrong, or the number of the error.
 pub type Answer = Result<(), i32>;
@@ -20,35 +20,60 @@ pub type Answer = Result<(), i32>;
 /// process with such a thread doesn't end, not by a signal and not by itself.
 pub fn ask(path: &Path, patience: Duration) -> io::Result<Option<Answer>> {
     let path = CString::new(path.as_os_str().as_bytes())?;
+    let (mut answer, told) = io::pipe()?;
     // SAFETY: the child makes system calls only, all on memory that was ready before, and ends without unwinding.
     let pid = match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
-        0 => unsafe { stat_and_exit(&path) },
+        0 => unsafe { stat_and_exit(&path, told.as_raw_fd()) },
         pid => Pid::from_raw(pid).expect("fork gives a pid above nought"),
     };
-    let watched = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-    if !wait_for_end(&watched, patience)? {
+    drop(told);
+    let mut said = [0; 4];
+    let answered = is_ready(&answer, patience)? && answer.read_exact(&mut said).is_ok();
+    if !answered {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
-        // It ends now, or when the server answers; then whoever is above this process takes it.
-        let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
-        return Ok(None);
     }
-    let (_, status) =
-        rustix::process::waitpid(Some(pid), WaitOptions::empty())?.ok_or(io::ErrorKind::NotFound)?;
-    Ok(status.exit_status().map(|exit| if exit == 0 { Ok(()) } else { Err(exit) }))
+    // One without an answer ends now, or when the server answers; then whoever is above this process takes it. Nobody has to
+    // be waited for where this process was started to be told of no child.
+    let options = if answered { WaitOptions::empty() } else { WaitOptions::NOHANG };
+    let _ = rustix::process::waitpid(Some(pid), options);
+    Ok(answered.then(|| match i32::from_ne_bytes(said) {
+        0 => Ok(()),
+        errno => Err(errno),
+    }))
 }
 
-/// The child's whole life. It may linger: it holds no file, so that no lock and no reader of a pipe waits for it.
+/// Whether something can be read, or nothing will, within a time.
+fn is_ready(pipe: &io::PipeReader, time: Duration) -> io::Result<bool> {
+    let until = Instant::now() + time;
+    loop {
+        let left =
+            Timespec::try_from(until.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
+/// The child's whole life: it tells the error's number, 0 for none. It may linger, and so holds no other file: no lock and no
+/// reader of another pipe waits for it. A mapped file would stay with it; who asks has none.
 ///
 /// # Safety
 /// Called in a child after `fork`, whose descriptors nobody uses any more.
-unsafe fn stat_and_exit(path: &CString) -> ! {
-    // SAFETY: as said above; `stat` is written by the call and not read, and errno is this thread's own.
+unsafe fn stat_and_exit(path: &CString, tell: RawFd) -> ! {
+    // SAFETY: as said above; `stat` is written by the call and not read, errno is this thread's own, and four bytes of it are
+    // read.
     unsafe {
-        libc::close_range(0, u32::MAX, 0);
-        let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-        let failed = libc::stat(path.as_ptr(), stat.as_mut_ptr()) != 0;
-        libc::_exit(if failed { *libc::__errno_location() & 0xff } else { 0 })
+        let number = tell as libc::c_uint;
+        let below = if number > 0 { libc::close_range(0, number - 1, 0) } else { 0 };
+        if below == 0 && libc::close_range(number + 1, u32::MAX, 0) == 0 {
+            let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+            let failed = libc::stat(path.as_ptr(), stat.as_mut_ptr()) != 0;
+            let errno = if failed { *libc::__errno_location() } else { 0 };
+            libc::write(tell, (&raw const errno).cast(), 4);
+        }
+        libc::_exit(0)
     }
 }
 

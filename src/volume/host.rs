@@ -372,9 +372,13 @@ impl Host {
         }
         let sealed = !open.sealing.lock().is_empty();
         // First the next layer: the snapshot after this one would have to make it, and to finish a seal takes longer.
-        self.between_seals(open, || self.prepare_next(open))?;
+        if open.next.lock().is_none() {
+            self.between_seals(open, || self.prepare_next(open))?;
+        }
         self.finish_seals(open)?;
-        self.between_seals(open, || self.write_anchor(open, sealed))?;
+        if sealed || self.anchor_is_due(open) {
+            self.between_seals(open, || self.write_anchor(open))?;
+        }
         Ok(self.region.advance_anchor()?)
     }
 
@@ -387,6 +391,8 @@ impl Host {
                 self.settle(open)?;
                 return act();
             }
+            // Who holds the lock may be at it for long: another volume's seal, say.
+            attend(open);
         }
         Ok(())
     }
@@ -538,14 +544,16 @@ impl Host {
         })
     }
 
-    /// Writes down, beside the root key, how far a volume has come: now, or if that was not done for a while. The caller holds
-    /// `changing`.
-    pub(super) fn write_anchor(&self, open: &OpenVolume, now: bool) -> Result<()> {
+    /// Whether how far a volume has come was not written down for a while.
+    fn anchor_is_due(&self, open: &OpenVolume) -> bool {
+        let last = self.anchored.lock().get(&open.disk.id()).copied();
+        last.is_none_or(|(at, _)| at.elapsed() >= ANCHOR_INTERVAL)
+    }
+
+    /// Writes down, beside the root key, how far a volume has come. The caller holds `changing`.
+    pub(super) fn write_anchor(&self, open: &OpenVolume) -> Result<()> {
         let id = open.disk.id();
         let last = self.anchored.lock().get(&id).copied();
-        if !now && last.is_some_and(|(at, _)| at.elapsed() < ANCHOR_INTERVAL) {
-            return Ok(());
-        }
         let active = open.disk.active();
         let Anchor { generation, confirmed } = active.anchor();
         let turn = folder::header_by(&self.region, active.id(), active.keys())?.turn;
@@ -575,7 +583,7 @@ impl Host {
         active.close()?;
         let stored = self.stored_bytes(active.id())?;
         self.region.catalog()?.write(|tx| tx.set_layer_stored_bytes(active.id(), stored))?;
-        self.write_anchor(&open, true)
+        self.write_anchor(&open)
     }
 
     /// Folds from now on whatever can be folded, beside everything else, until [`Host::close`].
@@ -590,13 +598,22 @@ impl Host {
     /// What is due each minute. Takes away what killed processes left half-made, such as a copy or a layer, which others may stand
     /// beside; and writes down how far all has come: the keeper of a volume that is at rest sleeps.
     pub(super) fn sweep(&self) {
-        let _one = self.changing.lock();
+        let one = self.changing.lock();
         if let Err(error) = litter::remove_abandoned(&self.region) {
             tracing::warn!(%error, "what killed processes left could not be removed");
         }
-        let settled = |open: &Arc<OpenVolume>| open.uncommitted.lock().is_none();
-        let anchors = self.live().into_iter().filter(settled);
-        let written = anchors.map(|open| self.write_anchor(&open, true)).fold(Ok(()), Result::and);
+        drop(one);
+        let live = self.live();
+        let written = live.iter().map(|open| {
+            // One at a time: a snapshot of another volume need not wait for all.
+            let _one = self.changing.lock();
+            let is_kept = self.find_live(open.disk.id()).is_some_and(|live| Arc::ptr_eq(&live, open));
+            match is_kept && open.uncommitted.lock().is_none() {
+                true => self.write_anchor(open),
+                false => Ok(()),
+            }
+        });
+        let written = written.fold(Ok(()), Result::and);
         if let Err(error) = written.and_then(|()| Ok(self.region.advance_anchor()?)) {
             tracing::warn!(%error, "how far the region has come could not be written down");
         }

@@ -156,18 +156,14 @@ impl Host {
             go_on && failed.is_ok()
         });
         let finished = match finished {
-            // A snapshot was taken: the fold begins anew with the layer that is sealed now; what was moved stays.
-            Err(super::VolumeError::Layer(LayerError::Ended)) => {
-                self.region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?;
-                return Ok(true);
-            }
+            Err(super::VolumeError::Layer(LayerError::Ended)) => return self.begin_anew(&fold),
             other => other?,
         };
         failed?;
-        if finished {
-            self.conclude(&fold, job)?;
+        match finished {
+            true => self.conclude(&fold, job),
+            false => Ok(false),
         }
-        Ok(finished)
     }
 
     fn is_served(&self, into: &Into) -> bool {
@@ -187,8 +183,9 @@ impl Host {
         }
     }
 
-    /// Everything was moved: seals the layer that stays, if it was, and gives it the other's place.
-    fn conclude(self: &Arc<Self>, fold: &Fold, job: Job) -> Result<()> {
+    /// Everything was moved: seals the layer that stays, if it was, and gives it the other's place. False: its volume was closed
+    /// meanwhile.
+    fn conclude(self: &Arc<Self>, fold: &Fold, job: Job) -> Result<bool> {
         let sealed = match &job.into {
             Into::Live(layer) => {
                 layer.flush()?;
@@ -197,6 +194,13 @@ impl Host {
             Into::Sealed { layer, resumed } => Some((layer, seal_again(layer, *resumed)?)),
         };
         let _one = self.changing.lock();
+        // Until here it may have been sealed or closed. What a sealed layer says of its moment is not to be changed.
+        if !self.is_served(&job.into) {
+            return match job.into.layer().is_ended() {
+                true => self.begin_anew(fold),
+                false => Ok(false),
+            };
+        }
         let headers = self.headers.lock();
         match sealed {
             None => self.settle_live(fold, &job.from, job.into.layer())?,
@@ -215,7 +219,13 @@ impl Host {
         drop(job.from);
         self.replace_in_stacks(fold)?;
         tracing::info!(gone = %fold.gone(), kept = %fold.kept(), moved_bytes = fold.moved_bytes, "folded");
-        self.finish_fold(fold)
+        self.finish_fold(fold).map(|()| true)
+    }
+
+    /// A snapshot was taken: the fold begins anew with the layer that is sealed now; what was moved stays.
+    fn begin_anew(&self, fold: &Fold) -> Result<bool> {
+        self.region.catalog()?.write(|tx| tx.delete_fold(fold.parent))?;
+        Ok(true)
     }
 
     /// What follows a fold's commit in headers and folders. The caller holds `changing`.
