@@ -171,3 +171,29 @@ fn the_end_of_what_a_file_may_be_is_a_full_disk() {
     volume.write(1 << 20, &[2; 1 << 20]).unwrap();
     volume.flush().unwrap();
 }
+
+/// A sealer that is ended between the seal and the giving back of free slots, which hold older versions: whoever finishes the
+/// seal gives them back.
+#[test]
+fn a_seal_finished_by_another_gives_back_what_is_free() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine, DISK);
+    let volume = shelf.open().unwrap();
+    for round in 1..5 {
+        volume.write(0, &vec![round; 4 << 20]).unwrap();
+        volume.flush().unwrap();
+    }
+    let ended = shelf.begin_seal(&volume).unwrap();
+    ended.flush().unwrap();
+    shelf.commit_seal(&ended).unwrap();
+    ended.settle_seal().unwrap();
+    let before = ended.stored_bytes().unwrap();
+    drop((ended, volume));
+    let volume = shelf.open().unwrap();
+    let stored = volume.stack().chain.layers()[0].stored_bytes().unwrap();
+    assert!(before >= 8 << 20, "{before}: nothing is free");
+    assert!(stored < 5 << 20, "{stored} bytes of {before} are kept");
+    let mut bytes = vec![0; 4 << 20];
+    volume.read(0, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 4));
+}

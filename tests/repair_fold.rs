@@ -11,7 +11,7 @@ use copy_support::{Disk, Random, World};
 use terrane::catalog::DiskKind;
 use terrane::ids::{SnapshotId, VolumeId};
 use terrane::region::Rebuilding;
-use terrane::volume::{CheckWatch, Host, Order, check_region, recover_rows};
+use terrane::volume::{CheckWatch, Host, Order, VolumeSpec, check_region, create_volume, recover_rows};
 
 const MIB: usize = 1 << 20;
 
@@ -49,15 +49,16 @@ fn cut_fold(host: &Arc<Host>, id: SnapshotId, steps: usize) -> bool {
     left == 0
 }
 
-fn rebuild(world: &World) {
+/// What could not be used.
+fn rebuild(world: &World) -> Vec<String> {
     for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
         let _ = fs::remove_file(world.path("north").join(name));
     }
     let text = world.path("north").display().to_string();
     let rebuilding = Rebuilding::begin(Some(&text), &world.config).unwrap();
     let recovered = recover_rows(rebuilding.region(), rebuilding.old()).unwrap();
-    assert_eq!(recovered.unusable, Vec::<String>::new());
     assert_eq!(rebuilding.commit().unwrap(), None);
+    recovered.unusable
 }
 
 /// Chains whose layers hold so many MiB each; the snapshot of number `gone` is deleted.
@@ -76,7 +77,7 @@ fn lost_amid(layers: &[usize], gone: usize, steps: usize) {
     is_well(&world);
     let (snapshots, volume) = all(&world, disk.id);
     assert!(volume == disk.model);
-    rebuild(&world);
+    assert_eq!(rebuild(&world), Vec::<String>::new());
     is_well(&world);
     let rows = world.region("north").catalog().unwrap().read(|tx| tx.layers()).unwrap();
     // An active layer takes sectors as any writes.
@@ -112,4 +113,45 @@ fn a_large_base_takes_its_child() {
     for steps in 1..3 {
         lost_amid(&[80, 6, 2], 0, steps);
     }
+}
+
+/// A folder of a deleted volume that is put back stands on a layer that has become another moment since: it costs itself alone.
+#[test]
+fn a_stray_folder_amid_a_fold_costs_itself_alone() {
+    let world = World::new(&["north"]);
+    let mut random = Random::new(9);
+    let mut disk = Disk::new(&world, "north", 96 * MIB, None, DiskKind::Data);
+    let ids: Vec<_> = [80, 6, 2]
+        .iter()
+        .enumerate()
+        .map(|(n, len)| disk.change(&world, &format!("s{n}"), |c| c.random(&mut random, n * MIB, len * MIB)))
+        .collect();
+    let host = world.owner("north");
+    let region = host.region();
+    let row = region.catalog().unwrap().read(|tx| tx.volume(disk.id)).unwrap();
+    let spec = VolumeSpec {
+        account: row.account,
+        name: None,
+        size_bytes: row.size_bytes,
+        kind: row.kind,
+        snapshot: Some(ids[0]),
+        key: row.key,
+    };
+    let stray = create_volume(region, &spec).unwrap();
+    let layer = region.catalog().unwrap().read(|tx| tx.volume(stray)).unwrap().active;
+    let (folder, kept) = (region.layer_dir(layer), world.path("stray"));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    };
+    copy(&folder, &kept);
+    host.execute(&Order::DeleteVolume { volume: stray.to_string() }, false).unwrap();
+    assert!(cut_fold(&host, ids[0], 2), "the fold is longer");
+    drop(host);
+    let (snapshots, _) = all(&world, disk.id);
+    copy(&kept, &folder);
+    let unusable = rebuild(&world);
+    assert!(unusable.len() == 1 && unusable[0].contains(&layer.to_string()), "{unusable:?}");
+    let (recovered, volume) = all(&world, disk.id);
+    assert!(volume == disk.model, "the volume differs");
+    assert!(snapshots.iter().all(|bytes| recovered.contains(bytes)), "a snapshot is not there");
 }

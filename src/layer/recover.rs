@@ -77,11 +77,16 @@ impl Layer {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
         }
-        let found = examine(&parts, anchor)?;
-        let Examined { sb, mac, list } = found;
+        let Examined { sb, mac, list } = examine(&parts, anchor)?;
+        let slots_high = sb.slots_high;
+        if list.is_none() {
+            let len = parts.data.len().map_err(LayerError::io("asking a layer's size"))?;
+            refuse_slots_past_the_file(&parts, slots_high, len)?;
+        }
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let Some(list) = list else {
             // Sealed by a process that was ended before it had given all free slots back.
+            layer.slots.raise(slots_high);
             layer.unpunched.store(true, std::sync::atomic::Ordering::Release);
             return Ok(layer);
         };

@@ -209,9 +209,14 @@ fn misfit(header: &Header, parent: Option<&FoundLayer>, above: &[LayerId]) -> Op
     {
         return Some(HostError::Misfit { upper: header.layer, lower: parent.row.id }.to_string());
     }
+    if let Some(FoundLayer { header: Header { layer, fold: Some(Folding::Absorbs(child)), .. }, .. }) = parent
+        && *child != header.layer
+    {
+        return Some(format!("it stands on layer {layer}, which was taking the sectors of layer {child}"));
+    }
     match header.fold {
         // It is no moment of a disk without that one.
-        Some(Folding::Absorbs(child)) if above != [child] => {
+        Some(Folding::Absorbs(child)) if !above.contains(&child) => {
             Some(format!("it was taking the sectors of layer {child}, which is missing or can't be used"))
         }
         Some(Folding::Fills(from)) if header.parent != Some(from) => {
