@@ -1,12 +1,15 @@
 //! Guards against a bench that says a wrong number (a side that is not there, a noisy comparison), begins where there is no room for it,
 //! or, interrupted, leaves a mount, a process or a file behind.
 
+#[path = "common/ending.rs"]
+mod ending;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -169,24 +172,10 @@ fn interrupt(only: &str, when: &str, delay: Duration) {
             let _ = kill_process_group(Pid::from_child(&child), Signal::INT);
         }
     }
-    let status = wait(&mut child);
+    let status = ending::wait("the bench", &mut child, PATIENCE);
     assert!(reached, "{only} never said {when:?}: {status}\n{said}");
     assert_eq!(status.code(), Some(130), "{only}, {when:?} and {delay:?}: {status}\n{said}");
     assert_nothing_left(scratch.path(), &format!("an interrupt of {only}, {when:?} and {delay:?}"));
-}
-
-fn wait(child: &mut Child) -> std::process::ExitStatus {
-    let since = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if since.elapsed() > PATIENCE {
-            let _ = child.kill();
-            panic!("the bench hangs");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

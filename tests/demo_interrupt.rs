@@ -1,11 +1,14 @@
 //! Guards against a demo that, interrupted by Ctrl-C in any of its steps, leaves a mount, a loop device, a process or
 //! a file behind.
 
+#[path = "common/ending.rs"]
+mod ending;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,21 +84,6 @@ fn left_for_good(scratch: &Path) -> Vec<String> {
     }
 }
 
-/// Interrupts a running demo, or kills it if it does not end.
-fn wait(child: &mut Child) -> std::process::ExitStatus {
-    let since = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            return status;
-        }
-        if since.elapsed() > PATIENCE {
-            let _ = child.kill();
-            panic!("the demo hangs");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn interrupt_in(step: &str, delay: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let scratch = folder.path().join("scratch");
@@ -125,7 +113,7 @@ fn interrupt_in(step: &str, delay: Duration) {
             let _ = kill_process_group(Pid::from_child(&child), Signal::INT);
         }
     }
-    let status = wait(&mut child);
+    let status = ending::wait("the demo", &mut child, PATIENCE);
     let errors = errors.join().unwrap();
     assert!(reached, "step {step} was not reached: {status}\n{seen}{errors}");
     assert_eq!(status.code(), Some(130), "step {step}: {status} {:?}\n{seen}{errors}", status.signal());

@@ -494,6 +494,25 @@ fn files_put_back_after_a_fold_are_refused() {
     }
 }
 
+/// A fold that has moved its first chunk, and waits to be told to go on.
+fn fold_held(host: &Arc<Host>) -> (std::sync::mpsc::Sender<()>, std::thread::JoinHandle<()>) {
+    let ((moved, is_moved), (go_on, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let host = host.clone();
+    let fold = std::thread::spawn(move || {
+        let mut first = true;
+        let watch = &mut |_| {
+            if std::mem::take(&mut first) {
+                moved.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+            true
+        };
+        host.fold(false, watch).unwrap();
+    });
+    is_moved.recv().unwrap();
+    (go_on, fold)
+}
+
 /// Another process has a layer open from before a fold, which is at its end in the header and not yet in the rows: what the fold
 /// has taken away lies under nothing then, and the layer as it was has not what it took.
 #[test]
@@ -510,20 +529,7 @@ fn a_layer_open_from_before_is_not_read_without_what_it_took() {
     let open = reader.open_snapshot(second).unwrap();
     let host = world.owner("north");
     delete(&host, first).unwrap();
-    let ((moved, is_moved), (go_on, may_go_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
-    let folding = host.clone();
-    let fold = std::thread::spawn(move || {
-        let mut first = true;
-        let watch = &mut |_| {
-            if std::mem::take(&mut first) {
-                moved.send(()).unwrap();
-                may_go_on.recv().unwrap();
-            }
-            true
-        };
-        folding.fold(false, watch).unwrap();
-    });
-    is_moved.recv().unwrap();
+    let (go_on, fold) = fold_held(&host);
     let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
     catalog.execute_batch("BEGIN IMMEDIATE").unwrap();
     go_on.send(()).unwrap();
@@ -563,21 +569,7 @@ fn volumes_are_made_beside_folds() {
         let before = world.snapshot("north", *named).layer;
         delete(&host, *gone).unwrap();
         // All sectors are moved: what is left is to commit it.
-        let ((moved, is_moved), (go_on, may_go_on)) =
-            (std::sync::mpsc::channel(), std::sync::mpsc::channel());
-        let folding = host.clone();
-        let fold = std::thread::spawn(move || {
-            let mut first = true;
-            let watch = &mut |_| {
-                if std::mem::take(&mut first) {
-                    moved.send(()).unwrap();
-                    may_go_on.recv().unwrap();
-                }
-                true
-            };
-            folding.fold(false, watch).unwrap();
-        });
-        is_moved.recv().unwrap();
+        let (go_on, fold) = fold_held(&host);
         // Neither can write: the volume's maker has read, and waits, and so does the fold.
         let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
         catalog.execute_batch("BEGIN IMMEDIATE").unwrap();

@@ -79,10 +79,6 @@ impl Layer {
         }
         let Examined { sb, mac, list } = examine(&parts, anchor)?;
         let slots_high = sb.slots_high;
-        if list.is_none() {
-            let len = parts.data.len().map_err(LayerError::io("asking a layer's size"))?;
-            refuse_slots_past_the_file(&parts, slots_high, len)?;
-        }
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let Some(list) = list else {
             // Sealed by a process that was ended before it had given all free slots back.
@@ -209,10 +205,10 @@ fn examine(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
             format!("generation {}", sb.generation),
         ));
     }
+    refuse_slots_past_the_file(parts, sb.slots_high, len)?;
     if sb.is_sealed() {
         return Ok(Examined { sb, mac, list: None });
     }
-    refuse_slots_past_the_file(parts, sb.slots_high, len)?;
     // 4, 5, 6.
     let mut list = list_records(parts, &sb)?;
     let closes = list.records.iter().any(|(_, r)| matches!(r.kind, Kind::Close | Kind::End));

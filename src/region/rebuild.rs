@@ -4,8 +4,9 @@
 //! 1. The new catalog is filled as `catalog.db.rebuilt`, and closed, so that all of it is in that one file.
 //! 2. The catalog's anchor goes. (Later: the new catalog, which counts its writes anew, would be refused as older.)
 //! 3. It is named `catalog.db.ready`, and the folder synced: from here on it holds all that the old one said.
-//! 4. The old files are renamed to `catalog.db.damaged-<time>`, with `-wal` and `-shm` behind it, as SQLite finds them; and the
-//!    folder is synced. (Later: the new catalog beside the old one's WAL, which SQLite would take for its own.)
+//! 4. The old files are renamed to `catalog.db.damaged-<time>`, with `-wal` and `-shm` behind it, as SQLite finds them; the
+//!    folder is synced after each. (Not after the first: the old catalog without its WAL, which looks whole. Not after the last:
+//!    the new catalog beside the old one's WAL, which SQLite would take for its own.)
 //! 5. The new one gets its name, and the folder is synced.
 //!
 //! Where this was cut after the old catalog had lost its name the next rebuilding does 4 and 5 first, and then takes the names
@@ -107,7 +108,6 @@ fn exchange(dir: &Path, time: &str) -> Result<Option<PathBuf>, RegionError> {
     let catalog = dir.join(CATALOG_FILE);
     let aside = free_name(dir, time);
     let mut moved = None;
-    // First the catalog, and durably: without its WAL it would be an older one that looks whole.
     for suffix in [""].iter().chain(BESIDE.iter()) {
         let (from, to) = (with_suffix(&catalog, suffix), with_suffix(&aside, suffix));
         match fs::rename(&from, &to) {

@@ -6,10 +6,11 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions};
+
+use super::process::wait_until_readable;
 
 /// What a file system said of a path: nothing wrong, or the number of the error.
 pub type Answer = Result<(), i32>;
@@ -29,31 +30,18 @@ pub fn ask(path: &Path, patience: Duration) -> io::Result<Option<Answer>> {
     };
     drop(told);
     let mut said = [0; 4];
-    let answered = is_ready(&answer, patience)? && answer.read_exact(&mut said).is_ok();
+    let answered = wait_until_readable(&answer, patience)? && answer.read_exact(&mut said).is_ok();
     if !answered {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
-    // One without an answer ends now, or when the server answers; then whoever is above this process takes it. Nobody has to
-    // be waited for where this process was started to be told of no child.
+    // One without an answer ends now, or when the server answers; then whoever is above this process takes it. An error says that
+    // this process is told of no child's end (SIGCHLD is ignored), and so has none to take.
     let options = if answered { WaitOptions::empty() } else { WaitOptions::NOHANG };
     let _ = rustix::process::waitpid(Some(pid), options);
     Ok(answered.then(|| match i32::from_ne_bytes(said) {
         0 => Ok(()),
         errno => Err(errno),
     }))
-}
-
-/// Whether something can be read, or nothing will, within a time.
-fn is_ready(pipe: &io::PipeReader, time: Duration) -> io::Result<bool> {
-    let until = Instant::now() + time;
-    loop {
-        let left =
-            Timespec::try_from(until.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&left)) {
-            Err(rustix::io::Errno::INTR) => {}
-            ready => return Ok(ready? > 0),
-        }
-    }
 }
 
 /// The child's whole life: it tells the error's number, 0 for none. It may linger, and so holds no other file: no lock and no

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -197,13 +197,18 @@ pub fn watch(pid: u32) -> Option<OwnedFd> {
 
 /// Waits until a watched process has ended, and with it all its files are closed; whether it has.
 pub fn wait_for_end(watched: &OwnedFd, time: Duration) -> io::Result<bool> {
+    wait_until_readable(watched, time)
+}
+
+/// Waits until something can be read, or nothing will any more; whether that came within the time.
+pub(super) fn wait_until_readable(file: impl AsFd, time: Duration) -> io::Result<bool> {
     let until = Instant::now() + time;
     loop {
         let left =
             Timespec::try_from(until.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(watched, PollFlags::IN)], Some(&left)) {
+        match poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&left)) {
             Err(rustix::io::Errno::INTR) => {}
-            ended => return Ok(ended? > 0),
+            ready => return Ok(ready? > 0),
         }
     }
 }
