@@ -95,6 +95,47 @@ fn a_fold_goes_on_over_a_seal() {
     world.equal("north", second, &disk.model);
 }
 
+/// A snapshot is taken, and its seal finished, between the last sector that a fold moves into the volume's layer and its end:
+/// what that layer says of its moment is not the fold's to change any more.
+#[test]
+fn a_fold_ends_in_no_layer_that_was_sealed_meanwhile() {
+    let world = World::new(&["north"]);
+    let mut disk = disk(&world);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 2 * SECTOR]));
+    let host = world.owner("north");
+    host.open_volume(disk.id, true).unwrap().disk.write(0, &[2; SECTOR]).unwrap();
+    disk.model[..SECTOR].fill(2);
+    delete(&host, first).unwrap();
+    let mut second = None;
+    host.fold(true, &mut |progress| {
+        if second.is_none() {
+            assert_eq!(progress.moved_bytes, SECTOR as u64, "all there is to move");
+            let taken = take(&host, disk.id, "second");
+            let layer = world.snapshot("north", taken).layer;
+            let is_finished = || {
+                let layer = world.region("north").catalog().unwrap().read(|tx| tx.layer(layer)).unwrap();
+                layer.sealed_generation.is_some()
+            };
+            while !is_finished() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            second = Some(taken);
+        }
+        true
+    })
+    .unwrap();
+    let second = second.expect("a sector was moved");
+    world.equal("north", second, &disk.model);
+    assert!(live_bytes(&host, &disk) == disk.model);
+    host.close().unwrap();
+    drop(host);
+    let host = world.owner("north");
+    assert!(live_bytes(&host, &disk) == disk.model);
+    fold(&host);
+    world.equal("north", second, &disk.model);
+    assert_eq!(world.holdings("north").0, 2, "what had lost its name is gone");
+}
+
 /// The catalog is not vouched for: who writes into it that more was moved must not make the rest be thrown away.
 #[test]
 fn how_far_a_fold_is_is_not_believed_of_the_catalog() {

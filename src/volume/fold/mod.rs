@@ -148,7 +148,7 @@ impl Host {
                 failures: 0,
             };
             // A volume is closed where its key may not be used any more: then its layer goes, too.
-            let go_on = watch(progress) && self.is_served(&job.into);
+            let go_on = self.is_served(&job.into) && watch(progress);
             if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
                 (unflushed, since) = (0, Instant::now());
                 failed = self.record_progress(&mut fold, job.into.layer());

@@ -11,6 +11,7 @@ use crate::units::SECTOR_BYTES;
 use crate::volume::folder;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
+use crate::volume::open_volume::OpenVolume;
 
 /// What is to be done with a layer without a name.
 enum Choice {
@@ -53,7 +54,12 @@ impl Host {
                 Choice::Leave => {}
                 Choice::Fold(way) => return self.start(&parent, &child, way, keep).map(Some).map_err(name),
                 Choice::Seal => {
-                    self.seal_unnamed(&child, keep).map_err(name)?;
+                    let open = self.seal_unnamed(&child, keep).map_err(name)?;
+                    if keep {
+                        // To finish it takes long, and whoever holds `changing` has snapshots wait. Its keeper does, and wakes us.
+                        continue;
+                    }
+                    self.finish_seals(&open).map_err(name)?;
                     let sealed = self.region.catalog().and_then(|mut c| Ok(c.read(|tx| tx.layer(child.id))?));
                     let sealed = sealed.map_err(|e| name(e.into()))?;
                     return self.start(&parent, &sealed, FoldWay::Down, keep).map(Some).map_err(name);
@@ -158,10 +164,10 @@ impl Host {
     }
 
     /// Seals a volume's active layer without a snapshot.
-    fn seal_unnamed(self: &Arc<Self>, child: &LayerRow, keep: bool) -> Result<()> {
+    fn seal_unnamed(self: &Arc<Self>, child: &LayerRow, keep: bool) -> Result<Arc<OpenVolume>> {
         let open = self.open_active(child, keep)?;
         self.seal_volume(&open, open.disk.size_bytes())?;
-        self.finish_seals(&open)
+        Ok(open)
     }
 }
 
