@@ -6,21 +6,18 @@
 
 use std::fmt;
 
-use aes::Aes256;
-use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::Secret;
-use super::kernel::{Block, Kernel, Polyval};
+use super::kernel::{Aes, Kernel, Polyval};
 use crate::units::{SECTOR_LEN, SectorNo};
 
 /// A PRF under one subkey.
 pub struct Prf {
     polyval: Polyval,
-    /// Zeroed on drop by the crate; boxed, so that a move leaves no copy.
-    aes: Box<Aes256>,
+    aes: Aes,
 }
 
 impl Prf {
@@ -41,8 +38,8 @@ impl Prf {
     pub fn on(kernel: Kernel, subkey: &Secret<48>) -> Self {
         let (hash_key, block_key) = subkey.expose().split_at(16);
         let hash_key = hash_key.try_into().expect("48 bytes begin with 16");
-        let aes = Aes256::new_from_slice(block_key).expect("48 bytes end with 32");
-        Self { polyval: Polyval::new(kernel, hash_key), aes: Box::new(aes) }
+        let block_key = block_key.try_into().expect("48 bytes end with 32");
+        Self { polyval: Polyval::new(kernel, hash_key), aes: Aes::new(kernel, block_key) }
     }
 
     /// The MAC of the parts' concatenation. How it is cut into parts does not matter.
@@ -72,7 +69,7 @@ impl Prf {
         partial[held..].fill(0);
         let end = [partial, len.to_le_bytes()];
         hash = self.polyval.extend(hash, if held > 0 { &end } else { &end[1..] });
-        self.cipher(hash)
+        self.aes.encrypt(hash)
     }
 
     /// Whether `mac` is the parts' MAC, in a time that does not tell where they differ.
@@ -86,16 +83,9 @@ impl Prf {
         const LEN: u128 = SECTOR_LEN as u128 + 16;
         let place = u128::from(sector.0) | u128::from(state) << 64;
         let (blocks, _) = ciphertext.as_chunks::<16>();
-        let hash = self.polyval.extend([0; 16], blocks);
-        let hash = self.polyval.extend(hash, &[place.to_le_bytes(), LEN.to_le_bytes()]);
-        u128::from_le_bytes(self.cipher(hash)) as u64
-    }
-
-    #[inline]
-    fn cipher(&self, hash: Block) -> Block {
-        let mut block = hash.into();
-        self.aes.encrypt_block(&mut block);
-        block.into()
+        let blocks = blocks.try_into().expect("a sector is 256 blocks");
+        let hash = self.polyval.sector(blocks, &[place.to_le_bytes(), LEN.to_le_bytes()]);
+        u128::from_le_bytes(self.aes.encrypt(hash)) as u64
     }
 }
 

@@ -307,12 +307,26 @@ impl Layer {
         scratch: &mut Scratch,
     ) -> Result<()> {
         scratch.clear();
+        let seen = self.look_at(first, plain.len() / SECTOR_LEN, &mut scratch.old)?;
         let written = self.write_slots(first, plain, scratch, zero_hides);
-        let done = written.and_then(|()| self.record(first, guards, scratch, plain.len() as u64));
+        let done = written.and_then(|()| self.record(first, guards, scratch, plain.len() as u64, seen));
         if done.is_err() {
             self.slots.give_back(&scratch.slots);
         }
         done
+    }
+
+    /// The entries of sectors as they are now, with the number of checkpoints until then: as long as there is no other, what is not in
+    /// the overlay is as it was.
+    fn look_at(&self, first: SectorNo, count: usize, out: &mut Vec<Entry>) -> Result<u64> {
+        let checkpoints = self.checkpoints();
+        out.resize(count, Entry::ABSENT);
+        let mut done = 0;
+        for (chunk, index, len) in by_chunk(first, count as u64) {
+            self.entries(chunk, index, &mut out[done..done + len])?;
+            done += len;
+        }
+        Ok(checkpoints)
     }
 
     /// Encrypts into fresh slots [1, 3]: fills the scratch's runs, tags, slots and entries. Without a lock.
@@ -339,18 +353,19 @@ impl Layer {
                 s.entries.resize(s.entries.len() + len, entry);
             } else {
                 let from = &plain[at * SECTOR_LEN..][..len * SECTOR_LEN];
-                self.write_data(sector, from, s)?;
+                let near = s.old[at].slot();
+                self.write_data(sector, from, near, s)?;
             }
             at += len;
         }
         Ok(())
     }
 
-    /// Encrypts consecutive sectors into fresh slots and writes those, a tile at a time.
-    fn write_data(&self, first: SectorNo, plain: &[u8], s: &mut Scratch) -> Result<()> {
+    /// Encrypts consecutive sectors into fresh slots, best `near` this one, and writes those, a tile at a time.
+    fn write_data(&self, first: SectorNo, plain: &[u8], near: Option<SlotNo>, s: &mut Scratch) -> Result<()> {
         let count = plain.len() / SECTOR_LEN;
         let (slots_at, tags_at) = (s.slots.len(), s.tags.len());
-        self.take_slots(first, count, s.scattered, &mut s.slots)?;
+        self.take_slots(count, near, s.scattered, &mut s.slots)?;
         s.tags.resize(tags_at + count, 0);
         s.cipher.resize(TILE, 0);
         let (slots, tags) = (&s.slots[slots_at..], &mut s.tags[tags_at..]);
@@ -380,8 +395,8 @@ impl Layer {
     /// Takes slots for `count` sectors [16].
     fn take_slots(
         &self,
-        first: SectorNo,
         count: usize,
+        near: Option<SlotNo>,
         scattered: bool,
         out: &mut Vec<SlotNo>,
     ) -> Result<()> {
@@ -394,9 +409,8 @@ impl Layer {
             out.extend((0..count as u64).map(|i| SlotNo(run.0 + i)));
             return Ok(());
         }
-        let hint = self.entry(first).ok().and_then(Entry::slot);
         while out.len() < wanted {
-            self.slots.take_small(wanted - out.len(), hint, out);
+            self.slots.take_small(wanted - out.len(), near, out);
             if out.len() < wanted {
                 self.write_ahead()?;
             }
@@ -429,24 +443,27 @@ impl Layer {
         LayerError::io(what)(error)
     }
 
-    /// Appends the record of what the scratch holds and installs its entries, under the lock [3].
-    fn record(&self, first: SectorNo, guards: &[Guard], s: &mut Scratch, bytes: u64) -> Result<()> {
+    /// Appends the record of what the scratch holds and installs its entries, under the lock [3]. `seen`: what [`Layer::look_at`] gave.
+    fn record(
+        &self,
+        first: SectorNo,
+        guards: &[Guard],
+        s: &mut Scratch,
+        bytes: u64,
+        mut seen: u64,
+    ) -> Result<()> {
         let count = s.entries.len();
         s.record.lay_out(Kind::Write, &s.runs, &s.tags);
         loop {
-            let checkpoints = self.checkpoints();
-            s.old.resize(count, Entry::ABSENT);
-            let mut done = 0;
-            for (chunk, index, len) in by_chunk(first, count as u64) {
-                self.entries(chunk, index, &mut s.old[done..done + len])?;
-                done += len;
+            // What stood in the overlay may have moved into pages since.
+            if self.checkpoints() != seen {
+                seen = self.look_at(first, count, &mut s.old)?;
             }
             if s.slots.is_empty() && s.old == s.entries {
                 return self.check_writable();
             }
             let mut log = self.writable()?;
-            // What stood in the overlay may have moved into pages since: look again.
-            if self.checkpoints() != checkpoints {
+            if self.checkpoints() != seen {
                 continue;
             }
             let unchanged = |g: &Guard| {

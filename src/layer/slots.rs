@@ -30,23 +30,34 @@ const SEARCH_MAX: usize = 16;
 struct Segment {
     free: [u64; 8],
     hole: [u64; 8],
+    /// How many of them are backed, and how many are holes.
+    counts: Counts,
+    /// Is among [`Inner::freed_in`].
+    listed: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    backed: u64,
+    holes: u64,
+}
+
+impl Counts {
+    /// Room for a large write: at least half of the slots are free.
+    fn is_roomy(self) -> bool {
+        self.backed + self.holes >= SEGMENT / 2
+    }
 }
 
 fn bit(map: &[u64; 8], i: usize) -> bool {
     map[i / 64] >> (i % 64) & 1 != 0
 }
 
-fn set(map: &mut [u64; 8], range: Range<usize>, to: bool) {
-    for i in range {
-        match to {
-            true => map[i / 64] |= 1 << (i % 64),
-            false => map[i / 64] &= !(1 << (i % 64)),
-        }
+fn set(map: &mut [u64; 8], i: usize, to: bool) {
+    match to {
+        true => map[i / 64] |= 1 << (i % 64),
+        false => map[i / 64] &= !(1 << (i % 64)),
     }
-}
-
-fn count(map: &[u64; 8]) -> u64 {
-    map.iter().map(|w| u64::from(w.count_ones())).sum()
 }
 
 impl Segment {
@@ -54,8 +65,39 @@ impl Segment {
         std::array::from_fn(|i| self.free[i] & !self.hole[i])
     }
 
+    /// A slot is taken, if it was free.
+    fn claim(&mut self, i: usize) {
+        if !bit(&self.free, i) {
+            return;
+        }
+        match bit(&self.hole, i) {
+            true => self.counts.holes -= 1,
+            false => self.counts.backed -= 1,
+        }
+        set(&mut self.free, i, false);
+        set(&mut self.hole, i, false);
+    }
+
+    /// A slot is free; whether it was not before.
+    fn free(&mut self, i: usize, hole: bool) -> bool {
+        if bit(&self.free, i) {
+            return false;
+        }
+        match hole {
+            true => self.counts.holes += 1,
+            false => self.counts.backed += 1,
+        }
+        set(&mut self.free, i, true);
+        set(&mut self.hole, i, hole);
+        true
+    }
+
     /// The first run of `n` set bits.
     fn run_of(map: &[u64; 8], n: usize) -> Option<usize> {
+        if n == 1 {
+            let word = map.iter().position(|word| *word != 0)?;
+            return Some(word * 64 + map[word].trailing_zeros() as usize);
+        }
         let mut len = 0;
         for i in 0..SEGMENT as usize {
             if i % 64 == 0 && map[i / 64] == 0 {
@@ -318,9 +360,10 @@ impl Inner {
     fn punchable(&mut self, min: usize) -> Vec<Range<u64>> {
         let mut out = Vec::new();
         for number in std::mem::take(&mut self.freed_in) {
-            let Some(segment) = self.segments.get(number as usize).and_then(|s| s.as_deref()) else {
+            let Some(segment) = self.segments.get_mut(number as usize).and_then(|s| s.as_deref_mut()) else {
                 continue;
             };
+            segment.listed = false;
             for run in segment.to_punch(min) {
                 let range = number * SEGMENT + run.start as u64..number * SEGMENT + run.end as u64;
                 self.claim(range.clone());
@@ -363,10 +406,7 @@ impl Inner {
 
     /// Marks free slots as taken.
     fn claim(&mut self, range: Range<u64>) {
-        self.each_segment(range, |_, segment, part| {
-            set(&mut segment.free, part.clone(), false);
-            set(&mut segment.hole, part, false);
-        });
+        self.each_segment(range, |_, segment, part| part.for_each(|i| segment.claim(i)));
     }
 
     /// Frees what of the range is in use; the first slot that is not, because it is free or was never taken. Such numbers
@@ -376,38 +416,37 @@ impl Inner {
         let mut wrong = (end < range.end).then_some(end.max(range.start));
         let known = range.start.max(self.unknown_below).min(end);
         self.freed_unknown.extend(range.start..known);
+        let mut newly_listed = Vec::new();
         self.each_segment(known..end, |number, segment, part| {
             for i in part {
-                if bit(&segment.free, i) {
+                if !segment.free(i, hole) {
                     wrong = Some(wrong.unwrap_or(u64::MAX).min(number * SEGMENT + i as u64));
-                    continue;
                 }
-                set(&mut segment.free, i..i + 1, true);
-                set(&mut segment.hole, i..i + 1, hole);
+            }
+            if !hole && !std::mem::replace(&mut segment.listed, true) {
+                newly_listed.push(number);
             }
         });
-        if !hole && known < end {
-            self.freed_in.extend(known / SEGMENT..end.div_ceil(SEGMENT));
-        }
+        self.freed_in.extend(newly_listed);
         wrong
     }
 
-    /// Changes segments, and the sums and sets that follow from them.
+    /// Changes segments, and the sums and sets that follow from them: for each write and each slot it supersedes, and so by
+    /// what has changed alone.
     fn each_segment(&mut self, range: Range<u64>, mut change: impl FnMut(u64, &mut Segment, Range<usize>)) {
         let mut at = range.start;
         while at < range.end {
             let number = at / SEGMENT;
             let end = range.end.min((number + 1) * SEGMENT);
             let segment = self.segments[number as usize].get_or_insert_default();
-            let part = (at % SEGMENT) as usize..(end - number * SEGMENT) as usize;
-            let (backed_was, holes_was) = (count(&segment.backed()), count(&segment.hole));
-            change(number, segment, part);
-            let (backed, holes) = (count(&segment.backed()), count(&segment.hole));
-            self.backed = self.backed + backed - backed_was;
-            self.holes = self.holes + holes - holes_was;
-            membership(&mut self.partial, number, backed > 0);
-            membership(&mut self.roomy, number, backed + holes >= SEGMENT / 2);
-            if backed + holes == 0 {
+            let was = segment.counts;
+            change(number, segment, (at % SEGMENT) as usize..(end - number * SEGMENT) as usize);
+            let is = segment.counts;
+            self.backed = self.backed + is.backed - was.backed;
+            self.holes = self.holes + is.holes - was.holes;
+            membership(&mut self.partial, number, was.backed > 0, is.backed > 0);
+            membership(&mut self.roomy, number, was.is_roomy(), is.is_roomy());
+            if is == Counts::default() {
                 self.segments[number as usize] = None;
             }
             at = end;
@@ -415,11 +454,11 @@ impl Inner {
     }
 }
 
-fn membership(set: &mut BTreeSet<u64>, number: u64, member: bool) {
-    if member {
-        set.insert(number);
-    } else {
-        set.remove(&number);
+fn membership(set: &mut BTreeSet<u64>, number: u64, was: bool, is: bool) {
+    match (was, is) {
+        (false, true) => drop(set.insert(number)),
+        (true, false) => drop(set.remove(&number)),
+        _ => {}
     }
 }
 

@@ -2,10 +2,14 @@
 //!
 //! The wide path needs AVX-512 with VAES and VPCLMULQDQ (x86-64 servers since 2019); the portable one rests on the
 //! `aes` and `polyval` crates, which find AES instructions themselves. The choice is made once, when keys are
-//! built. `unsafe` lives in the two `_avx512` files alone.
+//! built. `unsafe` lives in `aes_ni` and the two `_avx512` files alone.
 
+use aes::Aes256;
 use aes::cipher::inout::InOutBuf;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
 
+#[cfg(target_arch = "x86_64")]
+mod aes_ni;
 #[cfg(target_arch = "x86_64")]
 mod polyval_avx512;
 mod polyval_portable;
@@ -15,6 +19,9 @@ mod xts_portable;
 
 /// A block of AES and of POLYVAL.
 pub(super) type Block = [u8; 16];
+
+/// Blocks of a sector.
+pub(super) const SECTOR_BLOCKS: usize = crate::units::SECTOR_LEN / 16;
 
 /// Which kernels keys are built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +115,47 @@ impl Polyval {
             #[cfg(target_arch = "x86_64")]
             Self::Wide(polyval) => polyval.extend(hash, blocks),
             Self::Portable(polyval) => polyval.extend(hash, blocks),
+        }
+    }
+
+    /// The hash of a sector and of two blocks after it.
+    #[inline]
+    pub(super) fn sector(&self, sector: &[Block; SECTOR_BLOCKS], end: &[Block; 2]) -> Block {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(polyval) => polyval.sector(sector, end),
+            Self::Portable(polyval) => polyval.sector(sector, end),
+        }
+    }
+}
+
+/// AES-256 on single blocks. Boxed, so that a move leaves no key behind.
+pub(super) enum Aes {
+    #[cfg(target_arch = "x86_64")]
+    Wide(Box<aes_ni::Aes>),
+    /// Zeroed on drop by the crate.
+    Portable(Box<Aes256>),
+}
+
+impl Aes {
+    pub(super) fn new(kernel: Kernel, key: &[u8; 32]) -> Self {
+        match kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Fastest if has_wide() => Self::Wide(aes_ni::Aes::new(key)),
+            _ => Self::Portable(Box::new(Aes256::new(&(*key).into()))),
+        }
+    }
+
+    #[inline]
+    pub(super) fn encrypt(&self, block: Block) -> Block {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Wide(aes) => aes.encrypt(block),
+            Self::Portable(aes) => {
+                let mut block = block.into();
+                aes.encrypt_block(&mut block);
+                block.into()
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use polyval::universal_hash::{KeyInit, UniversalHash};
 
-use super::Block;
+use super::{Block, SECTOR_BLOCKS};
 
 /// The crate's expanded key, in its initial state; zeroed on drop by the crate.
 pub(in crate::crypto) struct Polyval {
@@ -21,6 +21,14 @@ impl Polyval {
         let mut running = self.fresh.clone();
         running.update(&[first.to_ne_bytes().into()]);
         running.update(aes::cipher::Array::cast_slice_from_core(rest));
+        running.finalize().into()
+    }
+
+    /// The hash of a sector and of two blocks more.
+    pub(super) fn sector(&self, sector: &[Block; SECTOR_BLOCKS], end: &[Block; 2]) -> Block {
+        let mut running = self.fresh.clone();
+        running.update(aes::cipher::Array::cast_slice_from_core(sector));
+        running.update(aes::cipher::Array::cast_slice_from_core(end));
         running.finalize().into()
     }
 }

@@ -130,3 +130,35 @@ fn both_paths_of_polyval_agree() {
         assert_eq!(wide.extend(wide.extend(begin, front), back), hash, "{len} blocks");
     }
 }
+
+/// A sector's hash takes steps of its own.
+#[test]
+fn a_sector_hashes_as_its_blocks_do() {
+    let mut rng = StdRng::seed_from_u64(3);
+    for path in paths() {
+        for _ in 0..20 {
+            let polyval = Polyval::new(path, &rng.random());
+            let sector: Vec<Block> = (0..SECTOR_BLOCKS).map(|_| rng.random()).collect();
+            let end = [rng.random(), rng.random()];
+            let hash = polyval.extend(polyval.extend([0; 16], &sector), &end);
+            assert_eq!(polyval.sector(sector.as_slice().try_into().unwrap(), &end), hash, "{path:?}");
+        }
+    }
+}
+
+/// FIPS 197, appendix C.3; then both paths on random blocks.
+#[test]
+fn aes_gives_the_vector_of_fips_197() {
+    let key: [u8; 32] = std::array::from_fn(|i| i as u8);
+    let plain: Block = std::array::from_fn(|i| i as u8 * 0x11);
+    let expected: Block = bytes_of_hex("8ea2b7ca516745bfeafc49904b496089").try_into().unwrap();
+    for path in paths() {
+        assert_eq!(Aes::new(path, &key).encrypt(plain), expected, "{path:?}");
+    }
+    let mut rng = StdRng::seed_from_u64(4);
+    for _ in 0..100 {
+        let (key, block) = (rng.random(), rng.random());
+        let wide = Aes::new(Kernel::Fastest, &key).encrypt(block);
+        assert_eq!(wide, Aes::new(Kernel::Portable, &key).encrypt(block));
+    }
+}

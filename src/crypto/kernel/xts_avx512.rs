@@ -11,10 +11,8 @@ use core::arch::x86_64::*;
 use aes::cipher::inout::InOutBuf;
 use zeroize::Zeroize;
 
-use super::{Block, Direction, UNIT_STEP, has_wide};
-
-/// AES-256 has fourteen rounds and a whitening key (FIPS 197).
-type Schedule = [Block; 15];
+use super::aes_ni::{Schedule, encrypt, expand, load, store};
+use super::{Direction, UNIT_STEP, has_wide};
 
 /// Round keys of both halves; zeroed on drop.
 pub(in crate::crypto) struct Xts {
@@ -88,28 +86,24 @@ impl Xts {
     ) {
         let keys = broadcast(if ENCRYPT { &self.encrypt } else { &self.decrypt });
         let mut number = first;
-        let mut next = self.first_tweak(number);
+        let mut next = first_tweak(&self.tweak, number);
         for unit in 0..count {
             let tweak = next;
             number = number.wrapping_add(1);
             // Begun a unit early: its fourteen dependent rounds hide behind this unit's.
-            next = self.first_tweak(number);
+            next = first_tweak(&self.tweak, number);
             let at = unit * unit_len;
             // SAFETY: the caller's promise, for one unit of it.
             unsafe { crypt_unit::<ENCRYPT>(&keys, tweak, source.add(at), target.add(at), unit_len) };
         }
     }
+}
 
-    /// A data unit's number as 128 bits little-endian, encrypted with the second key.
-    #[inline]
-    #[target_feature(enable = "aes")]
-    fn first_tweak(&self, number: u128) -> __m128i {
-        let mut block = _mm_xor_si128(load(&number.to_le_bytes()), load(&self.tweak[0]));
-        for key in &self.tweak[1..14] {
-            block = _mm_aesenc_si128(block, load(key));
-        }
-        _mm_aesenclast_si128(block, load(&self.tweak[14]))
-    }
+/// A data unit's number as 128 bits little-endian, encrypted with the second key.
+#[inline]
+#[target_feature(enable = "aes")]
+fn first_tweak(key: &Schedule, number: u128) -> __m128i {
+    encrypt(key, load(&number.to_le_bytes()))
 }
 
 /// # Safety
@@ -197,60 +191,6 @@ fn xor3(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f")]
 fn broadcast(schedule: &Schedule) -> [__m512i; 15] {
     core::array::from_fn(|round| _mm512_broadcast_i32x4(load(&schedule[round])))
-}
-
-#[inline]
-#[target_feature(enable = "sse2")]
-fn load(block: &Block) -> __m128i {
-    // SAFETY: sixteen readable bytes; the load may be unaligned.
-    unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "sse2")]
-fn store(block: &mut Block, value: __m128i) {
-    // SAFETY: sixteen writable bytes; the store may be unaligned.
-    unsafe { _mm_storeu_si128(block.as_mut_ptr().cast(), value) };
-}
-
-/// AES-256's key expansion (FIPS 197, 5.2).
-#[target_feature(enable = "aes")]
-fn expand(key: &[u8; 32], schedule: &mut Schedule) {
-    let (halves, _) = key.as_chunks::<16>();
-    schedule[0] = halves[0];
-    schedule[1] = halves[1];
-    // The round constants are the powers of x in GF(2⁸).
-    expand_pair::<0x01>(schedule, 2);
-    expand_pair::<0x02>(schedule, 4);
-    expand_pair::<0x04>(schedule, 6);
-    expand_pair::<0x08>(schedule, 8);
-    expand_pair::<0x10>(schedule, 10);
-    expand_pair::<0x20>(schedule, 12);
-    expand_pair::<0x40>(schedule, 14);
-}
-
-/// Round keys `at` and, but for the last, `at` + 1.
-#[inline]
-#[target_feature(enable = "aes")]
-fn expand_pair<const ROUND_CONSTANT: i32>(schedule: &mut Schedule, at: usize) {
-    // AESKEYGENASSIST's word 3 is RotWord(SubWord(w)) ⊕ constant, its word 2 SubWord(w), of the key's last word.
-    let turned = _mm_aeskeygenassist_si128::<ROUND_CONSTANT>(load(&schedule[at - 1]));
-    let even = chain(load(&schedule[at - 2]), _mm_shuffle_epi32::<0xff>(turned));
-    store(&mut schedule[at], even);
-    if at + 1 < schedule.len() {
-        let plain = _mm_aeskeygenassist_si128::<0>(even);
-        let odd = chain(load(&schedule[at - 1]), _mm_shuffle_epi32::<0xaa>(plain));
-        store(&mut schedule[at + 1], odd);
-    }
-}
-
-/// Each word of a round key: the XOR of `mixed` and the words up to it, of the key two before.
-#[inline]
-#[target_feature(enable = "sse2")]
-fn chain(before: __m128i, mixed: __m128i) -> __m128i {
-    let pairs = _mm_xor_si128(before, _mm_slli_si128::<4>(before));
-    let sums = _mm_xor_si128(pairs, _mm_slli_si128::<8>(pairs));
-    _mm_xor_si128(sums, mixed)
 }
 
 /// The schedule of the equivalent inverse cipher.
