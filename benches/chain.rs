@@ -1,6 +1,7 @@
 //! What a read through 1, 64 and 1000 sealed layers costs, in time: a chunk that is resolved, and one that is met first.
 //!
-//! Each layer holds some sectors of every chunk of a 64 MiB disk, so that no layer can be passed over.
+//! *Dense*: each layer holds a sector of every chunk of a 64 MiB disk, so that no layer can be passed over. *Sparse*: of one chunk
+//! in 32, as of a disk that is written here and there between its snapshots.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ mod support;
 
 const DISK_BYTES: u64 = 64 << 20;
 const LENGTHS: [u64; 3] = [1, 64, 1000];
+const KINDS: [(&str, u64); 2] = [("dense", 1), ("sparse", 32)];
 
-/// The whole disk in the oldest layer, then a sector of each chunk in each.
-fn sealed_layers(shelf: &Shelf, length: u64) -> Vec<Arc<Layer>> {
+/// The whole disk in the oldest layer, then in each a sector of one chunk in `every`.
+fn sealed_layers(shelf: &Shelf, length: u64, every: u64) -> Vec<Arc<Layer>> {
     let (one, request) = (bytes(1), bytes(256));
     let sectors = DISK_BYTES / SECTOR_BYTES;
     let mut layers = Vec::new();
@@ -28,6 +30,7 @@ fn sealed_layers(shelf: &Shelf, length: u64) -> Vec<Arc<Layer>> {
             0 => (0..sectors).step_by(256).for_each(|first| write(&layer, SectorNo(first), &request)),
             _ => (0..sectors)
                 .step_by(CHUNK_SECTORS as usize)
+                .filter(|chunk| (chunk / CHUNK_SECTORS + number) % every == 0)
                 .for_each(|chunk| write(&layer, SectorNo(chunk + number % CHUNK_SECTORS), &one)),
         }
         seal(&layer);
@@ -41,14 +44,14 @@ fn chains(criterion: &mut Criterion) {
     let open_files = raise_open_files();
     let mut group = criterion.benchmark_group("chain");
     let shelf = Shelf::new();
-    for length in LENGTHS {
+    for (length, (name, every)) in LENGTHS.into_iter().flat_map(|length| KINDS.map(|kind| (length, kind))) {
         if 2 * length + 64 > open_files {
             eprintln!(
                 "a chain of {length} is left out: only {open_files} files may be open here (ulimit -Hn)"
             );
             continue;
         }
-        let layers = sealed_layers(&shelf, length);
+        let layers = sealed_layers(&shelf, length, every);
         let stack = Stack { active: None, chain: Chain::new(layers.clone()) };
         let mut out = bytes(1);
         let mut place = scattered(DISK_BYTES / SECTOR_BYTES);
@@ -56,13 +59,13 @@ fn chains(criterion: &mut Criterion) {
             stack.read_sectors(SectorNo(first), &mut out).expect("a read, which resolves its chunk");
         }
         group.throughput(Throughput::Bytes(SECTOR_LEN as u64));
-        group.bench_function(format!("{length}/read 4 KiB"), |b| {
+        group.bench_function(format!("{length} {name}/read 4 KiB"), |b| {
             b.iter(|| stack.read_sectors(SectorNo(place()), black_box(&mut out)).expect("a read"));
         });
         let mut sources = vec![Source::Zero; CHUNK_SECTORS as usize];
         let mut chunk = scattered(DISK_BYTES / SECTOR_BYTES / CHUNK_SECTORS);
         group.throughput(Throughput::Bytes(CHUNK_SECTORS * SECTOR_BYTES));
-        group.bench_function(format!("{length}/resolve a chunk"), |b| {
+        group.bench_function(format!("{length} {name}/resolve a chunk"), |b| {
             b.iter_batched(
                 || Chain::new(layers.clone()),
                 |fresh| fresh.sources(ChunkNo(chunk()), 0, black_box(&mut sources)).expect("it resolves"),

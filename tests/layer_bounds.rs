@@ -133,12 +133,12 @@ fn pages_in_memory_are_bounded() {
         let read = map.most.load(Ordering::Relaxed);
         // A leaf, and those above it.
         assert!(read <= 3, "{read} pages were read to be changed at once");
-        assert!(cache.len() <= PAGES, "{} pages after a checkpoint", cache.len());
+        assert!(cache.pages() <= PAGES, "{} pages after a checkpoint", cache.pages());
     }
     for chunk in (0..CHUNKS).rev() {
         assert!(layer.entry(ChunkNo(chunk).first_sector()).unwrap().slot().is_some());
     }
-    assert!(cache.len() <= PAGES, "{} pages after reading", cache.len());
+    assert!(cache.pages() <= PAGES, "{} pages after reading", cache.pages());
     assert!(layer.entry(SectorNo(1)).unwrap().is_absent());
 }
 

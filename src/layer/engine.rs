@@ -230,7 +230,7 @@ impl Layer {
 
     /// Whether anything is recorded of a chunk.
     pub fn records(&self, chunk: ChunkNo) -> Result<bool> {
-        Ok(self.overlay.touches(chunk) || !matches!(self.leaf(chunk)?, Leaf::Uniform(Entry::ABSENT)))
+        Ok(self.overlay.touches(chunk) || self.ask_pages(|| self.tree.may_have(chunk))?)
     }
 
     /// The first chunk in `range` of which anything is recorded.

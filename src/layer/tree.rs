@@ -1,8 +1,11 @@
 //! The map's pages: three levels under the superblock's 128 roots, each page vouched for by its parent's reference.
 //!
-//! The cache is keyed by the reference, so a page read through an old root can never be taken for its successor.
+//! The cache is keyed by the reference, so a page read through an old root can never be taken for its successor; which chunks
+//! of a GiB are present, by the number of the roots that was learnt through.
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use quick_cache::sync::Cache;
@@ -14,11 +17,81 @@ use super::store::Store;
 use crate::crypto::LayerKeys;
 use crate::units::ChunkNo;
 
-/// Pages of all layers of a process, bounded.
-pub type PageCache = Cache<(u64, PageRef), Arc<Page>>;
+/// What is kept of the maps of all layers of a process, bounded.
+pub struct PageCache {
+    pages: Cache<(u64, PageRef), Arc<Page>>,
+    /// By roots and GiB. A chain may have a thousand layers, most of which have nothing of a chunk: to learn that from two pages
+    /// each would push all other pages out.
+    presence: Cache<(u64, u64), Presence>,
+}
+
+/// For each page kept the presence of so many GiB, each of which takes a hundredth of its room.
+const PRESENCE_A_PAGE: usize = 8;
+
+impl PageCache {
+    /// One of at most so many pages.
+    pub fn new(pages_max: usize) -> Self {
+        Self { pages: Cache::new(pages_max), presence: Cache::new(pages_max * PRESENCE_A_PAGE) }
+    }
+
+    /// Pages it holds now.
+    pub fn pages(&self) -> usize {
+        self.pages.len()
+    }
+}
+
+/// A bit for each chunk of a GiB: whether anything may be recorded of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Presence([u64; 8]);
+
+impl Presence {
+    const NONE: Self = Self([0; 8]);
+    const ALL: Self = Self([u64::MAX; 8]);
+
+    /// Where there is no page.
+    fn of_all(page_ref: PageRef) -> Self {
+        if page_ref == PageRef::ABSENT { Self::NONE } else { Self::ALL }
+    }
+
+    /// Of the chunks below these references.
+    fn of(page: &Page) -> Self {
+        let mut bits = [0; 8];
+        for chunk in (0..512).filter(|chunk| page.page_ref(*chunk) != PageRef::ABSENT) {
+            bits[chunk / 64] |= 1 << (chunk % 64);
+        }
+        Self(bits)
+    }
+
+    fn has(&self, chunk: usize) -> bool {
+        self.0[chunk / 64] >> (chunk % 64) & 1 != 0
+    }
+
+    /// The first that is present, from `at` on.
+    fn next(&self, at: usize) -> Option<usize> {
+        let first = self.0[at / 64] & u64::MAX << (at % 64);
+        if first != 0 {
+            return Some(at / 64 * 64 + first.trailing_zeros() as usize);
+        }
+        let word = (at / 64 + 1..8).find(|word| self.0[*word] != 0)?;
+        Some(word * 64 + self.0[word].trailing_zeros() as usize)
+    }
+}
 
 /// The roots, 512 GiB each.
 pub type Top = [PageRef; 128];
+
+/// Roots, with a number that no others of the process have.
+struct Roots {
+    top: Top,
+    number: u64,
+}
+
+impl Roots {
+    fn new(top: Top) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { top, number: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+}
 
 /// Bytes between two pages: each has two places.
 const PAGE_STRIDE: u64 = 2 * PAGE_LEN as u64;
@@ -53,7 +126,7 @@ pub struct Tree {
     map: Arc<dyn Store>,
     keys: Arc<LayerKeys>,
     cache: Arc<PageCache>,
-    top: ArcSwap<Top>,
+    roots: ArcSwap<Roots>,
 }
 
 fn page_offset(n: u64, place: u8) -> u64 {
@@ -68,16 +141,16 @@ fn path(chunk: ChunkNo) -> (usize, usize, usize) {
 impl Tree {
     /// The tree below these roots.
     pub fn new(map: Arc<dyn Store>, keys: Arc<LayerKeys>, cache: Arc<PageCache>, top: Top) -> Self {
-        Self { map, keys, cache, top: ArcSwap::from_pointee(top) }
+        Self { map, keys, cache, roots: ArcSwap::from_pointee(Roots::new(top)) }
     }
 
     /// New roots, once what they refer to is durable.
     pub fn publish(&self, top: Top) {
-        self.top.store(Arc::new(top));
+        self.roots.store(Arc::new(Roots::new(top)));
     }
 
     fn load(&self, n: u64, page_ref: PageRef) -> Result<Arc<Page>> {
-        if let Some(page) = self.cache.get(&(n, page_ref)) {
+        if let Some(page) = self.cache.pages.get(&(n, page_ref)) {
             return Ok(page);
         }
         let mut page = Page::boxed();
@@ -93,7 +166,7 @@ impl Tree {
             ));
         }
         let page: Arc<Page> = Arc::from(page);
-        self.cache.insert((n, page_ref), page.clone());
+        self.cache.pages.insert((n, page_ref), page.clone());
         Ok(page)
     }
 
@@ -114,16 +187,46 @@ impl Tree {
 
     /// A chunk's entries.
     pub fn leaf(&self, chunk: ChunkNo) -> Result<Leaf> {
-        self.retry(|top| self.leaf_below(top, chunk))
+        self.retry(|roots| self.leaf_below(&roots.top, chunk))
+    }
+
+    /// Whether anything may be recorded of a chunk: false only where it is uniformly absent.
+    pub fn may_have(&self, chunk: ChunkNo) -> Result<bool> {
+        self.retry(|roots| Ok(self.presence(roots, chunk.0 >> 9, true)?.has((chunk.0 & 511) as usize)))
+    }
+
+    /// Of a GiB; from its page only where that is not known yet. `keep_none`: also that it has nothing is kept.
+    fn presence(&self, roots: &Roots, gib: u64, keep_none: bool) -> Result<Presence> {
+        let root = roots.top[(gib >> 9) as usize];
+        if !root.exists() {
+            return Ok(Presence::of_all(root));
+        }
+        if let Some(known) = self.cache.presence.get(&(roots.number, gib)) {
+            return Ok(known);
+        }
+        let presence = self.presence_by_pages(&roots.top, gib)?;
+        if keep_none || presence != Presence::NONE {
+            self.cache.presence.insert((roots.number, gib), presence);
+        }
+        Ok(presence)
+    }
+
+    fn presence_by_pages(&self, top: &Top, gib: u64) -> Result<Presence> {
+        let (root, mid) = ((gib >> 9) as usize, (gib & 511) as usize);
+        let page_ref = self.load(root as u64, top[root])?.page_ref(mid);
+        match page_ref.exists() {
+            true => Ok(Presence::of(self.load(GIB_PAGES + gib, page_ref)?.as_ref())),
+            false => Ok(Presence::of_all(page_ref)),
+        }
     }
 
     /// A page that fails its check is looked for again from the roots, since two checkpoints may have passed since they
     /// were read; only what fails every time is damage.
-    fn retry<T>(&self, ask: impl Fn(&Top) -> Result<T>) -> Result<T> {
-        let mut last = ask(&self.top.load());
+    fn retry<T>(&self, ask: impl Fn(&Roots) -> Result<T>) -> Result<T> {
+        let mut last = ask(&self.roots.load());
         for _ in 1..TRIES {
             match &last {
-                Err(e) if e.is_corruption() => last = ask(&self.top.load()),
+                Err(e) if e.is_corruption() => last = ask(&self.roots.load()),
                 _ => break,
             }
         }
@@ -131,35 +234,22 @@ impl Tree {
     }
 
     /// The first chunk in `range` whose entries are not uniformly absent, by the pages.
-    pub fn next_present(&self, range: std::ops::Range<u64>) -> Result<Option<u64>> {
-        self.retry(|top| self.next_present_below(top, range.clone()))
+    pub fn next_present(&self, range: Range<u64>) -> Result<Option<u64>> {
+        self.retry(|roots| self.next_present_below(roots, range.clone()))
     }
 
-    fn next_present_below(&self, top: &Top, range: std::ops::Range<u64>) -> Result<Option<u64>> {
+    fn next_present_below(&self, roots: &Roots, range: Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
         while at < range.end {
-            let (root, mid, _) = path(ChunkNo(at));
-            if top[root] == PageRef::ABSENT {
+            if roots.top[(at >> 18) as usize] == PageRef::ABSENT {
                 at = (at | ((1 << 18) - 1)) + 1;
                 continue;
             }
-            if top[root].exists() {
-                let gib = self.load(root as u64, top[root])?.page_ref(mid);
-                if gib == PageRef::ABSENT {
-                    at = (at | 511) + 1;
-                    continue;
-                }
-                if gib.exists() {
-                    let page = self.load(GIB_PAGES + (at >> 9), gib)?;
-                    let end = range.end.min((at | 511) + 1);
-                    match (at..end).find(|c| page.page_ref((c & 511) as usize) != PageRef::ABSENT) {
-                        Some(found) => return Ok(Some(found)),
-                        None => at = end,
-                    }
-                    continue;
-                }
+            // A walk over a large disk would fill the cache with what is not there.
+            match self.presence(roots, at >> 9, false)?.next((at & 511) as usize) {
+                Some(found) => return Ok(Some(at & !511 | found as u64).filter(|found| *found < range.end)),
+                None => at = (at | 511) + 1,
             }
-            return Ok(Some(at));
         }
         Ok(None)
     }
@@ -167,7 +257,7 @@ impl Tree {
     /// What the pages say of a chunk, and before which chunk that ends; for checks, which go on past damage.
     pub fn step(&self, chunk: ChunkNo) -> (Step, u64) {
         let (root, mid, low) = path(chunk);
-        let mut page_ref = self.top.load()[root];
+        let mut page_ref = self.roots.load().top[root];
         let inner = [(root as u64, mid, (1u64 << 18) - 1), (GIB_PAGES + (chunk.0 >> 9), low, 511)];
         for (n, index, within) in inner {
             if !page_ref.exists() {
@@ -193,7 +283,7 @@ impl Tree {
         // Nothing refers to what was written so far: after a full disk the checkpoint can be begun again.
         let written = self.map.write_at(page_bytes(&page), page_offset(n, place));
         written.map_err(|e| no_space_or(e, "writing the map"))?;
-        self.cache.insert((n, page_ref), Arc::from(page));
+        self.cache.pages.insert((n, page_ref), Arc::from(page));
         Ok(page_ref)
     }
 
@@ -209,7 +299,7 @@ impl Tree {
     /// Nothing refers to them until a superblock does. A page that is damaged is an error; where recovery meets it (`lose`)
     /// its span is [lost](PageRef::LOST): it is unreadable already, and the rest of the disk goes on.
     pub fn write_frozen(&self, overlay: &Overlay, lose: bool) -> Result<Top> {
-        let mut top = *self.top.load_full();
+        let mut top = self.roots.load().top;
         let chunks = overlay.frozen_chunks();
         for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
             let root = (of_root[0].0 >> 18) as usize;

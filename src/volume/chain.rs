@@ -102,12 +102,13 @@ impl Chain {
         if self.layers.is_empty() {
             return Ok(false);
         }
-        // Absence is cheap to learn from the pages' roots, and a discard asks it of every chunk of a disk.
-        let mut any = false;
+        // Absence is cheap to learn, and a discard asks it of every chunk of a disk.
         for layer in &self.layers {
-            any |= layer.records(chunk)?;
+            if layer.records(chunk)? {
+                return Ok(!self.resolve(chunk)?.empty);
+            }
         }
-        Ok(any && !self.resolve(chunk)?.empty)
+        Ok(false)
     }
 
     /// The first chunk in `range` of which any layer records something.

@@ -138,6 +138,9 @@ def cipher_section(context, options, left_out):
         why = "--terrane was given" if options.terrane else "its bench does not build; OpenSSL needs libssl-dev and pkg-config"
         left_out.append({"what": "the cipher", "why": why})
         return None
+    context.aws_lc = programs.build_aws_lc(ROOT)
+    if not context.aws_lc:
+        left_out.append({"what": rows_cipher.AWS_LC, "why": "benches/aws_lc does not build"})
     context.group_wanted = options.only == rows_cipher.NAME
     context.work = process.folder(None, "terrane-bench.")
     print("\n== the cipher, one core", flush=True)

@@ -23,6 +23,8 @@ class Context:
     bare: str
     cipher: str | None
     machine: dict
+    # AWS-LC's XTS, or None where it is left out.
+    aws_lc: str | None = None
     work: str = ""
     place: object = None
     # Peers that are left out, and why.

@@ -1,4 +1,4 @@
-"""The cipher on one core: `benches/cipher.rs`, which has OpenSSL's XTS beside ours, in turn, some rounds."""
+"""The cipher on one core: `benches/cipher.rs`, which has OpenSSL's XTS beside ours, and AWS-LC's (`benches/aws_lc`), in turn, some rounds."""
 
 import json
 import os
@@ -10,7 +10,7 @@ NAME = "cipher"
 XTS = "XTS-AES-256, sectors of 4 KiB, one core"
 PORTABLE = "the same, portable path"
 SEALED = "XTS and tag together"
-OPENSSL, ALONE = "OpenSSL EVP", "XTS alone"
+OPENSSL, AWS_LC, ALONE = "OpenSSL EVP", "AWS-LC EVP", "XTS alone"
 MEASURED = {"encrypt": "fastest/encrypt", "portable": "portable/encrypt", "seal": "fastest/seal_sectors", "openssl": "openssl/encrypt"}
 # Of a 1 MiB request.
 RUN_BYTES = 1 << 20
@@ -24,7 +24,7 @@ def measure(context):
     """Where the processor lacks the wide path there is one path, and its own bound holds."""
     wide = context.machine["wide"]
     notes = [] if wide else ["this processor has only the portable path"]
-    xts = rate(XTS, "GB/s", [Goal(2, OPENSSL)] if wide else [], notes)
+    xts = rate(XTS, "GB/s", [Goal(2, OPENSSL), Goal(1, AWS_LC)] if wide else [], notes)
     portable = rate(PORTABLE, "GB/s", [Goal(0.65, OPENSSL)])
     sealed = rate(SEALED, "GB/s", [Goal(0.55, ALONE)], notes)
     for number in range(context.rounds):
@@ -37,6 +37,8 @@ def measure(context):
         ]:
             row.add(OURS, speed[ours])
             row.add(to, speed[other])
+        if context.aws_lc:
+            xts.add(AWS_LC, _aws_lc(context))
     return [xts, portable, sealed]
 
 
@@ -50,3 +52,7 @@ def _criterion(context, bench):
     with open(path, encoding="utf-8") as file:
         nanoseconds = json.load(file)["median"]["point_estimate"]
     return RUN_BYTES / nanoseconds
+
+
+def _aws_lc(context):
+    return RUN_BYTES / int(process.run([context.aws_lc, str(min(context.seconds, 2))]))

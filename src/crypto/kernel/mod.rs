@@ -142,7 +142,7 @@ impl Aes {
         match kernel {
             #[cfg(target_arch = "x86_64")]
             Kernel::Fastest if has_wide() => Self::Wide(aes_ni::Aes::new(key)),
-            _ => Self::Portable(Box::new(Aes256::new(&(*key).into()))),
+            _ => Self::Portable(Box::new(Aes256::new(key.into()))),
         }
     }
 

@@ -48,7 +48,11 @@ impl Host {
                 false => return self.open_job(fold, keep, true).map(Some).map_err(name),
             }
         }
-        for (parent, child) in candidates.into_iter().filter(|(p, c)| !is_tried(p.id, c.id)) {
+        let mut candidates: Vec<_> = candidates.into_iter().filter(|(p, c)| !is_tried(p.id, c.id)).collect();
+        // The lowest first: a layer that was sealed to go down is not to go up, whatever times its rows say.
+        let children: HashSet<LayerId> = candidates.iter().map(|(_, child)| child.id).collect();
+        candidates.sort_by_key(|(parent, _)| children.contains(&parent.id));
+        for (parent, child) in candidates {
             let name = |e| (Some(parent.id), Box::new(e));
             match self.choose(&parent, &child, keep).map_err(name)? {
                 Choice::Leave => {}
@@ -57,7 +61,7 @@ impl Host {
                     let open = self.seal_unnamed(&child, keep).map_err(name)?;
                     if keep {
                         // To finish it takes long, and whoever holds `changing` has snapshots wait. Its keeper does, and wakes us.
-                        continue;
+                        return Ok(None);
                     }
                     self.finish_seals(&open).map_err(name)?;
                     let sealed = self.region.catalog().and_then(|mut c| Ok(c.read(|tx| tx.layer(child.id))?));
