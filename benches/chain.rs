@@ -1,7 +1,8 @@
 //! What a read through 1, 64 and 1000 sealed layers costs, in time: a chunk that is resolved, and one that is met first.
 //!
 //! *Dense*: each layer holds a sector of every chunk of a 64 MiB disk, so that no layer can be passed over. *Sparse*: of one chunk
-//! in 32, as of a disk that is written here and there between its snapshots.
+//! in 32, as of a disk that is written here and there between its snapshots. To resolve begins with a fresh chain, not with a fresh
+//! cache of pages, which has not room for all of a thousand layers.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ fn sealed_layers(shelf: &Shelf, length: u64, every: u64) -> Vec<Arc<Layer>> {
             0 => (0..sectors).step_by(256).for_each(|first| write(&layer, SectorNo(first), &request)),
             _ => (0..sectors)
                 .step_by(CHUNK_SECTORS as usize)
-                .filter(|chunk| (chunk / CHUNK_SECTORS + number) % every == 0)
+                .filter(|chunk| (chunk / CHUNK_SECTORS + number).is_multiple_of(every))
                 .for_each(|chunk| write(&layer, SectorNo(chunk + number % CHUNK_SECTORS), &one)),
         }
         seal(&layer);

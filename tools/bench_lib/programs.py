@@ -85,7 +85,7 @@ def build_cipher(root):
 def build_aws_lc(root):
     """AWS-LC's XTS (`benches/aws_lc`), or None where it does not build, such as without a registry or a C compiler."""
     target = os.path.join(root, os.environ.get("CARGO_TARGET_DIR", "target"), "aws_lc")
-    told = ["cargo", "build", "--release", "--quiet", "--manifest-path", "benches/aws_lc/Cargo.toml", "--target-dir", target]
+    told = ["cargo", "build", "--release", "--locked", "--quiet", "--manifest-path", "benches/aws_lc/Cargo.toml", "--target-dir", target]
     if subprocess.run(told, cwd=root, stderr=subprocess.DEVNULL).returncode != 0:
         return None
     return os.path.join(target, "release", "aws-lc-xts")
