@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use copy_support::{Disk, Random, World};
 use serde_json::Value;
-use terrane::catalog::{DiskKind, Setting, SnapshotState, TaskState};
+use terrane::catalog::{DiskKind, Setting, Snapshot, SnapshotState, TaskState};
 use terrane::ids::SnapshotId;
 
 const MIB: usize = 1 << 20;
@@ -207,36 +207,125 @@ fn start(world: &World) -> std::process::Child {
     }
 }
 
-// S33
+/// The data file of the copy's layer.
+fn data_of_copy(world: &World) -> std::path::PathBuf {
+    let region = world.region("south");
+    let layer = region.catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap().layer;
+    region.layer_dir(layer).join("data")
+}
+
+/// Kills the copy once its layer's file is so long; whether it was not over before.
+fn kill_at(world: &World, mut child: std::process::Child, len: u64) -> bool {
+    let data = data_of_copy(world);
+    while std::fs::metadata(&data).unwrap().len() < len {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    kill(child);
+    named(world, "south", "copied").state == SnapshotState::Processing
+}
+
+// X4 S33
 #[test]
-fn a_killed_copy_is_taken_away_by_the_next() {
+fn a_killed_copy_goes_on_where_it_was() {
+    /// Workers, with a chunk each in hand.
+    const AT_ONCE: u64 = 8 * (2 << 20);
     let world = large();
     let before = world.holdings("south");
-    kill(start(&world));
-    let region = world.region("south");
-    let left = region.catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
-    assert_eq!(left.state, SnapshotState::Processing);
-    // It is no base, and can't be read or built upon.
+    let planned = 400 * MIB as u64;
+    let mut kills = 0;
+    let mut id = None;
+    for part in 1..=10 {
+        if !kill_at(&world, start(&world), planned * part / 12) {
+            break;
+        }
+        kills += 1;
+        let left = named(&world, "south", "copied");
+        assert_eq!(*id.get_or_insert(left.id), left.id, "it is the same copy all the while");
+        // What was done stays, whoever mounts the region or changes it meanwhile.
+        if part % 3 == 0 {
+            drop(Mounted::new(&world, "south"));
+        }
+    }
+    assert!(kills >= 3, "{kills} kills");
+    let whole: SnapshotId = world.ok(COPY_LARGE).parse().unwrap();
+    assert_eq!(Some(whole), id);
+    let row = named(&world, "south", "copied");
+    assert_eq!((row.state, row.shipped_bytes), (SnapshotState::Success, planned));
+    let len = std::fs::metadata(data_of_copy(&world)).unwrap().len();
+    let room = terrane::layer::slot_offset(terrane::units::SlotNo(0)) + MIB as u64;
+    assert!(
+        len <= room + planned + kills * AT_ONCE,
+        "{len} bytes after {kills} kills: much was shipped twice"
+    );
+    let bytes = |region: &str, name: &str| {
+        let id = named(&world, region, name).id;
+        let mut bytes = vec![0xaa; 512 * MIB];
+        world.reader(region).open_snapshot(id).unwrap().read(0, &mut bytes).unwrap();
+        bytes
+    };
+    assert!(bytes("south", "copied") == bytes("north", "large"));
+    assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Succeeded]);
+}
+
+/// It is no base, can't be read or built upon, and only its own command goes on with it.
+#[test]
+fn an_interrupted_copy_is_nothing_else() {
+    let world = large();
+    let before = world.holdings("south");
+    let running = start(&world);
+    world.fails(COPY_LARGE, 5, &["in use by a process that makes it"]);
+    kill(running);
+    let listed = world.json(&["snapshot", "list", "--region", "south"]);
+    assert_eq!((&listed[0]["state"], &listed[0]["interrupted"]), (&"processing".into(), &true.into()));
+    assert!(world.ok(&["snapshot", "list", "--region", "south"]).contains("interrupted at"));
     world.fails(&["volume", "create", "--snapshot", "copied", "--region", "south"], 4, &["not complete"]);
     world.fails(
         &["snapshot", "copy", "south/copied", "--to", "north", "--name", "back"],
         4,
         &["not complete"],
     );
-    // The same command works again, and what the first left is gone.
-    let id: SnapshotId = world.ok(COPY_LARGE).parse().unwrap();
-    assert_ne!(id, left.id);
-    let after = world.holdings("south");
-    assert_eq!(after, (before.0 + 1, before.1 + 1, before.2 + 1));
-    let tasks = region.catalog().unwrap().read(|tx| tx.tasks()).unwrap();
-    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed, TaskState::Succeeded]);
-    // Deleting what a killed copy left works as well.
+    world.ok(&["key", "create", "--alias", "another", "--region", "south"]);
+    let other = [COPY_LARGE, &["--key", "another"]].concat();
+    world.fails(&other, 5, &["copied"]);
+    // Under another name nothing is in its way.
+    world.ok(&["snapshot", "copy", "north/large", "--to", "south", "--name", "again"]);
+    world.ok(&["snapshot", "delete", "again", "--region", "south"]);
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
+    assert_eq!(world.holdings("south"), before, "S34");
+    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
+    assert_eq!(
+        tasks.iter().map(|t| t.state).collect::<Vec<_>>(),
+        [TaskState::Cancelled, TaskState::Succeeded]
+    );
+}
+
+/// Under its name lies what another began: the catalog alone says so, and is not believed.
+#[test]
+fn what_was_begun_is_not_gone_on_with_as_something_else() {
+    let world = large();
+    let mut disk = Disk::new(&world, "north", 512 * MIB, Some(world.default_key("north")), DiskKind::Data);
+    let other = disk.change(&world, "other", |c| c.write(0, &[9; MIB]));
     kill(start(&world));
+    let catalog = rusqlite::Connection::open(world.path("south/catalog.db")).unwrap();
+    catalog
+        .execute("UPDATE snapshots SET source_snapshot = ?1 WHERE name = 'copied'", [other.to_string()])
+        .unwrap();
+    drop(catalog);
+    let before = world.holdings("south");
+    let copy = ["snapshot", "copy", "north/other", "--to", "south", "--name", "copied"];
+    world.fails(&copy, 6, &["not a copy of that snapshot"]);
+    assert_eq!(world.holdings("south"), before, "nothing was changed");
     world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
-    assert_eq!(world.holdings("south"), before);
-    let tasks = region.catalog().unwrap().read(|tx| tx.tasks()).unwrap();
-    assert!(tasks.iter().all(|t| t.state != TaskState::Running), "{tasks:?}");
+    world.ok(&copy);
+}
+
+fn named(world: &World, region: &str, name: &str) -> Snapshot {
+    world.region(region).catalog().unwrap().read(|tx| tx.resolve_snapshot(name)).unwrap()
 }
 
 fn kill(mut child: std::process::Child) {
@@ -264,25 +353,6 @@ impl Drop for Mounted<'_> {
         }
         assert!(ended || std::thread::panicking(), "{} can't be unmounted", self.1);
     }
-}
-
-#[test]
-fn a_killed_copy_is_taken_away_by_a_mount_and_by_commands() {
-    let world = large();
-    world.ok(&["volume", "create", "--size", "4M", "--name", "other", "--region", "south"]);
-    let before = world.holdings("south");
-    kill(start(&world));
-    assert_ne!(world.holdings("south"), before);
-    let mounted = Mounted::new(&world, "south");
-    assert_eq!(world.holdings("south"), before);
-    drop(mounted);
-    kill(start(&world));
-    world.ok(&["volume", "resize", "other", "--size", "8M", "--region", "south"]);
-    let after = world.holdings("south");
-    assert_eq!((after.0, after.2), (before.0 + 1, before.2), "but for the layer of the resize");
-    let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
-    assert_eq!(tasks.iter().map(|t| t.state).collect::<Vec<_>>(), [TaskState::Failed; 2]);
-    assert!(tasks[0].error.as_ref().unwrap().contains("ended before the copy did"));
 }
 
 // S33 S34, where the target's layers are a mount's

@@ -76,6 +76,15 @@ impl ReadTx<'_> {
         self.list(&format!("{TASK} ORDER BY created_at, id"), [], task)
     }
 
+    /// The task that works on a resource.
+    pub fn running_task_of(&self, resource: &str) -> Result<Option<Task>, CatalogError> {
+        self.first(
+            &format!("{TASK} WHERE resource = ?1 AND state = 'running' ORDER BY created_at DESC"),
+            [resource],
+            task,
+        )
+    }
+
     /// The task of this id.
     pub fn find_task(&self, id: TaskId) -> Result<Option<Task>, CatalogError> {
         self.first(&format!("{TASK} WHERE id = ?1"), [id.to_string()], task)

@@ -6,11 +6,12 @@ use serde::Serialize;
 use super::options::{DetailArgs, KeyArgs};
 use super::progress::Progress;
 use super::{App, Outcome, size_text};
+use crate::catalog::Snapshot;
 use crate::catalog::SnapshotState;
-use crate::copy::{self, Copy, CopyError, Details, Plan, Watch};
-use crate::ids::{LayerId, Name};
+use crate::copy::{self, Begun, Copy, CopyError, Details, KeyChoice, Plan, Watch};
+use crate::ids::{AccountId, LayerId, Name, SnapshotId};
 use crate::region::Region;
-use crate::volume::{Host, LayersLock, folder, remove_abandoned_copies};
+use crate::volume::{Host, LayersLock, folder};
 
 /// What `copy` takes.
 #[derive(Args)]
@@ -61,8 +62,10 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let same = source.id() == target.id();
     let source = Host::new(source, None);
     let target = if same { source.clone() } else { Host::new(target, None) };
-    if !args.dry_run {
-        remove_abandoned_copies(target.region())?;
+    if !args.dry_run
+        && let Some(begun) = begun_before(args, source.region(), snapshot.id, target.region(), account)?
+    {
+        return go_on(app, &source, &target, &begun);
     }
     let make_plan = || copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice());
     let mut plan = make_plan()?;
@@ -90,6 +93,50 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         }
         plans += 1;
     }
+}
+
+/// What the same command began before, and did not end.
+fn begun_before(
+    args: &CopyArgs,
+    source: &Region,
+    snapshot: SnapshotId,
+    target: &Region,
+    account: AccountId,
+) -> Result<Option<Snapshot>, CopyError> {
+    let (found, key) = target.catalog()?.read(|tx| {
+        let found = tx.find_snapshot_by_name(args.name.as_str())?;
+        let key = match args.key.choice() {
+            KeyChoice::Named(text) => Some(tx.resolve_key(&text)?.id),
+            KeyChoice::Default => Some(tx.default_key()?.id),
+            KeyChoice::Plain => None,
+            KeyChoice::AsSource => found.as_ref().and_then(|row| row.key),
+        };
+        Ok::<_, CopyError>((found, key))
+    })?;
+    Ok(found.filter(|row| {
+        row.state == SnapshotState::Processing
+            && row.source_snapshot.as_deref() == Some(snapshot.to_string().as_str())
+            && row.source_region.as_deref() == Some(source.name())
+            && (row.account, row.key) == (account, key)
+    }))
+}
+
+/// Carries the rest of a copy whose process was killed.
+fn go_on(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
+    let cancel = super::progress::cancelled_by_signals()?;
+    let begun = Begun::take_up(target, begun)?;
+    let there = begun.bytes_done();
+    let copy = Copy::rest(source, target, begun)?;
+    let ship_bytes = copy.ship_bytes();
+    app.output().note(format!(
+        "going on with what was begun: {} of {} are there",
+        size_text(there),
+        size_text(ship_bytes)
+    ));
+    let mut progress = Progress::new(app, "copying", ship_bytes);
+    let copied = copy.run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done, ship_bytes) });
+    progress.end(copied.is_ok());
+    app.output().id(copied?)
 }
 
 /// Finishes the seals a killed mount left, where nobody else owns the layers who would.

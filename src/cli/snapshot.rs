@@ -13,7 +13,7 @@ use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, Order, SnapshotItem, remove_abandoned_copies};
+use crate::volume::{HostState, Order, SnapshotItem, is_interrupted, remove_interrupted};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -63,6 +63,8 @@ struct Shown {
     description: Option<String>,
     state: SnapshotState,
     progress_percent: u32,
+    /// A copy that nobody works on: its process was killed.
+    interrupted: bool,
     size_bytes: u64,
     stored_bytes: u64,
     changed_bytes: u64,
@@ -115,8 +117,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             // What a killed copy left goes in any case, before the order is carried out.
-            let unfinished = found.state == SnapshotState::Processing;
-            if unfinished && remove_abandoned_copies(&region)?.contains(&found.id) {
+            if remove_interrupted(&region, &found)? {
                 return Ok(());
             }
             owner::refuse_attached(
@@ -132,6 +133,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
 
 fn state_text(s: &Shown) -> String {
     match s.state {
+        SnapshotState::Processing if s.interrupted => format!("interrupted at {} %", s.progress_percent),
         SnapshotState::Processing => format!("processing {} %", s.progress_percent),
         other => other.as_str().into(),
     }
@@ -171,6 +173,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
     let tags = region.catalog()?.read(|tx| tx.tags(&s.id.to_string()))?;
     Ok(Shown {
         id: s.id.to_string(),
+        interrupted: is_interrupted(region, &s)?,
         name: s.name.to_string(),
         description: s.description,
         state: s.state,

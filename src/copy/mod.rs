@@ -7,16 +7,18 @@
 //! Invariants: a copy is rows of the target's catalog alone, and each start plans anew from both sides; a sector is
 //! shipped only after its tag was checked; what is not whole is never listed as `success`; a copy that fails or is
 //! cancelled leaves neither snapshot nor layer. A running copy is held by the lock of its layer's data file, never by
-//! time: [`remove_abandoned_copies`](crate::volume::remove_abandoned_copies) takes away what a killed process left.
+//! time; one whose process was killed stays, `processing`, until it is taken up ([`Begun`]) or deleted.
 //!
 //! Called by `cli`.
 
+mod begun;
 mod difference;
 mod error;
 mod plan;
 mod ship;
 mod task;
 
+pub use begun::Begun;
 pub use error::CopyError;
 pub use plan::{Base, KeyChoice, Plan, plan};
 pub use task::{Copy, Details, Watch};

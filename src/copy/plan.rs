@@ -1,5 +1,6 @@
 //! Whether a copy may be made, on what, and what it has to carry. Reads catalogs and maps, and no sector.
 
+use super::begun::Begun;
 use super::difference::Difference;
 use super::error::{CopyError, Result};
 use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
@@ -8,7 +9,7 @@ use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Host, footing};
+use crate::volume::{Chain, Host, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub enum KeyChoice {
 /// A snapshot at the target that a copy is put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// The snapshot.
+    /// The snapshot; where a copy that is taken up stands on a layer that has lost its name, that copy.
     pub snapshot: SnapshotId,
     /// Its layer.
     pub layer: LayerId,
@@ -66,18 +67,59 @@ pub fn plan(
     name: &Name,
     key: &KeyChoice,
 ) -> Result<Plan> {
-    let row = source.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
-    if row.state != SnapshotState::Success {
-        let message = format!("snapshot {} is not complete: its state is {}", row.name, row.state);
-        return Err(CopyError::refused(message, "copy it once its state is success"));
-    }
+    let row = whole(source, snapshot)?;
     let same_region = source.region().id() == target.region().id();
     let key = target.region().catalog()?.read(|tx| {
         tx.refuse_taken_name(Kind::Snapshot, name)?;
         key_of_copy(tx, &row, key, same_region)
     })?;
-    let cipher = if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
+    let cipher = cipher_of(key);
+    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key, cipher))
+}
 
+/// Plans what is left of a copy that was begun, under the rules of now: on what its layer was put on, and of no other key.
+pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<Plan> {
+    let snapshot: SnapshotId = begun.source_snapshot()?;
+    let row = whole(source, snapshot)?;
+    let same_region = source.region().id() == target.region().id();
+    let choice = begun.row.key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()));
+    let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice, same_region))?;
+    plan_by(source, row, key, |_, _| {
+        let Some((layer, point)) = begun.stands_on else { return Ok(None) };
+        let base = Base { snapshot: begun.snapshot.id, layer, point };
+        let chain = target.open_chain(layer)?.chain;
+        if let Some(top) = chain.layers().last() {
+            footing::check_pair(target.region(), top, &begun.layer)?;
+        }
+        Ok(Some((base, chain)))
+    })
+}
+
+/// Under what a copy under this key is.
+fn cipher_of(key: Option<KeyId>) -> Cipher {
+    if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain }
+}
+
+/// A snapshot that can be copied.
+fn whole(source: &Host, snapshot: SnapshotId) -> Result<Snapshot> {
+    let row = source.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
+    match row.state {
+        SnapshotState::Success => Ok(row),
+        state => {
+            let message = format!("snapshot {} is not complete: its state is {state}", row.name);
+            Err(CopyError::refused(message, "copy it once its state is success"))
+        }
+    }
+}
+
+/// A plan on the base that `find_base` gives for the source's points, nearest first, and size.
+fn plan_by(
+    source: &Host,
+    row: Snapshot,
+    key: Option<KeyId>,
+    find_base: impl FnOnce(&[Point], u64) -> Result<Option<(Base, Chain)>>,
+) -> Result<Plan> {
+    let snapshot = row.id;
     let lock = folder::lock_for_reading(source.region(), snapshot)?;
     let (stack, points, chain) = loop {
         let Some(now) = source.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))? else {
@@ -98,7 +140,7 @@ pub fn plan(
         }
     };
 
-    let found = find_base(target, &points, row.size_bytes, key, cipher)?;
+    let found = find_base(&points, row.size_bytes)?;
     let place = |point: &Point| points.iter().position(|p| p == point);
     let layers = stack.chain.layers();
     let (above, exact) = match &found {
@@ -123,7 +165,7 @@ pub fn plan(
         reencrypt_bytes: 0,
         changed_bytes: (counts.data + counts.zero) * SECTOR_BYTES,
         key,
-        cipher,
+        cipher: cipher_of(key),
         difference,
         source: row,
         _lock: lock,
@@ -198,7 +240,7 @@ fn find_base(
     size_bytes: u64,
     key: Option<KeyId>,
     cipher: Cipher,
-) -> Result<Option<(Base, crate::volume::Chain)>> {
+) -> Result<Option<(Base, Chain)>> {
     for point in points {
         let candidates = target.region().catalog()?.read(|tx| tx.snapshots_at_point(*point))?;
         for snapshot in candidates.into_iter().filter(|s| s.size_bytes <= size_bytes) {

@@ -12,11 +12,11 @@ use zeroize::Zeroizing;
 
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
-use crate::layer::{Layer, LayerError};
+use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{
     CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo,
 };
-use crate::volume::VolumeError;
+use crate::volume::{VolumeError, recorded};
 
 /// Chunks that are planned ahead of the workers.
 const AHEAD: usize = 8;
@@ -119,7 +119,10 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
     let mut at = 0;
     while let Some(chunk) = shared.difference.next(at)? {
         let mut carried = Box::new([Carried::Nothing; CHUNK_SECTORS as usize]);
-        let any = shared.difference.chunk(chunk, &mut carried)?;
+        let mut any = shared.difference.chunk(chunk, &mut carried)?;
+        if let Some(there) = recorded(shared.target, chunk)? {
+            any = leave_out(&mut carried, &there);
+        }
         // A closed channel: the workers have ended, and said why.
         if shared.is_stopped() || any && jobs.send(Job { chunk, carried }).is_err() {
             return Ok(());
@@ -127,6 +130,21 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
         at = chunk.0 + 1;
     }
     Ok(())
+}
+
+/// Leaves out what the target has from an earlier process; whether anything is left.
+fn leave_out(carried: &mut Chunk, there: &[Entry; CHUNK_SECTORS as usize]) -> bool {
+    for (carried, entry) in carried.iter_mut().zip(there) {
+        let is_there = match carried {
+            Carried::Nothing => continue,
+            Carried::Zero => entry.state() == State::Zero,
+            Carried::Data { .. } => entry.slot().is_some(),
+        };
+        if is_there {
+            *carried = Carried::Nothing;
+        }
+    }
+    carried.iter().any(|c| *c != Carried::Nothing)
 }
 
 fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {

@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::begun::Begun;
 use super::error::{CopyError, Result};
-use super::plan::{Base, Plan};
+use super::plan::{Base, Plan, plan_rest};
 use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
 use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId, VolumeId};
-use crate::layer::{Layer, LayerError};
+use crate::layer::LayerError;
 use crate::region::Region;
 use crate::volume::folder::{self, LayerSpec};
 use crate::volume::{Host, footing, remove_copy, vouch};
@@ -46,21 +47,31 @@ pub struct Copy<'a> {
     source: &'a Host,
     target: &'a Host,
     plan: Plan,
-    details: Details,
+    start: Start,
 }
 
-/// A copy that has begun: its rows and its layer.
-struct Begun {
-    task: TaskId,
-    snapshot: SnapshotId,
-    row: LayerRow,
-    layer: Layer,
+enum Start {
+    New(Details),
+    Rest(Box<Begun>),
+    Taken,
 }
 
 impl<'a> Copy<'a> {
     /// A copy by this plan, which was made for these hosts and this name.
     pub fn new(source: &'a Host, target: &'a Host, plan: Plan, details: Details) -> Self {
-        Self { source, target, plan, details }
+        Self { source, target, plan, start: Start::New(details) }
+    }
+
+    /// The rest of a copy that another process began.
+    pub fn rest(source: &'a Host, target: &'a Host, begun: Begun) -> Result<Self> {
+        let plan = plan_rest(source, target, &begun)?;
+        begun.check(target.region(), &plan)?;
+        Ok(Self { source, target, plan, start: Start::Rest(Box::new(begun)) })
+    }
+
+    /// What it carries in all, also of what an earlier process has carried already.
+    pub fn ship_bytes(&self) -> u64 {
+        self.plan.ship_bytes
     }
 
     fn region(&self) -> &Region {
@@ -68,9 +79,15 @@ impl<'a> Copy<'a> {
     }
 
     /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left.
-    pub fn run(self, mut watch: Watch) -> Result<SnapshotId> {
-        let begun = self.begin().map_err(|e| CopyError::of_target(e, self.region().name()))?;
-        let id = begun.snapshot;
+    pub fn run(mut self, mut watch: Watch) -> Result<SnapshotId> {
+        let begun = match std::mem::replace(&mut self.start, Start::Taken) {
+            Start::New(details) => {
+                self.begin(details).map_err(|e| CopyError::of_target(e, self.region().name()))?
+            }
+            Start::Rest(begun) => *begun,
+            Start::Taken => unreachable!("a copy is run once"),
+        };
+        let id = begun.snapshot.id;
         match self.fill(&begun, &mut watch) {
             Ok(()) => Ok(id),
             Err(error) => Err(self.undo(begun, error)),
@@ -78,11 +95,11 @@ impl<'a> Copy<'a> {
     }
 
     /// The layer, then in one transaction the task and the `processing` snapshot.
-    fn begin(&self) -> Result<Begun> {
+    fn begin(&self, details: Details) -> Result<Begun> {
         let volume = VolumeId::random();
         let source = &self.plan.source;
         let spec = LayerSpec {
-            account: self.details.account,
+            account: details.account,
             volume,
             parent: self.plan.base.as_ref().map(|b| (b.layer, b.point)),
             size_bytes: source.size_bytes,
@@ -99,9 +116,10 @@ impl<'a> Copy<'a> {
             Some(base) if e.is_missing_layer() => CopyError::Overtaken { what: base_words(base) },
             _ => e.into(),
         })?;
-        let (task, snapshot) = (TaskId::random(), SnapshotId::random());
-        let begun = Begun { task, snapshot, row, layer };
-        match self.insert_rows(&begun) {
+        let (task, stands_on) = (TaskId::random(), spec.parent);
+        let snapshot = self.snapshot_row(&row, &details)?;
+        let begun = Begun { task, snapshot, row, layer, stands_on };
+        match self.insert_rows(&begun, &details) {
             Ok(()) => Ok(begun),
             Err(error) => {
                 let id = begun.row.id;
@@ -117,15 +135,14 @@ impl<'a> Copy<'a> {
         self.plan.points.first().copied().ok_or_else(|| no_points(&self.plan.source))
     }
 
-    fn insert_rows(&self, begun: &Begun) -> Result<()> {
-        let now = self.region().now();
+    fn snapshot_row(&self, layer: &LayerRow, details: &Details) -> Result<Snapshot> {
         let source = &self.plan.source;
         let snapshot = Snapshot {
-            id: begun.snapshot,
-            account: self.details.account,
-            name: self.details.name.clone(),
-            description: self.details.description.clone(),
-            layer: begun.row.id,
+            id: SnapshotId::random(),
+            account: details.account,
+            name: details.name.clone(),
+            description: details.description.clone(),
+            layer: layer.id,
             volume: None,
             size_bytes: source.size_bytes,
             kind: source.kind,
@@ -140,21 +157,26 @@ impl<'a> Copy<'a> {
             shipped_bytes: 0,
             stored_bytes: 0,
             group: None,
-            retention_days: self.details.retention_days,
-            created_at: now,
+            retention_days: details.retention_days,
+            created_at: self.region().now(),
             mac: None,
         };
-        let snapshot = vouch::sign_snapshot(self.region(), snapshot, self.point()?)?;
+        Ok(vouch::sign_snapshot(self.region(), snapshot, self.point()?)?)
+    }
+
+    fn insert_rows(&self, begun: &Begun, details: &Details) -> Result<()> {
+        let now = begun.snapshot.created_at;
+        let source = &self.plan.source;
         let detail = serde_json::json!({
             "source_region": self.source.region().name(),
             "source_snapshot": source.id.to_string(),
-            "name": self.details.name.as_str(),
+            "name": details.name.as_str(),
         });
         let task = Task {
             id: begun.task,
-            account: self.details.account,
+            account: details.account,
             kind: TASK_KIND.into(),
-            resource: Some(begun.snapshot.to_string()),
+            resource: Some(begun.snapshot.id.to_string()),
             detail: detail.to_string(),
             state: TaskState::Running,
             bytes_done: 0,
@@ -172,8 +194,8 @@ impl<'a> Copy<'a> {
             {
                 return Err(CopyError::Overtaken { what: base_words(base) });
             }
-            tx.insert_snapshot(&snapshot)?;
-            tx.set_tags(&begun.snapshot.to_string(), &self.details.tags)?;
+            tx.insert_snapshot(&begun.snapshot)?;
+            tx.set_tags(&begun.snapshot.id.to_string(), &details.tags)?;
             Ok(tx.insert_task(&task)?)
         })
     }
@@ -184,9 +206,9 @@ impl<'a> Copy<'a> {
             snapshot: self.plan.source.name.to_string(),
             target_region: self.region().name().to_owned(),
         };
-        let shipped = AtomicU64::new(0);
+        let shipped = AtomicU64::new(begun.bytes_done());
         let mut written = Instant::now();
-        ship(&self.plan.difference, &begun.layer, &names, &shipped, || {
+        let mut watch_ship = || {
             let done = shipped.load(Ordering::Relaxed);
             (watch.progress)(done);
             if watch.cancel.load(Ordering::Relaxed) {
@@ -197,7 +219,10 @@ impl<'a> Copy<'a> {
                 self.write_progress(begun, done)?;
             }
             Ok(())
-        })?;
+        };
+        if !begun.layer.is_ended() {
+            ship(&self.plan.difference, &begun.layer, &names, &shipped, &mut watch_ship)?;
+        }
         let done = shipped.into_inner();
         (watch.progress)(done);
         self.finish(begun, done, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
@@ -208,7 +233,7 @@ impl<'a> Copy<'a> {
         let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(0).min(99) as u32;
         let now = self.region().now();
         self.region().catalog()?.write(|tx| {
-            if !tx.set_snapshot_progress(begun.snapshot, percent, done)? {
+            if !tx.set_snapshot_progress(begun.snapshot.id, percent, done)? {
                 return Err(CopyError::Cancelled);
             }
             tx.set_task_progress(begun.task, done, total, now)?;
@@ -220,8 +245,11 @@ impl<'a> Copy<'a> {
     fn finish(&self, begun: &Begun, shipped: u64, cancel: &AtomicBool) -> Result<()> {
         let Begun { layer, row, .. } = begun;
         // 1. What was written, durable, then in the map, durable.
-        layer.flush()?;
-        layer.lock_for_seal()?.end()?;
+        // An earlier process may have come so far.
+        if !layer.is_ended() {
+            layer.flush()?;
+            layer.lock_for_seal()?.end()?;
+        }
         if cancel.load(Ordering::Relaxed) {
             return Err(CopyError::Cancelled);
         }
@@ -237,7 +265,7 @@ impl<'a> Copy<'a> {
         let point = self.point()?;
         footing::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed)
-                || !tx.finish_snapshot(begun.snapshot, self.plan.changed_bytes, shipped, stored)?
+                || !tx.finish_snapshot(begun.snapshot.id, self.plan.changed_bytes, shipped, stored)?
             {
                 return Err(CopyError::Cancelled);
             }
@@ -253,6 +281,7 @@ impl<'a> Copy<'a> {
     /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
     fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
         let Begun { snapshot, row, layer, .. } = begun;
+        let snapshot = snapshot.id;
         let gone = self
             .region()
             .catalog()

@@ -318,7 +318,7 @@ fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<Hea
 }
 
 /// An open or well-known layer's header, checked with its keys.
-pub(super) fn header_by(region: &Region, layer: LayerId, keys: &LayerKeys) -> Result<Header> {
+pub fn header_by(region: &Region, layer: LayerId, keys: &LayerKeys) -> Result<Header> {
     Ok(untrusted_header(region, layer)?.verify(keys.header())?)
 }
 
@@ -345,10 +345,11 @@ fn disagreement(region: &Region, row: &LayerRow, header: &Header) -> Result<Opti
         let (said, known) = ((header.parent, header.size_bytes), (row.parent, row.size_bytes));
         return Ok(Some((format!("a header that says {known:?}"), format!("{said:?}"))));
     }
-    // A fold that gives a layer its child's place writes the header first; nothing names the layer then.
+    // A fold that gives a layer its child's place writes the header first, and so does a copy that comes to its end; nothing names
+    // the layer then.
     let is_its_moment = header.sealed.is_none()
         || header.points.first() == row.point.as_ref()
-        || row.state == LayerState::Absorbing;
+        || matches!(row.state, LayerState::Absorbing | LayerState::Preparing);
     if !is_its_moment {
         let (said, known) = (header.points.first(), row.point);
         return Ok(Some((format!("a header of the moment {known:?}"), format!("one of {said:?}"))));

@@ -31,7 +31,7 @@ fn absorbed(header: &Header) -> Option<LayerId> {
 }
 
 /// Refuses a layer that does not stand on this one as it is. Both headers are looked at again where one is being mended.
-pub(super) fn check_pair(region: &Region, lower: &Layer, upper: &Layer) -> Result<()> {
+pub fn check_pair(region: &Region, lower: &Layer, upper: &Layer) -> Result<()> {
     let read = |layer: &Layer| header_by(region, layer.id(), layer.keys());
     let mut before = None;
     loop {

@@ -114,7 +114,8 @@ impl HostError {
         Self::Refused { message: message.into(), hint: hint.into() }
     }
 
-    pub(super) fn unvouched(what: impl Into<String>, why: impl Into<String>) -> Self {
+    /// Of a thing that a row speaks of, which keys do not bear out.
+    pub fn unvouched(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Unvouched { what: what.into(), why: why.into() }
     }
 

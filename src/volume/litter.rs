@@ -2,12 +2,9 @@
 
 use super::folder;
 use super::host_error::Result;
-use crate::catalog::{CatalogError, LayerState, SnapshotState, TaskState};
+use crate::catalog::{LayerState, Snapshot, SnapshotState, TaskState};
 use crate::ids::{LayerId, SnapshotId};
 use crate::region::Region;
-
-/// What the task of a copy says whose process was killed.
-const ABANDONED: &str = "the process that made the copy ended before the copy did";
 
 /// Takes away what killed processes left half-made, and layers that nobody needs. Called by the owner of the layers, before it
 /// has any open.
@@ -23,33 +20,33 @@ pub fn remove_litter(region: &Region) -> Result<()> {
     Ok(())
 }
 
-/// Takes away copies and layers whose maker was killed; also beside a mount.
+/// Takes away layers whose maker was killed; also beside a mount. A copy's stays: it has a name, and can be gone on with.
 pub(super) fn remove_abandoned(region: &Region) -> Result<()> {
-    remove_abandoned_copies(region)?;
     let preparing = region.catalog()?.read(|tx| tx.layers_in_state(LayerState::Preparing))?;
     for row in preparing.iter().filter(|row| folder::is_abandoned(region, row)) {
-        tracing::warn!(layer = %row.id, "a layer whose maker was killed is removed");
-        folder::remove_unneeded(region, row.id)?;
+        if region.catalog()?.read(|tx| tx.snapshots_of_layer(row.id))?.is_empty() {
+            tracing::warn!(layer = %row.id, "a layer whose maker was killed is removed");
+            folder::remove_unneeded(region, row.id)?;
+        }
     }
     Ok(())
 }
 
-/// Takes away copies into this region whose process ended before they did, and their layers, so that a killed copy can be
-/// made again under its name. Copies that run are left alone: their layer's data file is locked.
-pub fn remove_abandoned_copies(region: &Region) -> Result<Vec<SnapshotId>> {
-    let unfinished = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-        let snapshots = tx.snapshots()?.into_iter().filter(|s| s.state == SnapshotState::Processing);
-        snapshots.map(|s| Ok((tx.layer(s.layer)?, s))).collect::<Result<Vec<_>, _>>()
-    })?;
-    let mut removed = Vec::new();
-    for (layer, snapshot) in unfinished {
-        if folder::is_abandoned(region, &layer) {
-            tracing::warn!(snapshot = %snapshot.id, name = %snapshot.name, "a copy whose process ended before it did is removed");
-            remove_copy(region, snapshot.id, layer.id, TaskState::Failed, Some(ABANDONED))?;
-            removed.push(snapshot.id);
-        }
+/// Whether a copy is not whole and nobody works on it: its process was killed. While one does, its layer's data file is locked.
+pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
+    if snapshot.state != SnapshotState::Processing {
+        return Ok(false);
     }
-    Ok(removed)
+    let layer = region.catalog()?.read(|tx| tx.find_layer(snapshot.layer))?;
+    Ok(layer.is_none_or(|row| folder::is_abandoned(region, &row)))
+}
+
+/// Takes away a copy whose process was killed; its task is cancelled. Whether it was one.
+pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
+    if !is_interrupted(region, snapshot)? {
+        return Ok(false);
+    }
+    remove_copy(region, snapshot.id, snapshot.layer, TaskState::Cancelled, None).map(|()| true)
 }
 
 /// Takes away a copy that is not whole: its snapshot, then its layer. Its task ends in a state, with a reason.

@@ -38,7 +38,7 @@ pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
 pub use host::Host;
 pub use host_error::HostError;
-pub use litter::{remove_abandoned_copies, remove_copy, remove_litter};
+pub use litter::{is_interrupted, remove_copy, remove_interrupted, remove_litter};
 pub use live::{LiveVolume, Seal, chunks_of_bytes, seal_together};
 pub use open_snapshot::OpenSnapshot;
 pub use open_volume::OpenVolume;

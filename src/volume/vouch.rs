@@ -62,7 +62,7 @@ fn snapshot_mac(region: &Region, row: &Snapshot, point: Point) -> Result<[u8; 16
 }
 
 /// Whether the row of a snapshot is what was said when it was taken, of this moment.
-pub(super) fn is_vouched(region: &Region, row: &Snapshot, point: Point) -> Result<bool> {
+pub fn is_vouched(region: &Region, row: &Snapshot, point: Point) -> Result<bool> {
     Ok(row.mac == Some(snapshot_mac(region, row, point)?))
 }
 

@@ -16,16 +16,22 @@ use super::{FsDisk, FsMount, FsState};
 pub struct Sweep<'m> {
     mount: &'m FsMount,
     states: Cell<u64>,
+    copies: Cell<u64>,
 }
 
 impl<'m> Sweep<'m> {
     pub fn new(mount: &'m FsMount) -> Self {
-        Self { mount, states: Cell::new(0) }
+        Self { mount, states: Cell::new(0), copies: Cell::new(0) }
     }
 
     /// Disks opened so far.
     pub fn states(&self) -> u64 {
         self.states.get()
+    }
+
+    /// Copies that were cut and ended afterwards.
+    pub fn copies(&self) -> u64 {
+        self.copies.get()
     }
 
     /// Opens a disk as a cut left it, and checks everything.
@@ -55,6 +61,12 @@ impl<'m> Sweep<'m> {
     pub fn recover(&self, disk: &FsDisk, history: &History, n: usize) -> Found {
         let world = World::of(disk);
         let mut found = Found::new();
+        for region in REGIONS {
+            // Before anybody owns the layers, or after a mount.
+            let go_on = !n.is_multiple_of(3);
+            self.copies
+                .set(self.copies.get() + world.end_copies(region, go_on).expect("a cut copy ends") as u64);
+        }
         for region in REGIONS {
             world.a_minute_later(region);
             let host = world.owner(region).expect("a region opens after a cut");

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use terrane::copy::{self, Copy, Details, KeyChoice, Watch};
+use terrane::catalog::SnapshotState;
+use terrane::copy::{self, Begun, Copy, Details, KeyChoice, Watch};
 use terrane::ids::{Name, SnapshotId, VolumeId};
 use terrane::kms;
 use terrane::region::{Config, InitRequest, Region, init};
 use terrane::volume::{
-    CheckWatch, Host, LayersLock, LiveVolume, Order, SnapshotItem, Stack, check_region, remove_litter,
+    CheckWatch, Host, LayersLock, LiveVolume, Order, SnapshotItem, Stack, check_region, remove_interrupted,
+    remove_litter,
 };
 
 use super::{FsDisk, FsMount, FsState};
@@ -88,6 +90,25 @@ impl World {
             Details { account, name: name(called), description: None, tags: vec![], retention_days: None };
         let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
         Ok(Copy::new(&source, &target, plan, details).run(watch)?)
+    }
+
+    /// Copies that were cut: each is gone on with, by a process that owns no layers, or deleted. How many there were.
+    pub fn end_copies(&self, to: &str, go_on: bool) -> Result<usize, Failure> {
+        let target = Host::new(self.region(to)?, None);
+        let rows = target.region().catalog()?.read(|tx| tx.snapshots())?;
+        let cut: Vec<_> = rows.into_iter().filter(|row| row.state == SnapshotState::Processing).collect();
+        for row in &cut {
+            if !go_on {
+                assert!(remove_interrupted(target.region(), row)?, "nobody makes the copy {}", row.name);
+                continue;
+            }
+            let from = row.source_region.as_deref().expect("copies have a source");
+            let source = Host::new(self.region(from)?, None);
+            let rest = Copy::rest(&source, &target, Begun::take_up(&target, row)?)?;
+            let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+            assert_eq!(rest.run(watch)?, row.id);
+        }
+        Ok(cut.len())
     }
 
     /// Everything is read, nothing is wrong, and nothing is there that nobody needs. No process has the region open.

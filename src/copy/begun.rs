@@ -1,0 +1,97 @@
+//! A copy between its first row and its last: what its rows and its layer say, also when another process began it.
+//!
+//! A copy whose process was killed is taken up from what its layer holds: each sector there was checked when it was read, and is
+//! vouched for by the layer's own key, so that nothing else of what was done needs to be known. All the rest is planned anew.
+
+use super::error::{CopyError, Result};
+use super::plan::Plan;
+use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
+use crate::ids::{LayerId, Point, SnapshotId, TaskId};
+use crate::layer::Layer;
+use crate::layer::header::Header;
+use crate::region::Region;
+use crate::units::SECTOR_BYTES;
+use crate::volume::folder::{self, Opening};
+use crate::volume::{Host, HostError, footing, vouch};
+
+/// A copy that has begun: its rows and its layer, which no other process has.
+pub struct Begun {
+    pub(super) task: TaskId,
+    /// The row of what it will be.
+    pub(super) snapshot: Snapshot,
+    pub(super) row: LayerRow,
+    pub(super) layer: Layer,
+    /// The layer below, as it is now, and the moment that it holds.
+    pub(super) stands_on: Option<(LayerId, Point)>,
+}
+
+impl Begun {
+    /// Takes up a copy that an earlier process began and did not end. One that a process works on is in use.
+    pub fn take_up(target: &Host, snapshot: &Snapshot) -> Result<Self> {
+        let region = target.region();
+        let id = snapshot.id.to_string();
+        let (row, task) = region
+            .catalog()?
+            .read(|tx| Ok::<_, CopyError>((tx.layer(snapshot.layer)?, tx.running_task_of(&id)?)))?;
+        if (snapshot.state, row.state) != (SnapshotState::Processing, LayerState::Preparing) {
+            return Err(
+                HostError::unvouched(words(snapshot), "its rows are not those of a copy being made").into()
+            );
+        }
+        if !folder::is_abandoned(region, &row) {
+            return Err(
+                HostError::InUse { what: words(snapshot), by: "a process that makes it".into() }.into()
+            );
+        }
+        // A fold may have put another layer in the place of the one it was put on.
+        footing::name_parent(region, &row)?;
+        let layer = folder::open_layer(region, target.cache(), &row, Opening::Recover(None))?;
+        let header = folder::header_by(region, row.id, layer.keys())?;
+        Ok(Self {
+            task: task.map_or_else(TaskId::random, |task| task.id),
+            snapshot: snapshot.clone(),
+            stands_on: row.parent.zip(header.parent_point),
+            row,
+            layer,
+        })
+    }
+
+    /// What it is made of.
+    pub(super) fn source_snapshot(&self) -> Result<SnapshotId> {
+        let named = self.snapshot.source_snapshot.as_deref().and_then(|id| id.parse().ok());
+        named.ok_or_else(|| HostError::unvouched(words(&self.snapshot), "its row names no source").into())
+    }
+
+    /// Bytes of sectors that it holds already.
+    pub fn bytes_done(&self) -> u64 {
+        self.layer.data_sectors() * SECTOR_BYTES
+    }
+
+    /// Refuses to go on with what was not begun as this plan's copy: by the words of its layer's key, and of the root key.
+    pub(super) fn check(&self, region: &Region, plan: &Plan) -> Result<()> {
+        let header = folder::header_by(region, self.row.id, self.layer.keys())?;
+        let Some(point) = plan.points.first() else { return Ok(()) };
+        let is_vouched = vouch::is_vouched(region, &self.snapshot, *point)?;
+        if is_vouched && self.is_of(&header, plan) {
+            return Ok(());
+        }
+        let why = "what was begun under its name is not a copy of that snapshot";
+        Err(HostError::unvouched(words(&self.snapshot), why).into())
+    }
+
+    fn is_of(&self, header: &Header, plan: &Plan) -> bool {
+        let points = match header.sealed {
+            Some(_) => &plan.points[..],
+            None => &plan.points[1..],
+        };
+        let source = &plan.source;
+        header.points == points
+            && (header.size_bytes, header.cipher, header.key) == (source.size_bytes, plan.cipher, plan.key)
+            && (self.snapshot.cipher, self.snapshot.key) == (plan.cipher, plan.key)
+            && header.kind == source.kind.as_str()
+    }
+}
+
+fn words(snapshot: &Snapshot) -> String {
+    format!("the copy {} ({})", snapshot.name, snapshot.id)
+}
