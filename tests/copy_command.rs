@@ -283,6 +283,9 @@ fn an_interrupted_copy_is_nothing_else() {
     let listed = world.json(&["snapshot", "list", "--region", "south"]);
     assert_eq!((&listed[0]["state"], &listed[0]["interrupted"]), (&"processing".into(), &true.into()));
     assert!(world.ok(&["snapshot", "list", "--region", "south"]).contains("interrupted at"));
+    let status = world.run(&["status", "--region", "south"]);
+    assert_eq!(status.status.code(), Some(6));
+    assert!(String::from_utf8_lossy(&status.stdout).contains("copy copied in region south was interrupted"));
     world.fails(&["volume", "create", "--snapshot", "copied", "--region", "south"], 4, &["not complete"]);
     world.fails(
         &["snapshot", "copy", "south/copied", "--to", "north", "--name", "back"],

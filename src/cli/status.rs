@@ -9,7 +9,7 @@ use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::TaskState;
 use crate::fuse::{self, Life};
 use crate::region::Region;
-use crate::volume::HostState;
+use crate::volume::{HostState, is_interrupted};
 
 #[derive(Serialize)]
 struct Status {
@@ -107,6 +107,15 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
     for unopened in mount.iter().flat_map(|m| &m.unopened) {
         if volumes.iter().any(|v| v.id.to_string() == unopened.volume) {
             problems.push(format!("volume {}: {}", unopened.volume, could_not_be_opened(unopened)));
+        }
+    }
+    for copy in &snapshots {
+        if is_interrupted(region, copy)? {
+            problems.push(format!(
+                "copy {} in region {} was interrupted: the same command goes on with it, `terrane snapshot delete` takes it away",
+                copy.name,
+                region.name()
+            ));
         }
     }
     let failed = tasks.iter().filter(|t| t.state == TaskState::Failed).count();
