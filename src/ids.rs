@@ -74,6 +74,13 @@ prefixed_id!(/// A volume's id.
     VolumeId, "vol-");
 prefixed_id!(/// A snapshot's id.
     SnapshotId, "snap-");
+
+impl SnapshotId {
+    /// What the header of a copy's layer names as its volume: none has that id, and no other copy.
+    pub fn as_volume(self) -> VolumeId {
+        VolumeId(self.0)
+    }
+}
 prefixed_id!(/// A group of snapshots of one moment.
     GroupId, "grp-");
 prefixed_id!(/// A customer master key's id.

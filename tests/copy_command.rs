@@ -388,7 +388,7 @@ fn a_copy_into_a_mounted_region_is_cancelled_by_deleting_it() {
 }
 
 #[test]
-fn an_interrupted_copy_leaves_nothing() {
+fn a_signal_keeps_what_was_done() {
     let world = large();
     let before = world.holdings("south");
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
@@ -396,10 +396,64 @@ fn an_interrupted_copy_leaves_nothing() {
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, signal).unwrap();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(7), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(output.stdout.is_empty());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{stderr}");
+        assert!(
+            output.stdout.is_empty() && stderr.contains("the same command goes on where it was"),
+            "{stderr}"
+        );
+        assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
+        world.fails(&[COPY_LARGE, &["--description", "another"]].concat(), 5, &["copied"]);
+        world.ok(COPY_LARGE);
+        assert_eq!(named(&world, "south", "copied").shipped_bytes, 400 * MIB as u64);
+        world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
         assert_eq!(world.holdings("south"), before);
     }
+}
+
+/// The layers of two interrupted copies in each other's place, or a volume's layer in that of a copy: what its own header does not
+/// say to be of this copy is not taken for a part of it.
+#[test]
+fn a_copy_goes_on_with_no_other_layer() {
+    let world = large();
+    let mut disk = Disk::new(&world, "north", 512 * MIB, Some(world.default_key("north")), DiskKind::Data);
+    let mut random = Random::new(13);
+    disk.change(&world, "other", |c| (0..400).for_each(|i| c.random(&mut random, i * MIB, MIB)));
+    kill(start(&world));
+    let mut other = world
+        .command(&["snapshot", "copy", "north/other", "--to", "south", "--name", "second"])
+        .spawn()
+        .unwrap();
+    let region = world.region("south");
+    while region.catalog().unwrap().read(|tx| tx.find_snapshot_by_name("second")).unwrap().is_none() {
+        assert!(other.try_wait().unwrap().is_none(), "the copy was over before it was seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    kill(other);
+    let key = world.default_key("south");
+    world.ok(&[
+        "volume",
+        "create",
+        "--name",
+        "vol",
+        "--size",
+        "512M",
+        "--key",
+        &key.to_string(),
+        "--region",
+        "south",
+    ]);
+    let layer_of = |name: &str| named(&world, "south", name).layer.to_string();
+    let active = region.catalog().unwrap().read(|tx| tx.resolve_volume("vol")).unwrap().active.to_string();
+    let (first, second) = (layer_of("copied"), layer_of("second"));
+    let catalog = || rusqlite::Connection::open(world.path("south/catalog.db")).unwrap();
+    for stranger in [second, active] {
+        catalog().execute("UPDATE layers SET state = 'preparing' WHERE id = ?1", [&stranger]).unwrap();
+        catalog().execute("UPDATE snapshots SET layer = ?1 WHERE name = 'copied'", [&stranger]).unwrap();
+        world.fails(COPY_LARGE, 6, &["not a copy of that snapshot"]);
+        catalog().execute("UPDATE snapshots SET layer = ?1 WHERE name = 'copied'", [&first]).unwrap();
+    }
+    world.ok(COPY_LARGE);
 }
 
 /// On a file system of its own, which only root may mount.

@@ -8,8 +8,8 @@ use super::progress::Progress;
 use super::{App, Outcome, size_text};
 use crate::catalog::Snapshot;
 use crate::catalog::SnapshotState;
-use crate::copy::{self, Begun, Copy, CopyError, Details, KeyChoice, Plan, Watch};
-use crate::ids::{AccountId, LayerId, Name, SnapshotId};
+use crate::copy::{self, Begun, Copy, CopyError, Details, Plan, Watch};
+use crate::ids::{LayerId, Name};
 use crate::region::Region;
 use crate::volume::{Host, LayersLock, folder};
 
@@ -62,8 +62,15 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let same = source.id() == target.id();
     let source = Host::new(source, None);
     let target = if same { source.clone() } else { Host::new(target, None) };
+    let details = Details {
+        account,
+        name: args.name.clone(),
+        description: args.details.description.clone(),
+        tags,
+        retention_days: args.details.retention_days,
+    };
     if !args.dry_run
-        && let Some(begun) = begun_before(args, source.region(), snapshot.id, target.region(), account)?
+        && let Some(begun) = copy::find_begun(&source, snapshot.id, &target, &args.key.choice(), &details)?
     {
         return go_on(app, &source, &target, &begun);
     }
@@ -72,13 +79,6 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     if args.dry_run {
         return show(app, &plan);
     }
-    let details = Details {
-        account,
-        name: args.name.clone(),
-        description: args.details.description.clone(),
-        tags,
-        retention_days: args.details.retention_days,
-    };
     let cancel = super::progress::cancelled_by_signals()?;
     let mut plans = 1;
     loop {
@@ -93,32 +93,6 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         }
         plans += 1;
     }
-}
-
-/// What the same command began before, and did not end.
-fn begun_before(
-    args: &CopyArgs,
-    source: &Region,
-    snapshot: SnapshotId,
-    target: &Region,
-    account: AccountId,
-) -> Result<Option<Snapshot>, CopyError> {
-    let (found, key) = target.catalog()?.read(|tx| {
-        let found = tx.find_snapshot_by_name(args.name.as_str())?;
-        let key = match args.key.choice() {
-            KeyChoice::Named(text) => Some(tx.resolve_key(&text)?.id),
-            KeyChoice::Default => Some(tx.default_key()?.id),
-            KeyChoice::Plain => None,
-            KeyChoice::AsSource => found.as_ref().and_then(|row| row.key),
-        };
-        Ok::<_, CopyError>((found, key))
-    })?;
-    Ok(found.filter(|row| {
-        row.state == SnapshotState::Processing
-            && row.source_snapshot.as_deref() == Some(snapshot.to_string().as_str())
-            && row.source_region.as_deref() == Some(source.name())
-            && (row.account, row.key) == (account, key)
-    }))
 }
 
 /// Carries the rest of a copy whose process was killed.

@@ -188,7 +188,7 @@ fn of_copy(error: &CopyError) -> Exit {
         CopyError::Damaged { .. } => Exit::Corrupted,
         CopyError::NoSpace { .. } => Exit::Other,
         CopyError::Overtaken { .. } => Exit::InUse,
-        CopyError::Cancelled => Exit::Cancelled,
+        CopyError::Interrupted | CopyError::Cancelled => Exit::Cancelled,
     }
 }
 

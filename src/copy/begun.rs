@@ -29,18 +29,24 @@ impl Begun {
     /// Takes up a copy that an earlier process began and did not end. One that a process works on is in use.
     pub fn take_up(target: &Host, snapshot: &Snapshot) -> Result<Self> {
         let region = target.region();
-        let id = snapshot.id.to_string();
-        let (row, task) = region
-            .catalog()?
-            .read(|tx| Ok::<_, CopyError>((tx.layer(snapshot.layer)?, tx.running_task_of(&id)?)))?;
+        // Others who would take it up wait; what they read afterwards is what this process has left.
+        let _one = folder::lock_copies(region)?;
+        let id = snapshot.id;
+        let (snapshot, row, task) = region.catalog()?.read(|tx| {
+            let snapshot = tx.snapshot(id)?;
+            let (row, task) = (tx.layer(snapshot.layer)?, tx.running_task_of(&id.to_string())?);
+            Ok::<_, CopyError>((snapshot, row, task))
+        })?;
         if (snapshot.state, row.state) != (SnapshotState::Processing, LayerState::Preparing) {
-            return Err(
-                HostError::unvouched(words(snapshot), "its rows are not those of a copy being made").into()
-            );
+            return Err(HostError::unvouched(
+                words(&snapshot),
+                "its rows are not those of a copy being made",
+            )
+            .into());
         }
         if !folder::is_abandoned(region, &row) {
             return Err(
-                HostError::InUse { what: words(snapshot), by: "a process that makes it".into() }.into()
+                HostError::InUse { what: words(&snapshot), by: "a process that makes it".into() }.into()
             );
         }
         // A fold may have put another layer in the place of the one it was put on.
@@ -49,7 +55,7 @@ impl Begun {
         let header = folder::header_by(region, row.id, layer.keys())?;
         Ok(Self {
             task: task.map_or_else(TaskId::random, |task| task.id),
-            snapshot: snapshot.clone(),
+            snapshot,
             stands_on: row.parent.zip(header.parent_point),
             row,
             layer,
@@ -67,7 +73,8 @@ impl Begun {
         self.layer.data_sectors() * SECTOR_BYTES
     }
 
-    /// Refuses to go on with what was not begun as this plan's copy: by the words of its layer's key, and of the root key.
+    /// Refuses to go on with what was not begun as this plan's copy, in this layer: by the words of its layer's key, and of the root
+    /// key.
     pub(super) fn check(&self, region: &Region, plan: &Plan) -> Result<()> {
         let header = folder::header_by(region, self.row.id, self.layer.keys())?;
         let Some(point) = plan.points.first() else { return Ok(()) };
@@ -85,7 +92,8 @@ impl Begun {
             None => &plan.points[1..],
         };
         let source = &plan.source;
-        header.points == points
+        header.volume == self.snapshot.id.as_volume()
+            && header.points == points
             && (header.size_bytes, header.cipher, header.key) == (source.size_bytes, plan.cipher, plan.key)
             && (self.snapshot.cipher, self.snapshot.key) == (plan.cipher, plan.key)
             && header.kind == source.kind.as_str()

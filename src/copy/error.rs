@@ -46,6 +46,9 @@ pub enum CopyError {
         /// Which thing.
         what: String,
     },
+    /// Its process was told to end; what was done is kept.
+    #[error("the copy was interrupted")]
+    Interrupted,
     /// Somebody called it off.
     #[error("the copy was cancelled")]
     Cancelled,
@@ -96,6 +99,10 @@ impl CopyError {
             }
             Self::NoSpace { .. } => "nothing of the copy was kept; make room and copy again".into(),
             Self::Overtaken { .. } => "copy again: it is planned anew".into(),
+            Self::Interrupted => {
+                "the same command goes on where it was; `terrane snapshot delete` takes away what is there"
+                    .into()
+            }
             Self::Cancelled => return None,
         })
     }

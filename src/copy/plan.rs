@@ -3,6 +3,7 @@
 use super::begun::Begun;
 use super::difference::Difference;
 use super::error::{CopyError, Result};
+use super::task::Details;
 use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
@@ -75,6 +76,33 @@ pub fn plan(
     })?;
     let cipher = cipher_of(key);
     plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key, cipher))
+}
+
+/// The copy that was begun by the same words and is not whole, if there is one: of this snapshot, under this name and key, with these
+/// details.
+pub fn find_begun(
+    source: &Host,
+    snapshot: SnapshotId,
+    target: &Host,
+    key: &KeyChoice,
+    details: &Details,
+) -> Result<Option<Snapshot>> {
+    let region = target.region();
+    let found = region.catalog()?.read(|tx| tx.find_snapshot_by_name(details.name.as_str()))?;
+    let Some(begun) = found.filter(|row| row.state == SnapshotState::Processing) else { return Ok(None) };
+    let row = whole(source, snapshot)?;
+    let same_region = source.region().id() == region.id();
+    let (key, tags) = region.catalog()?.read(|tx| -> Result<_> {
+        Ok((key_of_copy(tx, &row, key, same_region)?, tx.tags(&begun.id.to_string())?))
+    })?;
+    let is_of = begun.source_snapshot == Some(snapshot.to_string())
+        && begun.source_region.as_deref() == Some(source.region().name())
+        && (begun.account, begun.key) == (details.account, key);
+    let is_told_so = begun.description == details.description
+        && begun.retention_days == details.retention_days
+        && tags.len() == details.tags.len()
+        && tags.iter().all(|tag| details.tags.contains(tag));
+    Ok((is_of && is_told_so).then_some(begun))
 }
 
 /// Plans what is left of a copy that was begun, under the rules of now: on what its layer was put on, and of no other key.

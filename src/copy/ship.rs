@@ -121,7 +121,7 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
         let mut carried = Box::new([Carried::Nothing; CHUNK_SECTORS as usize]);
         let mut any = shared.difference.chunk(chunk, &mut carried)?;
         if let Some(there) = recorded(shared.target, chunk)? {
-            any = leave_out(&mut carried, &there);
+            any = leave_out(shared.target, chunk, &mut carried, &there);
         }
         // A closed channel: the workers have ended, and said why.
         if shared.is_stopped() || any && jobs.send(Job { chunk, carried }).is_err() {
@@ -132,13 +132,24 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
     Ok(())
 }
 
-/// Leaves out what the target has from an earlier process; whether anything is left.
-fn leave_out(carried: &mut Chunk, there: &[Entry; CHUNK_SECTORS as usize]) -> bool {
-    for (carried, entry) in carried.iter_mut().zip(there) {
-        let is_there = match carried {
-            Carried::Nothing => continue,
-            Carried::Zero => entry.state() == State::Zero,
-            Carried::Data { .. } => entry.slot().is_some(),
+/// Leaves out what the target has from an earlier process, and reads well; whether anything is left.
+fn leave_out(
+    target: &Layer,
+    chunk: ChunkNo,
+    carried: &mut Chunk,
+    there: &[Entry; CHUNK_SECTORS as usize],
+) -> bool {
+    let mut cipher = [0; SECTOR_LEN];
+    for (i, (carried, entry)) in carried.iter_mut().zip(there).enumerate() {
+        let sector = SectorNo(chunk.first_sector().0 + i as u64);
+        let is_there = match (&carried, entry.state()) {
+            (Carried::Nothing, _) => continue,
+            (Carried::Zero, state) => state == State::Zero,
+            // It may have waited for long.
+            (Carried::Data { .. }, State::Data(slot)) => {
+                target.read_cipher(sector, slot, &[entry.tag()], &mut cipher).is_ok()
+            }
+            (Carried::Data { .. }, _) => false,
         };
         if is_there {
             *carried = Carried::Nothing;

@@ -8,7 +8,7 @@ use super::error::{CopyError, Result};
 use super::plan::{Base, Plan, plan_rest};
 use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
-use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId, VolumeId};
+use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId};
 use crate::layer::LayerError;
 use crate::region::Region;
 use crate::volume::folder::{self, LayerSpec};
@@ -78,7 +78,7 @@ impl<'a> Copy<'a> {
         self.target.region()
     }
 
-    /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left.
+    /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left; interrupted, what was done stays.
     pub fn run(mut self, mut watch: Watch) -> Result<SnapshotId> {
         let begun = match std::mem::replace(&mut self.start, Start::Taken) {
             Start::New(details) => {
@@ -90,17 +90,18 @@ impl<'a> Copy<'a> {
         let id = begun.snapshot.id;
         match self.fill(&begun, &mut watch) {
             Ok(()) => Ok(id),
+            Err(CopyError::Interrupted) if self.keep(&begun) => Err(CopyError::Interrupted),
             Err(error) => Err(self.undo(begun, error)),
         }
     }
 
     /// The layer, then in one transaction the task and the `processing` snapshot.
     fn begin(&self, details: Details) -> Result<Begun> {
-        let volume = VolumeId::random();
+        let id = SnapshotId::random();
         let source = &self.plan.source;
         let spec = LayerSpec {
             account: details.account,
-            volume,
+            volume: id.as_volume(),
             parent: self.plan.base.as_ref().map(|b| (b.layer, b.point)),
             size_bytes: source.size_bytes,
             cipher: self.plan.cipher,
@@ -117,7 +118,7 @@ impl<'a> Copy<'a> {
             _ => e.into(),
         })?;
         let (task, stands_on) = (TaskId::random(), spec.parent);
-        let snapshot = self.snapshot_row(&row, &details)?;
+        let snapshot = self.snapshot_row(id, &row, &details)?;
         let begun = Begun { task, snapshot, row, layer, stands_on };
         match self.insert_rows(&begun, &details) {
             Ok(()) => Ok(begun),
@@ -135,10 +136,10 @@ impl<'a> Copy<'a> {
         self.plan.points.first().copied().ok_or_else(|| no_points(&self.plan.source))
     }
 
-    fn snapshot_row(&self, layer: &LayerRow, details: &Details) -> Result<Snapshot> {
+    fn snapshot_row(&self, id: SnapshotId, layer: &LayerRow, details: &Details) -> Result<Snapshot> {
         let source = &self.plan.source;
         let snapshot = Snapshot {
-            id: SnapshotId::random(),
+            id,
             account: details.account,
             name: details.name.clone(),
             description: details.description.clone(),
@@ -212,11 +213,16 @@ impl<'a> Copy<'a> {
             let done = shipped.load(Ordering::Relaxed);
             (watch.progress)(done);
             if watch.cancel.load(Ordering::Relaxed) {
-                return Err(CopyError::Cancelled);
+                return Err(CopyError::Interrupted);
             }
             if written.elapsed() >= CATALOG_INTERVAL {
                 written = Instant::now();
-                self.write_progress(begun, done)?;
+                match self.write_progress(begun, done) {
+                    Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
+                    // It is for those who look on: what was shipped is no worse for it.
+                    Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
+                    Ok(()) => {}
+                }
             }
             Ok(())
         };
@@ -251,7 +257,7 @@ impl<'a> Copy<'a> {
             layer.lock_for_seal()?.end()?;
         }
         if cancel.load(Ordering::Relaxed) {
-            return Err(CopyError::Cancelled);
+            return Err(CopyError::Interrupted);
         }
         let mark = layer.finish_seal()?;
         // 2. The header with all points and the seal, before the row that makes it count.
@@ -264,9 +270,10 @@ impl<'a> Copy<'a> {
         let now = self.region().now();
         let point = self.point()?;
         footing::commit_made(self.region(), row.id, |tx| {
-            if cancel.load(Ordering::Relaxed)
-                || !tx.finish_snapshot(begun.snapshot.id, self.plan.changed_bytes, shipped, stored)?
-            {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(CopyError::Interrupted);
+            }
+            if !tx.finish_snapshot(begun.snapshot.id, self.plan.changed_bytes, shipped, stored)? {
                 return Err(CopyError::Cancelled);
             }
             tx.seal_layer(row.id, point)?;
@@ -278,18 +285,34 @@ impl<'a> Copy<'a> {
         })
     }
 
+    /// Keeps what was done, for whoever goes on with it; false where it was deleted meanwhile.
+    fn keep(&self, begun: &Begun) -> bool {
+        // Best effort: what is not durable is sent again.
+        let kept = begun.layer.flush().map_err(CopyError::from);
+        match kept.and_then(|()| self.write_progress(begun, begun.bytes_done())) {
+            Err(CopyError::Cancelled) => false,
+            Err(error) => {
+                tracing::warn!(%error, "how far an interrupted copy is could not be written down");
+                true
+            }
+            Ok(()) => true,
+        }
+    }
+
     /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
     fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
         let Begun { snapshot, row, layer, .. } = begun;
         let snapshot = snapshot.id;
-        let gone = self
-            .region()
-            .catalog()
-            .map_err(CopyError::from)
-            .and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?.is_none())));
-        let error = if matches!(gone, Ok(true)) { CopyError::Cancelled } else { error };
+        let read = self.region().catalog().map_err(CopyError::from);
+        let found = read.and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?)));
+        let is_gone = matches!(found, Ok(None));
+        let is_unfinished = is_gone || matches!(&found, Ok(Some(row)) if row.state != SnapshotState::Success);
+        let error = if is_gone { CopyError::Cancelled } else { error };
         drop(layer);
-        let removed = remove(self.region(), snapshot, row.id, &error).or_else(|_| {
+        let removed = remove(self.region(), snapshot, row.id, &error).or_else(|e| {
+            if !is_unfinished {
+                return Err(e);
+            }
             // The file system below is so full that not even rows can go: the space first, then.
             folder::remove_folder(self.region(), row.id)?;
             remove(self.region(), snapshot, row.id, &error)

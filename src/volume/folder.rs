@@ -537,11 +537,23 @@ fn lacks(region: &Region, layer: LayerId, names: &[&str]) -> bool {
     names.iter().all(is_missing)
 }
 
+/// Held while a copy is taken up, so that one process does and the others find it at work.
+pub fn lock_copies(region: &Region) -> Result<File> {
+    let path = region.run_dir().join("copies.lock");
+    let io = HostError::io("locking the copies in", &path);
+    let locked = owned::open_or_create(&path).and_then(|file| {
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    });
+    locked.map_err(io)
+}
+
 /// Whether a layer that is being made has lost its maker: that holds the data file's lock, from a moment after the row.
 pub fn is_abandoned(region: &Region, row: &LayerRow) -> bool {
     let age = region.now().as_second() - row.created_at.as_second();
     match owned::open(&region.layer_dir(row.id).join(DATA), true) {
-        Ok(data) => flock(&data, FlockOperation::NonBlockingLockExclusive).is_ok(),
+        // Shared: two who ask at once don't take each other for the maker.
+        Ok(data) => flock(&data, FlockOperation::NonBlockingLockShared).is_ok(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => age > 60,
         Err(_) => false,
     }

@@ -595,7 +595,7 @@ impl Host {
         Ok(())
     }
 
-    /// What is due each minute. Takes away what killed processes left half-made, such as a copy or a layer, which others may stand
+    /// What is due each minute. Takes away what killed processes left half-made, such as a layer, which others may stand
     /// beside; and writes down how far all has come: the keeper of a volume that is at rest sleeps.
     pub(super) fn sweep(&self) {
         let one = self.changing.lock();

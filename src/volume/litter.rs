@@ -24,9 +24,15 @@ pub fn remove_litter(region: &Region) -> Result<()> {
 pub(super) fn remove_abandoned(region: &Region) -> Result<()> {
     let preparing = region.catalog()?.read(|tx| tx.layers_in_state(LayerState::Preparing))?;
     for row in preparing.iter().filter(|row| folder::is_abandoned(region, row)) {
-        if region.catalog()?.read(|tx| tx.snapshots_of_layer(row.id))?.is_empty() {
+        let copies = region.catalog()?.read(|tx| tx.snapshots_of_layer(row.id))?;
+        if copies.is_empty() {
             tracing::warn!(layer = %row.id, "a layer whose maker was killed is removed");
             folder::remove_unneeded(region, row.id)?;
+        }
+        // Its removal was begun, and cut.
+        for copy in copies.iter().filter(|_| folder::has_lost_header(region, row.id)) {
+            tracing::warn!(snapshot = %copy.id, name = %copy.name, "what is left of a copy that failed is removed");
+            remove_copy(region, copy.id, row.id, TaskState::Failed, Some("it could not be carried out"))?;
         }
     }
     Ok(())
@@ -43,10 +49,13 @@ pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
 
 /// Takes away a copy whose process was killed; its task is cancelled. Whether it was one.
 pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
+    // Nobody takes it up meanwhile.
+    let _one = folder::lock_copies(region)?;
     if !is_interrupted(region, snapshot)? {
         return Ok(false);
     }
-    remove_copy(region, snapshot.id, snapshot.layer, TaskState::Cancelled, None).map(|()| true)
+    remove_copy(region, snapshot.id, snapshot.layer, TaskState::Cancelled, None)?;
+    Ok(region.catalog()?.read(|tx| tx.find_snapshot(snapshot.id))?.is_none())
 }
 
 /// Takes away a copy that is not whole: its snapshot, then its layer. Its task ends in a state, with a reason.
