@@ -49,6 +49,11 @@ impl Begun {
                 HostError::InUse { what: words(&snapshot), by: "a process that makes it".into() }.into()
             );
         }
+        // Before anything is written: what was not made for this copy is left as it is.
+        let keys = folder::layer_keys(region, &row)?;
+        if folder::header_by(region, row.id, &keys)?.volume != id.as_volume() {
+            return Err(stranger(&snapshot));
+        }
         // A fold may have put another layer in the place of the one it was put on.
         footing::name_parent(region, &row)?;
         let layer = folder::open_layer(region, target.cache(), &row, Opening::Recover(None))?;
@@ -82,8 +87,7 @@ impl Begun {
         if is_vouched && self.is_of(&header, plan) {
             return Ok(());
         }
-        let why = "what was begun under its name is not a copy of that snapshot";
-        Err(HostError::unvouched(words(&self.snapshot), why).into())
+        Err(stranger(&self.snapshot))
     }
 
     fn is_of(&self, header: &Header, plan: &Plan) -> bool {
@@ -92,12 +96,16 @@ impl Begun {
             None => &plan.points[1..],
         };
         let source = &plan.source;
-        header.volume == self.snapshot.id.as_volume()
-            && header.points == points
+        header.points == points
             && (header.size_bytes, header.cipher, header.key) == (source.size_bytes, plan.cipher, plan.key)
             && (self.snapshot.cipher, self.snapshot.key) == (plan.cipher, plan.key)
             && header.kind == source.kind.as_str()
     }
+}
+
+fn stranger(snapshot: &Snapshot) -> CopyError {
+    HostError::unvouched(words(snapshot), "what was begun under its name is not a copy of that snapshot")
+        .into()
 }
 
 fn words(snapshot: &Snapshot) -> String {

@@ -390,7 +390,7 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
 }
 
 /// A layer's subkeys, by its row.
-pub(super) fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
+pub fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
     let aad = header::associated_data(region.id(), row.id, row.cipher);
     let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
     LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)
