@@ -417,12 +417,9 @@ fn a_signal_keeps_what_was_done() {
 #[test]
 fn a_copy_goes_on_with_no_other_layer() {
     let world = large();
-    let mut disk = Disk::new(&world, "north", 512 * MIB, Some(world.default_key("north")), DiskKind::Data);
-    let mut random = Random::new(13);
-    disk.change(&world, "other", |c| (0..400).for_each(|i| c.random(&mut random, i * MIB, MIB)));
     kill(start(&world));
     let mut other = world
-        .command(&["snapshot", "copy", "north/other", "--to", "south", "--name", "second"])
+        .command(&["snapshot", "copy", "north/large", "--to", "south", "--name", "second"])
         .spawn()
         .unwrap();
     let region = world.region("south");
