@@ -176,12 +176,15 @@ fn an_unfinished_seal_is_finished() {
     world.equal("south", id, &disk.model);
 }
 
-/// A snapshot large enough that its copy is seen while it runs.
+/// Bytes of a snapshot large enough that its copy is seen while it runs.
+const LARGE: usize = 240 * MIB;
+
+/// A region with such a snapshot, and another.
 fn large() -> World {
     let world = World::new(&["north", "south"]);
     let mut random = Random::new(12);
     let mut disk = Disk::new(&world, "north", 512 * MIB, Some(world.default_key("north")), DiskKind::Data);
-    disk.change(&world, "large", |c| (0..400).for_each(|i| c.random(&mut random, i * MIB, MIB)));
+    disk.change(&world, "large", |c| (0..LARGE / MIB).for_each(|i| c.random(&mut random, i * MIB, MIB)));
     world
 }
 
@@ -234,7 +237,7 @@ fn a_killed_copy_goes_on_where_it_was() {
     const AT_ONCE: u64 = 8 * (2 << 20);
     let world = large();
     let before = world.holdings("south");
-    let planned = 400 * MIB as u64;
+    let planned = LARGE as u64;
     let mut kills = 0;
     let mut id = None;
     for part in 1..=10 {
@@ -279,6 +282,9 @@ fn an_interrupted_copy_is_nothing_else() {
     let world = large();
     let before = world.holdings("south");
     let running = start(&world);
+    // However slow the next command is, it meets this one at work.
+    let pid = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     world.fails(COPY_LARGE, 5, &["in use by a process that makes it"]);
     kill(running);
     let listed = world.json(&["snapshot", "list", "--region", "south"]);
@@ -406,7 +412,7 @@ fn a_signal_keeps_what_was_done() {
         assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
         world.fails(&[COPY_LARGE, &["--description", "another"]].concat(), 5, &["copied"]);
         world.ok(COPY_LARGE);
-        assert_eq!(named(&world, "south", "copied").shipped_bytes, 400 * MIB as u64);
+        assert_eq!(named(&world, "south", "copied").shipped_bytes, LARGE as u64);
         world.ok(&["snapshot", "delete", "copied", "--region", "south"]);
         assert_eq!(world.holdings("south"), before);
     }
