@@ -81,6 +81,7 @@ impl SnapshotId {
         VolumeId(self.0)
     }
 }
+
 prefixed_id!(/// A group of snapshots of one moment.
     GroupId, "grp-");
 prefixed_id!(/// A customer master key's id.

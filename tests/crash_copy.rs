@@ -7,22 +7,15 @@ use fs_support::FsMount;
 use fs_support::common::image::Cut;
 use fs_support::common::shrink::failure;
 use fs_support::common::{Random, seeds};
-use fs_support::script::{Script, Step};
+use fs_support::script::{ALL, SNAPSHOT, Script, Step, write};
 use fs_support::sweep::Sweep;
-use fs_support::world::{BYTES, new_regions};
+use fs_support::world::new_regions;
 
 #[test]
 #[ignore = "the process that serves the file system of the others"]
 fn serve_a_file_system() {
     fs_support::serve_if_asked();
 }
-
-const fn write(first: usize, sectors: usize) -> Step {
-    Step::Write { of: 0, at: first * 4096, len: sectors * 4096, fill: (first + 1) as u64 }
-}
-
-const ALL: Step = write(0, BYTES / 4096);
-const SNAPSHOT: Step = Step::Snapshot { of: 0 };
 
 /// Of the newest snapshot that is there.
 const fn copy(of: u64, to: usize) -> Step {

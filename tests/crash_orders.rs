@@ -8,9 +8,9 @@ use std::fs;
 use fs_support::common::image::Cut;
 use fs_support::common::shrink::failure;
 use fs_support::history::History;
-use fs_support::script::{Script, Step};
+use fs_support::script::{ALL, SNAPSHOT, Script, Step, write};
 use fs_support::sweep::Sweep;
-use fs_support::world::{BYTES, Content, REGIONS, World, new_regions};
+use fs_support::world::{Content, REGIONS, World, new_regions};
 use fs_support::{FsDisk, FsMount, FsState, FsTrace};
 use terrane::region::{Config, Rebuilding};
 use terrane::volume::recover_rows;
@@ -23,12 +23,6 @@ fn serve_a_file_system() {
     fs_support::serve_if_asked();
 }
 
-const fn write(first: usize, sectors: usize) -> Step {
-    Step::Write { of: 0, at: first * 4096, len: sectors * 4096, fill: (first + 1) as u64 }
-}
-
-const ALL: Step = write(0, BYTES / 4096);
-const SNAPSHOT: Step = Step::Snapshot { of: 0 };
 /// A fold takes layers whose seal is finished.
 const REOPEN: Step = Step::Reopen { clean: true };
 /// The oldest.

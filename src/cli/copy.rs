@@ -1,15 +1,16 @@
 //! `terrane snapshot copy …`
 
+use std::sync::atomic::AtomicBool;
+
 use clap::Args;
 use serde::Serialize;
 
 use super::options::{DetailArgs, KeyArgs};
 use super::progress::Progress;
 use super::{App, Outcome, size_text};
-use crate::catalog::Snapshot;
-use crate::catalog::SnapshotState;
+use crate::catalog::{Snapshot, SnapshotState};
 use crate::copy::{self, Begun, Copy, CopyError, Details, Plan, Watch};
-use crate::ids::{LayerId, Name};
+use crate::ids::{LayerId, Name, SnapshotId};
 use crate::region::Region;
 use crate::volume::{Host, LayersLock, folder};
 
@@ -82,12 +83,7 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let cancel = super::progress::cancelled_by_signals()?;
     let mut plans = 1;
     loop {
-        let ship_bytes = plan.ship_bytes;
-        let mut progress = Progress::new(app, "copying", ship_bytes);
-        let copied = Copy::new(&source, &target, plan, details.clone())
-            .run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done, ship_bytes) });
-        progress.end(copied.is_ok());
-        match copied {
+        match carry(app, Copy::new(&source, &target, plan, details.clone()), &cancel) {
             Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plan = make_plan()?,
             copied => return app.output().id(copied?),
         }
@@ -101,16 +97,21 @@ fn go_on(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
     let begun = Begun::take_up(target, begun)?;
     let there = begun.bytes_done();
     let copy = Copy::rest(source, target, begun)?;
-    let ship_bytes = copy.ship_bytes();
     app.output().note(format!(
         "going on with what was begun: {} of {} are there",
         size_text(there),
-        size_text(ship_bytes)
+        size_text(copy.ship_bytes())
     ));
+    app.output().id(carry(app, copy, &cancel)?)
+}
+
+/// Makes a copy, with progress.
+fn carry(app: &App, copy: Copy, cancel: &AtomicBool) -> Result<SnapshotId, CopyError> {
+    let ship_bytes = copy.ship_bytes();
     let mut progress = Progress::new(app, "copying", ship_bytes);
-    let copied = copy.run(Watch { cancel: &cancel, progress: &mut |done| progress.report(done, ship_bytes) });
+    let copied = copy.run(Watch { cancel, progress: &mut |done| progress.report(done, ship_bytes) });
     progress.end(copied.is_ok());
-    app.output().id(copied?)
+    copied
 }
 
 /// Finishes the seals a killed mount left, where nobody else owns the layers who would.

@@ -82,19 +82,17 @@ impl Begun {
     /// key.
     pub(super) fn check(&self, region: &Region, plan: &Plan) -> Result<()> {
         let header = folder::header_by(region, self.row.id, self.layer.keys())?;
-        let Some(point) = plan.points.first() else { return Ok(()) };
+        // A source without a moment is none that anything was begun of.
+        let Some((point, below)) = plan.points.split_first() else { return Err(stranger(&self.snapshot)) };
         let is_vouched = vouch::is_vouched(region, &self.snapshot, *point)?;
-        if is_vouched && self.is_of(&header, plan) {
-            return Ok(());
+        let points = if header.sealed.is_some() { &plan.points } else { below };
+        match is_vouched && self.is_of(&header, points, plan) {
+            true => Ok(()),
+            false => Err(stranger(&self.snapshot)),
         }
-        Err(stranger(&self.snapshot))
     }
 
-    fn is_of(&self, header: &Header, plan: &Plan) -> bool {
-        let points = match header.sealed {
-            Some(_) => &plan.points[..],
-            None => &plan.points[1..],
-        };
+    fn is_of(&self, header: &Header, points: &[Point], plan: &Plan) -> bool {
         let source = &plan.source;
         header.points == points
             && (header.size_bytes, header.cipher, header.key) == (source.size_bytes, plan.cipher, plan.key)

@@ -44,55 +44,61 @@ pub struct Watch<'a> {
 
 /// A copy to be made.
 pub struct Copy<'a> {
+    job: Job<'a>,
+    start: Start,
+}
+
+/// From where to where, and what.
+struct Job<'a> {
     source: &'a Host,
     target: &'a Host,
     plan: Plan,
-    start: Start,
 }
 
 enum Start {
     New(Details),
     Rest(Box<Begun>),
-    Taken,
 }
 
 impl<'a> Copy<'a> {
     /// A copy by this plan, which was made for these hosts and this name.
     pub fn new(source: &'a Host, target: &'a Host, plan: Plan, details: Details) -> Self {
-        Self { source, target, plan, start: Start::New(details) }
+        Self { job: Job { source, target, plan }, start: Start::New(details) }
     }
 
     /// The rest of a copy that another process began.
     pub fn rest(source: &'a Host, target: &'a Host, begun: Begun) -> Result<Self> {
         let plan = plan_rest(source, target, &begun)?;
         begun.check(target.region(), &plan)?;
-        Ok(Self { source, target, plan, start: Start::Rest(Box::new(begun)) })
+        Ok(Self { job: Job { source, target, plan }, start: Start::Rest(Box::new(begun)) })
     }
 
     /// What it carries in all, also of what an earlier process has carried already.
     pub fn ship_bytes(&self) -> u64 {
-        self.plan.ship_bytes
-    }
-
-    fn region(&self) -> &Region {
-        self.target.region()
+        self.job.plan.ship_bytes
     }
 
     /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left; interrupted, what was done stays.
-    pub fn run(mut self, mut watch: Watch) -> Result<SnapshotId> {
-        let begun = match std::mem::replace(&mut self.start, Start::Taken) {
+    pub fn run(self, mut watch: Watch) -> Result<SnapshotId> {
+        let Self { job, start } = self;
+        let begun = match start {
             Start::New(details) => {
-                self.begin(details).map_err(|e| CopyError::of_target(e, self.region().name()))?
+                job.begin(details).map_err(|e| CopyError::of_target(e, job.region().name()))?
             }
             Start::Rest(begun) => *begun,
-            Start::Taken => unreachable!("a copy is run once"),
         };
         let id = begun.snapshot.id;
-        match self.fill(&begun, &mut watch) {
+        match job.fill(&begun, &mut watch) {
             Ok(()) => Ok(id),
-            Err(CopyError::Interrupted) if self.keep(&begun) => Err(CopyError::Interrupted),
-            Err(error) => Err(self.undo(begun, error)),
+            Err(CopyError::Interrupted) if job.keep(&begun) => Err(CopyError::Interrupted),
+            Err(error) => Err(job.undo(begun, error)),
         }
+    }
+}
+
+impl Job<'_> {
+    fn region(&self) -> &Region {
+        self.target.region()
     }
 
     /// The layer, then in one transaction the task and the `processing` snapshot.
@@ -318,7 +324,7 @@ impl<'a> Copy<'a> {
             remove(self.region(), snapshot, row.id, &error)
         });
         if let Err(e) = removed {
-            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; the next mount of the region does");
+            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; `terrane snapshot delete` does");
         }
         error
     }

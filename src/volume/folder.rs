@@ -35,7 +35,7 @@ const HEADER: &str = "header.toml";
 pub struct LayerSpec {
     /// Its owner.
     pub account: AccountId,
-    /// The volume it is made for; for a copy, of none, a fresh id.
+    /// The volume it is made for; for a copy, of none, its snapshot's id as one.
     pub volume: VolumeId,
     /// The layer below, and the moment that it holds.
     pub parent: Option<(LayerId, Point)>,

@@ -49,6 +49,9 @@ pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
 
 /// Takes away a copy whose process was killed; its task is cancelled. Whether it was one.
 pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
+    if snapshot.state != SnapshotState::Processing {
+        return Ok(false);
+    }
     // Nobody takes it up meanwhile.
     let _one = folder::lock_copies(region)?;
     if !is_interrupted(region, snapshot)? {

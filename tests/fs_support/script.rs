@@ -79,6 +79,15 @@ pub enum Step {
     },
 }
 
+/// A write of whole sectors to the first volume.
+pub const fn write(first: usize, sectors: usize) -> Step {
+    Step::Write { of: 0, at: first * 4096, len: sectors * 4096, fill: (first + 1) as u64 }
+}
+
+/// All of it.
+pub const ALL: Step = write(0, BYTES / 4096);
+pub const SNAPSHOT: Step = Step::Snapshot { of: 0 };
+
 impl Step {
     pub fn random(r: &mut Random) -> Self {
         let of = r.next() >> 40;
