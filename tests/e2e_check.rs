@@ -324,7 +324,14 @@ fn a_catalog_lost_with_the_mount_killed_is_rebuilt() {
     for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
         let _ = fs::remove_file(world.path("r").join(name));
     }
-    world.ok(REPAIR);
+    let output = world.run(REPAIR);
+    if output.status.code() != Some(0) {
+        // The kill may have cut a layer's removal: its header goes first.
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(6) && said.contains("has 1 problem"), "{said}");
+        assert!(said.contains("header.toml: No such file"), "{said}");
+        world.ok(&[REPAIR, &["--remove-unknown"]].concat());
+    }
     let named = |table: &str, column: &str, layer: &Path| -> String {
         let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
         let sql = format!("select name from {table} where {column} = '{}'", id_of(layer));

@@ -100,16 +100,16 @@ fn go_on(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
     app.output().note(format!(
         "going on with what was begun: {} of {} are there",
         size_text(there),
-        size_text(copy.ship_bytes())
+        size_text(copy.total_bytes())
     ));
     app.output().id(carry(app, copy, &cancel)?)
 }
 
 /// Makes a copy, with progress.
 fn carry(app: &App, copy: Copy, cancel: &AtomicBool) -> Result<SnapshotId, CopyError> {
-    let ship_bytes = copy.ship_bytes();
-    let mut progress = Progress::new(app, "copying", ship_bytes);
-    let copied = copy.run(Watch { cancel, progress: &mut |done| progress.report(done, ship_bytes) });
+    let total = copy.total_bytes();
+    let mut progress = Progress::new(app, "copying", total);
+    let copied = copy.run(Watch { cancel, progress: &mut |done| progress.report(done, total) });
     progress.end(copied.is_ok());
     copied
 }

@@ -3,6 +3,8 @@
 //! A copy whose process was killed is taken up from what its layer holds: each sector there was checked when it was read, and is
 //! vouched for by the layer's own key, so that nothing else of what was done needs to be known. All the rest is planned anew.
 
+use std::sync::atomic::AtomicU64;
+
 use super::error::{CopyError, Result};
 use super::plan::Plan;
 use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
@@ -23,6 +25,8 @@ pub struct Begun {
     pub(super) layer: Layer,
     /// The layer below, as it is now, and the moment that it holds.
     pub(super) stands_on: Option<(LayerId, Point)>,
+    /// Bytes that are there of the source, as far as was counted.
+    pub(super) shipped: AtomicU64,
 }
 
 impl Begun {
@@ -64,6 +68,7 @@ impl Begun {
             stands_on: row.parent.zip(header.parent_point),
             row,
             layer,
+            shipped: AtomicU64::new(0),
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::error::Result;
 use crate::layer::{Layer, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
-use crate::volume::{Chain, Source, recorded};
+use crate::volume::{Chain, Source, Stack, recorded};
 
 /// What a copy says of a sector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,16 +29,30 @@ pub enum Carried {
 /// All sectors of a chunk.
 pub type Chunk = [Carried; CHUNK_SECTORS as usize];
 
+/// How a copy makes use of its base, whose disk this is.
+#[derive(Clone)]
+pub enum Standing {
+    /// There is none.
+    Alone,
+    /// The copy's layer is put on it.
+    Above(Chain),
+    /// The copy's layer is put on nothing: it is under another key, and what it has of the base is encrypted anew (X1).
+    Beside(Chain),
+}
+
 /// The layers of the source above a base, and what is needed to see what they leave unsaid.
 pub struct Difference {
-    /// Oldest first.
+    /// Oldest first; before those of the source, those of a base that is encrypted anew.
     layers: Vec<Arc<Layer>>,
+    /// How many of them are the base's.
+    of_base: usize,
     chunks: u64,
-    /// The base's disk; none: there is no base, and zeros need not be said.
-    base: Option<Chain>,
+    standing: Standing,
+    /// The source's disk.
+    source: Stack,
     /// Source and base are compared where no layer of the source ends exactly at the base's point: a sector that was
     /// zero below and above it, and data at it, is recorded nowhere in the source.
-    whole: Option<Chain>,
+    is_compared: bool,
 }
 
 /// Sectors of each sort.
@@ -46,19 +60,51 @@ pub struct Difference {
 pub struct Counts {
     /// To be shipped.
     pub data: u64,
-    /// To be said to be zero.
+    /// To be encrypted anew at the target.
+    pub of_base: u64,
+    /// That became zero since the base.
     pub zero: u64,
 }
 
 impl Difference {
-    /// What `layers`, oldest first, record over `base`. With `whole`, the source's whole disk is compared as well.
-    pub fn new(layers: Vec<Arc<Layer>>, size_bytes: u64, base: Option<Chain>, whole: Option<Chain>) -> Self {
-        Self { layers, chunks: crate::volume::chunks_of_bytes(size_bytes), base, whole }
+    /// What `layers` of the disk `source`, oldest first, record over a base. If `is_compared`, the disks are as well.
+    pub fn new(
+        mut layers: Vec<Arc<Layer>>,
+        size_bytes: u64,
+        source: Chain,
+        standing: Standing,
+        is_compared: bool,
+    ) -> Self {
+        let mut of_base = 0;
+        if let Standing::Beside(base) = &standing {
+            of_base = base.layers().len();
+            layers.splice(0..0, base.layers().iter().cloned());
+        }
+        let source = Stack { active: None, chain: source };
+        let chunks = crate::volume::chunks_of_bytes(size_bytes);
+        Self { layers, of_base, chunks, standing, source, is_compared }
     }
 
     /// A layer that [`Carried::Data`] names.
     pub fn layer(&self, number: u32) -> &Arc<Layer> {
         &self.layers[number as usize]
+    }
+
+    /// Whether that layer is of the base, and not of the source.
+    pub fn is_of_base(&self, number: u32) -> bool {
+        (number as usize) < self.of_base
+    }
+
+    /// The source's disk.
+    pub fn source(&self) -> &Stack {
+        &self.source
+    }
+
+    fn base(&self) -> Option<&Chain> {
+        match &self.standing {
+            Standing::Alone => None,
+            Standing::Above(base) | Standing::Beside(base) => Some(base),
+        }
     }
 
     /// The first chunk from `at` on that may carry something.
@@ -68,7 +114,7 @@ impl Difference {
             let range = at..first.unwrap_or(self.chunks);
             first = layer.next_present(range)?.or(first);
         }
-        if let (Some(base), Some(_)) = (&self.base, &self.whole) {
+        if let (Some(base), true) = (self.base(), self.is_compared) {
             first = base.next_present(at..first.unwrap_or(self.chunks))?.or(first);
         }
         Ok(first.map(ChunkNo))
@@ -76,12 +122,24 @@ impl Difference {
 
     /// What a chunk carries; whether anything.
     pub fn chunk(&self, chunk: ChunkNo, out: &mut Chunk) -> Result<bool> {
+        self.changes(chunk, out)?;
+        if !matches!(self.standing, Standing::Above(_)) {
+            // Nothing lies below: zero is what is not said.
+            out.iter_mut().filter(|c| **c == Carried::Zero).for_each(|c| *c = Carried::Nothing);
+        }
+        Ok(out.iter().any(|c| *c != Carried::Nothing))
+    }
+
+    /// What the layers record of a chunk, the zeros that need not be said among them.
+    fn changes(&self, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
         out.fill(Carried::Nothing);
         for (number, layer) in self.layers.iter().enumerate() {
             let Some(entries) = recorded(layer, chunk)? else { continue };
             for (carried, entry) in out.iter_mut().zip(&entries) {
                 match entry.state() {
                     State::Absent => {}
+                    // What was zero at the base has not become so.
+                    State::Zero if number < self.of_base => *carried = Carried::Nothing,
                     State::Zero => *carried = Carried::Zero,
                     State::Data(slot) => {
                         *carried = Carried::Data { layer: number as u32, slot, tag: entry.tag() };
@@ -89,23 +147,20 @@ impl Difference {
                 }
             }
         }
-        match &self.base {
-            // Nothing lies below: zero is what is not said.
-            None => out.iter_mut().filter(|c| **c == Carried::Zero).for_each(|c| *c = Carried::Nothing),
-            Some(base) => self.say_unsaid(base, chunk, out)?,
+        match self.base() {
+            Some(base) if self.is_compared => self.say_unsaid(base, chunk, out),
+            _ => Ok(()),
         }
-        Ok(out.iter().any(|c| *c != Carried::Nothing))
     }
 
     fn say_unsaid(&self, base: &Chain, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
-        let Some(whole) = &self.whole else { return Ok(()) };
         let mut below = [Source::Zero; CHUNK_SECTORS as usize];
         base.sources(chunk, 0, &mut below)?;
         if below.iter().all(|s| *s == Source::Zero) {
             return Ok(());
         }
         let mut now = [Source::Zero; CHUNK_SECTORS as usize];
-        whole.sources(chunk, 0, &mut now)?;
+        self.source.sources(chunk, 0, &mut now)?;
         for ((carried, now), below) in out.iter_mut().zip(&now).zip(&below) {
             if *now == Source::Zero && *below != Source::Zero {
                 *carried = Carried::Zero;
@@ -114,9 +169,12 @@ impl Difference {
         Ok(())
     }
 
-    /// Whether the base has data in a chunk, so that zeros there must be recorded.
+    /// Whether what the copy is put on has data in a chunk, so that zeros there must be recorded.
     pub fn hides(&self, chunk: ChunkNo) -> Result<bool, crate::volume::VolumeError> {
-        self.base.as_ref().map_or(Ok(false), |base| base.has_data(chunk))
+        match &self.standing {
+            Standing::Above(base) => base.has_data(chunk),
+            Standing::Alone | Standing::Beside(_) => Ok(false),
+        }
     }
 
     /// The sum over all chunks.
@@ -125,11 +183,13 @@ impl Difference {
         let mut chunk = [Carried::Nothing; CHUNK_SECTORS as usize];
         let mut at = 0;
         while let Some(next) = self.next(at)? {
-            self.chunk(next, &mut chunk)?;
+            self.changes(next, &mut chunk)?;
             for carried in &chunk {
                 match carried {
                     Carried::Nothing => {}
-                    Carried::Zero => counts.zero += 1,
+                    // With nothing below it was never anything else.
+                    Carried::Zero => counts.zero += u64::from(self.base().is_some()),
+                    Carried::Data { layer, .. } if self.is_of_base(*layer) => counts.of_base += 1,
                     Carried::Data { .. } => counts.data += 1,
                 }
             }

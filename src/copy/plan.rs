@@ -1,10 +1,10 @@
 //! Whether a copy may be made, on what, and what it has to carry. Reads catalogs and maps, and no sector.
 
 use super::begun::Begun;
-use super::difference::Difference;
+use super::difference::{Difference, Standing};
 use super::error::{CopyError, Result};
 use super::task::Details;
-use crate::catalog::{KeyState, Kind, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
@@ -26,7 +26,7 @@ pub enum KeyChoice {
     Plain,
 }
 
-/// A snapshot at the target that a copy is put on.
+/// A snapshot at the target that a copy is put on, or takes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
     /// The snapshot; where a copy that is taken up stands on a layer that has lost its name, that copy.
@@ -35,6 +35,15 @@ pub struct Base {
     pub layer: LayerId,
     /// The moment both sides have.
     pub point: Point,
+    /// It is under another key: the copy stands alone, and what it has of the base is encrypted anew at the target (X1).
+    pub is_reencrypted: bool,
+}
+
+/// A base that was found, its disk, and what keeps it there while it is read.
+struct FoundBase {
+    base: Base,
+    disk: Chain,
+    lock: Option<ReadLock>,
 }
 
 /// What a copy will be, and what it costs.
@@ -43,11 +52,11 @@ pub struct Plan {
     pub(super) source: Snapshot,
     /// The points of the source's layer and of all below it, nearest first.
     pub(super) points: Vec<Point>,
-    /// What the copy is put on; none: it stands alone.
+    /// What the copy is put on or takes from; none: all that is stored is shipped.
     pub base: Option<Base>,
     /// Bytes that are read from the source, encrypted anew and written.
     pub ship_bytes: u64,
-    /// Bytes that the target encrypts anew from a base under another key. No base under another key is used yet.
+    /// Bytes that the target encrypts anew from a base under another key.
     pub reencrypt_bytes: u64,
     /// Bytes written or discarded since the base.
     pub changed_bytes: u64,
@@ -56,8 +65,20 @@ pub struct Plan {
     /// How its sectors are encrypted.
     pub cipher: Cipher,
     pub(super) difference: Difference,
-    /// While it is held the source can't be deleted.
-    _lock: ReadLock,
+    /// While they are held neither the source nor a base that is read can be deleted.
+    _locks: (ReadLock, Option<ReadLock>),
+}
+
+impl Plan {
+    /// The base that the copy's layer is put on.
+    pub(super) fn parent(&self) -> Option<&Base> {
+        self.base.as_ref().filter(|base| !base.is_reencrypted)
+    }
+
+    /// Bytes that the copy's layer will hold.
+    pub fn write_bytes(&self) -> u64 {
+        self.ship_bytes + self.reencrypt_bytes
+    }
 }
 
 /// Plans a copy of a snapshot of `source` to `target` under `name`, or refuses it. Changes nothing.
@@ -74,8 +95,7 @@ pub fn plan(
         tx.refuse_taken_name(Kind::Snapshot, name)?;
         key_of_copy(tx, &row, key, same_region)
     })?;
-    let cipher = cipher_of(key);
-    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key, cipher))
+    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key))
 }
 
 /// The copy that was begun by the same words and is not whole, if there is one: of this snapshot, under this name and key, with these
@@ -112,14 +132,17 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
     let same_region = source.region().id() == target.region().id();
     let choice = begun.row.key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()));
     let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice, same_region))?;
-    plan_by(source, row, key, |_, _| {
-        let Some((layer, point)) = begun.stands_on else { return Ok(None) };
-        let base = Base { snapshot: begun.snapshot.id, layer, point };
-        let chain = target.open_chain(layer)?.chain;
-        if let Some(top) = chain.layers().last() {
+    plan_by(source, row, key, |points, size_bytes| {
+        // Its layer stands alone: what it takes from a base may as well come from another one.
+        let Some((layer, point)) = begun.stands_on else {
+            return find_base_beside(target, points, size_bytes, key);
+        };
+        let base = Base { snapshot: begun.snapshot.id, layer, point, is_reencrypted: false };
+        let disk = target.open_chain(layer)?.chain;
+        if let Some(top) = disk.layers().last() {
             footing::check_pair(target.region(), top, &begun.layer)?;
         }
-        Ok(Some((base, chain)))
+        Ok(Some(FoundBase { base, disk, lock: None }))
     })
 }
 
@@ -145,7 +168,7 @@ fn plan_by(
     source: &Host,
     row: Snapshot,
     key: Option<KeyId>,
-    find_base: impl FnOnce(&[Point], u64) -> Result<Option<(Base, Chain)>>,
+    find_base: impl FnOnce(&[Point], u64) -> Result<Option<FoundBase>>,
 ) -> Result<Plan> {
     let snapshot = row.id;
     let lock = folder::lock_for_reading(source.region(), snapshot)?;
@@ -169,35 +192,58 @@ fn plan_by(
     };
 
     let found = find_base(&points, row.size_bytes)?;
-    let place = |point: &Point| points.iter().position(|p| p == point);
-    let layers = stack.chain.layers();
-    let (above, exact) = match &found {
-        None => (layers.to_vec(), true),
-        Some((base, _)) => {
-            // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less.
-            let base_place = place(&base.point).unwrap_or(usize::MAX);
-            let of_row = |row: &crate::catalog::Layer| row.point.as_ref().and_then(place);
-            let count = chain.iter().take_while(|row| of_row(row).is_some_and(|at| at < base_place)).count();
-            let exact = chain.iter().any(|row| row.point == Some(base.point));
-            (layers[layers.len() - count..].to_vec(), exact)
-        }
+    let over = |found: Option<&FoundBase>| {
+        let difference = difference_over(found, &points, &chain, &stack.chain, row.size_bytes);
+        difference.count().map(|counts| (difference, counts))
     };
-    let whole = (!exact).then(|| stack.chain.clone());
-    let (base, base_chain) = found.unzip();
-    let difference = Difference::new(above, row.size_bytes, base_chain, whole);
-    let counts = difference.count()?;
+    let (found, (difference, counts)) = match over(found.as_ref()) {
+        Ok(counted) => (found, counted),
+        // Perhaps for the base's map: what can't be read is no base.
+        Err(error) if found.as_ref().is_some_and(|found| found.base.is_reencrypted) => {
+            tracing::warn!(%error, "a base under another key is not used");
+            (None, over(None)?)
+        }
+        Err(error) => return Err(error),
+    };
+    let (base, base_lock) = found.map(|found| (found.base, found.lock)).unzip();
     Ok(Plan {
         points,
         base,
         ship_bytes: counts.data * SECTOR_BYTES,
-        reencrypt_bytes: 0,
+        reencrypt_bytes: counts.of_base * SECTOR_BYTES,
         changed_bytes: (counts.data + counts.zero) * SECTOR_BYTES,
         key,
         cipher: cipher_of(key),
         difference,
         source: row,
-        _lock: lock,
+        _locks: (lock, base_lock.flatten()),
     })
+}
+
+/// What the source's layers, `chain` from the top by their rows and `disk` from the bottom, record over a base.
+fn difference_over(
+    found: Option<&FoundBase>,
+    points: &[Point],
+    chain: &[LayerRow],
+    disk: &Chain,
+    size_bytes: u64,
+) -> Difference {
+    let layers = disk.layers();
+    let Some(FoundBase { base, disk: below, .. }) = found else {
+        return Difference::new(layers.to_vec(), size_bytes, disk.clone(), Standing::Alone, false);
+    };
+    // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less.
+    let place = |point: &Point| points.iter().position(|p| p == point);
+    let base_place = place(&base.point).unwrap_or(usize::MAX);
+    let of_row = |row: &LayerRow| row.point.as_ref().and_then(place);
+    let count = chain.iter().take_while(|row| of_row(row).is_some_and(|at| at < base_place)).count();
+    let is_exact = chain.iter().any(|row| row.point == Some(base.point));
+    let above = layers[layers.len() - count..].to_vec();
+    let standing = match base.is_reencrypted {
+        true => Standing::Beside(below.clone()),
+        false => Standing::Above(below.clone()),
+    };
+    Difference::new(above, size_bytes, disk.clone(), standing, !is_exact)
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.
@@ -260,29 +306,75 @@ fn key_of_copy(
     }
 }
 
-/// A readable snapshot at the target of the nearest moment the source also went through, whose every layer is under the
-/// copy's key; and its disk.
+/// The nearest base under the copy's own key, else the nearest under another.
 fn find_base(
     target: &Host,
     points: &[Point],
     size_bytes: u64,
     key: Option<KeyId>,
-    cipher: Cipher,
-) -> Result<Option<(Base, Chain)>> {
+) -> Result<Option<FoundBase>> {
+    match find_base_below(target, points, size_bytes, key)? {
+        Some(found) => Ok(Some(found)),
+        None => find_base_beside(target, points, size_bytes, key),
+    }
+}
+
+/// A readable snapshot at the target of the nearest moment the source also went through, whose every layer is under the
+/// copy's key; and its disk.
+fn find_base_below(
+    target: &Host,
+    points: &[Point],
+    size_bytes: u64,
+    key: Option<KeyId>,
+) -> Result<Option<FoundBase>> {
+    let cipher = cipher_of(key);
+    nearest(target, points, size_bytes, |snapshot, point| {
+        let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
+        let alike = |l: &LayerRow| l.key == key && l.cipher == cipher && l.state.is_sealed();
+        if !chain.is_ok_and(|chain| chain.iter().all(alike)) {
+            return Ok(None);
+        }
+        let disk = target.open_chain(snapshot.layer)?.chain;
+        let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point, is_reencrypted: false };
+        Ok(Some(FoundBase { base, disk, lock: None }))
+    })
+}
+
+/// A readable snapshot of the nearest moment under another key. A plain copy has none that is encrypted.
+fn find_base_beside(
+    target: &Host,
+    points: &[Point],
+    size_bytes: u64,
+    key: Option<KeyId>,
+) -> Result<Option<FoundBase>> {
+    nearest(target, points, size_bytes, |snapshot, point| {
+        if key.is_none() && snapshot.cipher != Cipher::Plain {
+            return Ok(None);
+        }
+        let lock = Some(folder::lock_for_reading(target.region(), snapshot.id)?);
+        let stack = target.open_snapshot(snapshot.id)?;
+        // By its layer's own word: nothing else is compared with it.
+        if target.points_of_snapshot(&stack)?.first() != Some(&point) {
+            return Ok(None);
+        }
+        let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point, is_reencrypted: true };
+        Ok(Some(FoundBase { base, disk: stack.chain, lock }))
+    })
+}
+
+/// The first that `open` gives of the target's snapshots of the source's moments, nearest first.
+fn nearest(
+    target: &Host,
+    points: &[Point],
+    size_bytes: u64,
+    open: impl Fn(&Snapshot, Point) -> Result<Option<FoundBase>>,
+) -> Result<Option<FoundBase>> {
     for point in points {
         let candidates = target.region().catalog()?.read(|tx| tx.snapshots_at_point(*point))?;
         for snapshot in candidates.into_iter().filter(|s| s.size_bytes <= size_bytes) {
-            let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
-            let Ok(chain) = chain else { continue };
-            let alike = |l: &crate::catalog::Layer| l.key == key && l.cipher == cipher && l.state.is_sealed();
-            if !chain.iter().all(alike) {
-                continue;
-            }
-            match target.open_chain(snapshot.layer) {
-                Ok(stack) => {
-                    let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point: *point };
-                    return Ok(Some((base, stack.chain)));
-                }
+            match open(&snapshot, *point) {
+                Ok(None) => {}
+                Ok(found) => return Ok(found),
                 // What can't be read is no base; the copy carries more then.
                 Err(error) => tracing::warn!(snapshot = %snapshot.id, error = %error, "not used as a base"),
             }

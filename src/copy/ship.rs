@@ -35,9 +35,45 @@ struct Shared<'a> {
     difference: &'a Difference,
     target: &'a Layer,
     names: &'a Names,
-    shipped: &'a AtomicU64,
+    counted: &'a Counted,
     stop: AtomicBool,
     first_error: Mutex<Option<CopyError>>,
+}
+
+/// Bytes that are in the target's layer, there already or written now.
+#[derive(Default)]
+pub struct Counted {
+    of_source: AtomicU64,
+    of_base: AtomicU64,
+}
+
+/// How far it is.
+#[derive(Clone, Copy)]
+pub struct Progress {
+    /// Bytes that are there.
+    pub done: u64,
+    /// Of these, bytes that came from the source.
+    pub shipped: u64,
+}
+
+impl Counted {
+    fn add(&self, sectors: Sectors) {
+        self.of_source.fetch_add(sectors.of_source * SECTOR_BYTES, Ordering::Relaxed);
+        self.of_base.fetch_add(sectors.of_base * SECTOR_BYTES, Ordering::Relaxed);
+    }
+
+    /// How far it is.
+    pub fn now(&self) -> Progress {
+        let shipped = self.of_source.load(Ordering::Relaxed);
+        Progress { done: shipped + self.of_base.load(Ordering::Relaxed), shipped }
+    }
+}
+
+/// Sectors, by where they come from.
+#[derive(Clone, Copy, Default)]
+struct Sectors {
+    of_source: u64,
+    of_base: u64,
 }
 
 /// What errors name.
@@ -61,20 +97,20 @@ impl Shared<'_> {
     }
 }
 
-/// Writes to `target` all that `difference` carries; `shipped` counts the bytes. `watch` is asked all the while, on this
-/// thread, and ends it by an error. Nothing is durable before the target is flushed.
+/// Writes to `target` all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
+/// by an error. Nothing is durable before the target is flushed.
 pub fn ship(
     difference: &Difference,
     target: &Layer,
     names: &Names,
-    shipped: &AtomicU64,
+    counted: &Counted,
     mut watch: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     let shared = Shared {
         difference,
         target,
         names,
-        shipped,
+        counted,
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
     };
@@ -121,7 +157,7 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
         let mut carried = Box::new([Carried::Nothing; CHUNK_SECTORS as usize]);
         let mut any = shared.difference.chunk(chunk, &mut carried)?;
         if let Some(there) = recorded(shared.target, chunk)? {
-            any = leave_out(shared.target, chunk, &mut carried, &there);
+            any = leave_out(shared, chunk, &mut carried, &there);
         }
         // A closed channel: the workers have ended, and said why.
         if shared.is_stopped() || any && jobs.send(Job { chunk, carried }).is_err() {
@@ -134,12 +170,13 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
 
 /// Leaves out what the target has from an earlier process, and reads well; whether anything is left.
 fn leave_out(
-    target: &Layer,
+    shared: &Shared,
     chunk: ChunkNo,
     carried: &mut Chunk,
     there: &[Entry; CHUNK_SECTORS as usize],
 ) -> bool {
     let mut cipher = [0; SECTOR_LEN];
+    let mut found = Sectors::default();
     for (i, (carried, entry)) in carried.iter_mut().zip(there).enumerate() {
         let sector = SectorNo(chunk.first_sector().0 + i as u64);
         let is_there = match (&carried, entry.state()) {
@@ -147,14 +184,16 @@ fn leave_out(
             (Carried::Zero, state) => state == State::Zero,
             // It may have waited for long.
             (Carried::Data { .. }, State::Data(slot)) => {
-                target.read_cipher(sector, slot, &[entry.tag()], &mut cipher).is_ok()
+                shared.target.read_cipher(sector, slot, &[entry.tag()], &mut cipher).is_ok()
             }
             (Carried::Data { .. }, _) => false,
         };
         if is_there {
+            found = count(shared, found, carried);
             *carried = Carried::Nothing;
         }
     }
+    shared.counted.add(found);
     carried.iter().any(|c| *c != Carried::Nothing)
 }
 
@@ -165,11 +204,13 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
         if shared.is_stopped() {
             return Ok(());
         }
-        read_chunk(shared, &job, &mut plain, &mut tags)?;
+        let from_source_after_all = read_chunk(shared, &job, &mut plain, &mut tags)?;
         write_chunk(shared, &job, &plain)
             .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
-        let data = job.carried.iter().filter(|c| matches!(c, Carried::Data { .. })).count() as u64;
-        shared.shipped.fetch_add(data * SECTOR_BYTES, Ordering::Relaxed);
+        let mut sectors = job.carried.iter().fold(Sectors::default(), |sum, c| count(shared, sum, c));
+        sectors.of_source += from_source_after_all;
+        sectors.of_base -= from_source_after_all;
+        shared.counted.add(sectors);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
         if shared.target.needs_checkpoint() {
             let done = shared.target.checkpoint_closed();
@@ -179,8 +220,20 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
     Ok(())
 }
 
-/// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each.
-fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>) -> Result<()> {
+fn count(shared: &Shared, sum: Sectors, carried: &Carried) -> Sectors {
+    match carried {
+        Carried::Data { layer, .. } if shared.difference.is_of_base(*layer) => {
+            Sectors { of_base: sum.of_base + 1, ..sum }
+        }
+        Carried::Data { .. } => Sectors { of_source: sum.of_source + 1, ..sum },
+        Carried::Nothing | Carried::Zero => sum,
+    }
+}
+
+/// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each. How many sectors
+/// that are damaged in the base were read from the source instead.
+fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>) -> Result<u64> {
+    let mut instead = 0;
     let mut at = 0;
     for run in job.carried.chunk_by(is_next_slot) {
         let index = at;
@@ -189,19 +242,31 @@ fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>)
         tags.clear();
         tags.extend(run.iter().map(|c| if let Carried::Data { tag, .. } = c { *tag } else { 0 }));
         let first = SectorNo(job.chunk.first_sector().0 + index as u64);
+        let is_of_base = shared.difference.is_of_base(layer);
         let layer = shared.difference.layer(layer);
         let into = &mut plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
-        layer.read_slots(first, slot, tags, into).map_err(|e| match e {
-            Err(error) => error.into(),
-            Ok(bad) => CopyError::Damaged {
-                sector: SectorNo(first.0 + bad as u64),
-                layer: layer.id(),
-                snapshot: shared.names.snapshot.clone(),
-                region: shared.names.source_region.clone(),
-            },
-        })?;
+        let damaged = |sector, layer| CopyError::Damaged {
+            sector,
+            layer,
+            snapshot: shared.names.snapshot.clone(),
+            region: shared.names.source_region.clone(),
+        };
+        match layer.read_slots(first, slot, tags, into) {
+            Ok(()) => {}
+            // The source has all of it.
+            Err(_) if is_of_base => {
+                tracing::warn!(layer = %layer.id(), sector = first.0, "a base is damaged: what it lacks is shipped");
+                shared.difference.source().read_sectors(first, into).map_err(|e| match e {
+                    VolumeError::DamagedSector { sector, layer } => damaged(sector, layer),
+                    other => other.into(),
+                })?;
+                instead += run.len() as u64;
+            }
+            Err(Err(error)) => return Err(error.into()),
+            Err(Ok(bad)) => return Err(damaged(SectorNo(first.0 + bad as u64), layer.id())),
+        }
     }
-    Ok(())
+    Ok(instead)
 }
 
 /// Encrypts and writes what a chunk carries: neighbouring sectors by one request, of at most 1 MiB.

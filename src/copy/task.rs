@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::begun::Begun;
 use super::error::{CopyError, Result};
 use super::plan::{Base, Plan, plan_rest};
-use super::ship::{Names, ship};
+use super::ship::{Counted, Names, Progress, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
 use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId};
 use crate::layer::LayerError;
@@ -73,9 +73,9 @@ impl<'a> Copy<'a> {
         Ok(Self { job: Job { source, target, plan }, start: Start::Rest(Box::new(begun)) })
     }
 
-    /// What it carries in all, also of what an earlier process has carried already.
-    pub fn ship_bytes(&self) -> u64 {
-        self.job.plan.ship_bytes
+    /// What its layer will hold: shipped or encrypted anew, also by an earlier process.
+    pub fn total_bytes(&self) -> u64 {
+        self.job.plan.write_bytes()
     }
 
     /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left; interrupted, what was done stays.
@@ -108,7 +108,7 @@ impl Job<'_> {
         let spec = LayerSpec {
             account: details.account,
             volume: id.as_volume(),
-            parent: self.plan.base.as_ref().map(|b| (b.layer, b.point)),
+            parent: self.plan.parent().map(|b| (b.layer, b.point)),
             size_bytes: source.size_bytes,
             cipher: self.plan.cipher,
             key: self.plan.key,
@@ -118,14 +118,14 @@ impl Job<'_> {
             turn: 0,
         };
         let made = folder::make_layer(self.region(), self.target.cache(), &spec);
-        let (row, layer) = made.map_err(|e| match &self.plan.base {
+        let (row, layer) = made.map_err(|e| match self.plan.parent() {
             // Its base was deleted, or folded into another layer, since the plan.
             Some(base) if e.is_missing_layer() => CopyError::Overtaken { what: base_words(base) },
             _ => e.into(),
         })?;
         let (task, stands_on) = (TaskId::random(), spec.parent);
         let snapshot = self.snapshot_row(id, &row, &details)?;
-        let begun = Begun { task, snapshot, row, layer, stands_on };
+        let begun = Begun { task, snapshot, row, layer, stands_on, shipped: AtomicU64::new(0) };
         match self.insert_rows(&begun, &details) {
             Ok(()) => Ok(begun),
             Err(error) => {
@@ -187,7 +187,7 @@ impl Job<'_> {
             detail: detail.to_string(),
             state: TaskState::Running,
             bytes_done: 0,
-            bytes_total: self.plan.ship_bytes,
+            bytes_total: self.plan.write_bytes(),
             error: None,
             created_at: now,
             updated_at: now,
@@ -196,7 +196,7 @@ impl Job<'_> {
             // From the moment this layer's row names its parent the parent stays; it may have begun to go before, or hold
             // what a fold has put into it since.
             let is_base = |row: &LayerRow, point| row.state.is_sealed() && row.point == Some(point);
-            if let Some(base) = &self.plan.base
+            if let Some(base) = self.plan.parent()
                 && !tx.find_layer(base.layer)?.is_some_and(|row| is_base(&row, base.point))
             {
                 return Err(CopyError::Overtaken { what: base_words(base) });
@@ -213,17 +213,17 @@ impl Job<'_> {
             snapshot: self.plan.source.name.to_string(),
             target_region: self.region().name().to_owned(),
         };
-        let shipped = AtomicU64::new(begun.bytes_done());
+        let counted = Counted::default();
         let mut written = Instant::now();
         let mut watch_ship = || {
-            let done = shipped.load(Ordering::Relaxed);
-            (watch.progress)(done);
+            let now = counted.now();
+            (watch.progress)(now.done);
             if watch.cancel.load(Ordering::Relaxed) {
                 return Err(CopyError::Interrupted);
             }
             if written.elapsed() >= CATALOG_INTERVAL {
                 written = Instant::now();
-                match self.write_progress(begun, done) {
+                match self.write_progress(begun, now) {
                     Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
                     // It is for those who look on: what was shipped is no worse for it.
                     Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
@@ -232,20 +232,25 @@ impl Job<'_> {
             }
             Ok(())
         };
-        if !begun.layer.is_ended() {
-            ship(&self.plan.difference, &begun.layer, &names, &shipped, &mut watch_ship)?;
-        }
-        let done = shipped.into_inner();
-        (watch.progress)(done);
-        self.finish(begun, done, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
+        let shipped = match begun.layer.is_ended() {
+            true => self.plan.ship_bytes,
+            false => {
+                let done = ship(&self.plan.difference, &begun.layer, &names, &counted, &mut watch_ship);
+                begun.shipped.store(counted.now().shipped, Ordering::Relaxed);
+                done?;
+                counted.now().shipped
+            }
+        };
+        (watch.progress)(self.plan.write_bytes());
+        self.finish(begun, shipped, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
     }
 
-    fn write_progress(&self, begun: &Begun, done: u64) -> Result<()> {
-        let total = self.plan.ship_bytes;
+    fn write_progress(&self, begun: &Begun, Progress { done, shipped }: Progress) -> Result<()> {
+        let total = self.plan.write_bytes();
         let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(0).min(99) as u32;
         let now = self.region().now();
         self.region().catalog()?.write(|tx| {
-            if !tx.set_snapshot_progress(begun.snapshot.id, percent, done)? {
+            if !tx.set_snapshot_progress(begun.snapshot.id, percent, shipped)? {
                 return Err(CopyError::Cancelled);
             }
             tx.set_task_progress(begun.task, done, total, now)?;
@@ -285,7 +290,8 @@ impl Job<'_> {
             tx.seal_layer(row.id, point)?;
             tx.set_layer_seal(row.id, mark.generation, mark.mac)?;
             tx.set_layer_stored_bytes(row.id, stored)?;
-            tx.set_task_progress(begun.task, shipped, self.plan.ship_bytes, now)?;
+            let total = self.plan.write_bytes();
+            tx.set_task_progress(begun.task, total, total, now)?;
             tx.move_task(begun.task, TaskState::Running, TaskState::Succeeded, None, now)?;
             Ok(())
         })
@@ -295,7 +301,8 @@ impl Job<'_> {
     fn keep(&self, begun: &Begun) -> bool {
         // Best effort: what is not durable is sent again.
         let kept = begun.layer.flush().map_err(CopyError::from);
-        match kept.and_then(|()| self.write_progress(begun, begun.bytes_done())) {
+        let now = Progress { done: begun.bytes_done(), shipped: begun.shipped.load(Ordering::Relaxed) };
+        match kept.and_then(|()| self.write_progress(begun, now)) {
             Err(CopyError::Cancelled) => false,
             Err(error) => {
                 tracing::warn!(%error, "how far an interrupted copy is could not be written down");
