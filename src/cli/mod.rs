@@ -13,6 +13,7 @@ mod attach;
 mod check;
 mod copy;
 mod debug;
+mod diff;
 mod exit;
 mod key;
 mod log;

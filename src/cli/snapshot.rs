@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::check::ReadingArgs;
 use super::copy::CopyArgs;
+use super::diff::DiffArgs;
 use super::options::DetailArgs;
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
@@ -29,6 +30,8 @@ pub enum Command {
         /// The snapshot
         snapshot: String,
     },
+    /// List the ranges of the disk that were recorded differently in two snapshots
+    Diff(DiffArgs),
     /// Read all of a snapshot and check every sector; exit 6 if anything is damaged
     Verify {
         /// The snapshot
@@ -113,6 +116,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             app.output().object(&describe(&region, found)?, fields)
         }
+        Command::Diff(args) => super::diff::run(&args, app, region),
         Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
