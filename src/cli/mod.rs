@@ -15,6 +15,7 @@ mod copy;
 mod debug;
 mod diff;
 mod exit;
+mod filter;
 mod key;
 mod kms;
 mod log;
