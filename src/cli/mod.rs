@@ -13,8 +13,11 @@ mod attach;
 mod check;
 mod copy;
 mod debug;
+mod diff;
 mod exit;
+mod filter;
 mod key;
+mod kms;
 mod log;
 mod mount;
 mod options;
@@ -88,6 +91,9 @@ enum Command {
     /// Customer master keys
     #[command(subcommand)]
     Key(key::Command),
+    /// Whether encrypted copies may come into a region
+    #[command(subcommand)]
+    Kms(kms::Command),
     /// Make, list, resize, roll back and delete volumes
     #[command(subcommand)]
     Volume(volume::Command),
@@ -126,6 +132,7 @@ fn run(command: Command, app: &App) -> Outcome {
     match command {
         Command::Region(command) => region::run(command, app),
         Command::Key(command) => key::run(command, app),
+        Command::Kms(command) => kms::run(&command, app),
         Command::Volume(command) => volume::run(command, app),
         Command::Snapshot(command) => snapshot::run(command, app),
         Command::Mount(args) => mount::mount(args, app),

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use super::check::ReadingArgs;
 use super::copy::CopyArgs;
+use super::diff::DiffArgs;
+use super::filter::{self, Filter};
 use super::options::DetailArgs;
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
@@ -23,12 +25,18 @@ pub enum Command {
     /// Copy a snapshot to a region, under a key of that region, and print the copy's id
     Copy(CopyArgs),
     /// List the region's snapshots
-    List,
+    List {
+        /// Only those that are so; of several, all must hold: tag:K=V, state=S, source=ID|REGION, volume=V, name=N*
+        #[arg(long = "filter", value_name = "F")]
+        filters: Vec<Filter>,
+    },
     /// Describe a snapshot
     Show {
         /// The snapshot
         snapshot: String,
     },
+    /// List the ranges of the disk that were recorded differently in two snapshots
+    Diff(DiffArgs),
     /// Read all of a snapshot and check every sector; exit 6 if anything is damaged
     Verify {
         /// The snapshot
@@ -92,8 +100,8 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
     match command {
         Command::Copy(_) => unreachable!("returned above"),
         Command::Create(args) => create(&args, app, region),
-        Command::List => {
-            let snapshots = region.catalog()?.read(|tx| tx.snapshots())?;
+        Command::List { filters } => {
+            let snapshots = region.catalog()?.read(|tx| filter::snapshots(tx, &filters))?;
             let shown: Vec<_> = snapshots.into_iter().map(|s| describe(&region, s)).collect::<Result<_>>()?;
             let columns = ["id", "name", "size", "changed", "shipped", "key", "state", "created at"];
             app.output().list(&shown, &columns, |s| {
@@ -113,6 +121,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             app.output().object(&describe(&region, found)?, fields)
         }
+        Command::Diff(args) => super::diff::run(&args, app, region),
         Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;

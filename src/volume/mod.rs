@@ -9,6 +9,7 @@
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
 mod chain;
+mod changes;
 mod check;
 mod create;
 mod error;
@@ -30,6 +31,7 @@ mod repair;
 pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
+pub use changes::{ChangedRun, Changes, Holds};
 pub use check::{
     CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
 };
