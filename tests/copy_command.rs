@@ -69,13 +69,13 @@ fn a_refusal_has_its_number_and_names_the_thing() {
         ("secret", &["--to", "south", "--name", "9"], 2, &["a name"]),
         ("secret", &with(&south, &["--encrypt", "--unencrypted"]), 2, &["--unencrypted"]),
     ]);
-    for (setting, word) in [
-        (Setting::CopyAndEncrypt, "does not offer copy-and-encrypt"),
-        (Setting::KmsEnabled, "the KMS of region south is not enabled"),
-        (Setting::StorageAuthorized, "not authorised"),
+    for (setting, word, command) in [
+        (Setting::CopyAndEncrypt, "does not offer copy-and-encrypt", "region set copy_and_encrypt=true"),
+        (Setting::KmsEnabled, "the KMS of region south is not enabled", "kms enable"),
+        (Setting::StorageAuthorized, "not authorised", "kms authorize"),
     ] {
         set(&world, "south", setting, false);
-        let hint = format!("terrane region set {setting}=true --region south");
+        let hint = format!("terrane {command} --region south");
         try_all(&[
             ("secret", &south, 4, &[word, &hint]),
             ("plain", &with(&south, &["--encrypt"]), 4, &[word, &hint]),

@@ -275,18 +275,27 @@ fn key_of_copy(
         return Ok(None);
     }
     let region = tx.region();
-    let set = |setting: Setting| format!("terrane region set {setting}=true --region {region}");
     let switches = [
-        (Setting::CopyAndEncrypt, "region {} does not offer copy-and-encrypt"),
-        (Setting::KmsEnabled, "the KMS of region {} is not enabled, and an encrypted copy needs it"),
+        (
+            Setting::CopyAndEncrypt,
+            "region {} does not offer copy-and-encrypt",
+            "region set copy_and_encrypt=true",
+        ),
+        (
+            Setting::KmsEnabled,
+            "the KMS of region {} is not enabled, and an encrypted copy needs it",
+            "kms enable",
+        ),
         (
             Setting::StorageAuthorized,
             "the storage of region {} is not authorised to use its KMS, and an encrypted copy needs that",
+            "kms authorize",
         ),
     ];
-    for (setting, sentence) in switches {
+    for (setting, sentence, command) in switches {
         if !tx.flag(setting)? {
-            return Err(CopyError::refused(sentence.replace("{}", region), set(setting)));
+            let hint = format!("terrane {command} --region {region}");
+            return Err(CopyError::refused(sentence.replace("{}", region), hint));
         }
     }
     let key = match choice {
