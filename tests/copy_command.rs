@@ -411,6 +411,10 @@ fn a_signal_keeps_what_was_done() {
         );
         assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
         world.fails(&[COPY_LARGE, &["--description", "another"]].concat(), 5, &["copied"]);
+        // Its plan is that of what was begun; to be told takes nothing of it.
+        let plan = world.json(&[COPY_LARGE, &["--dry-run"]].concat());
+        assert_eq!((&plan["ship_bytes"], &plan["base_snapshot_id"]), (&Value::from(LARGE), &Value::Null));
+        assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1));
         world.ok(COPY_LARGE);
         assert_eq!(named(&world, "south", "copied").shipped_bytes, LARGE as u64);
         world.ok(&["snapshot", "delete", "copied", "--region", "south"]);

@@ -70,10 +70,11 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         tags,
         retention_days: args.details.retention_days,
     };
-    if !args.dry_run
-        && let Some(begun) = copy::find_begun(&source, snapshot.id, &target, &args.key.choice(), &details)?
-    {
-        return go_on(app, &source, &target, &begun);
+    if let Some(begun) = copy::find_begun(&source, snapshot.id, &target, &args.key.choice(), &details)? {
+        return match args.dry_run {
+            true => show_begun(app, &source, &target, &begun),
+            false => go_on(app, &source, &target, &begun),
+        };
     }
     let make_plan = || copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice());
     let mut plan = make_plan()?;
@@ -103,6 +104,11 @@ fn go_on(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
         size_text(copy.total_bytes())
     ));
     app.output().id(carry(app, copy, &cancel)?)
+}
+
+fn show_begun(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
+    app.output().note(format!("it was begun: {} % is there", begun.progress_percent));
+    show(app, &copy::plan_begun(source, target, begun)?)
 }
 
 /// Makes a copy, with progress.

@@ -6,9 +6,9 @@
 use std::sync::atomic::AtomicU64;
 
 use super::error::{CopyError, Result};
-use super::plan::Plan;
+use super::plan::{Plan, copy_words};
 use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
-use crate::ids::{LayerId, Point, SnapshotId, TaskId};
+use crate::ids::{LayerId, Point, TaskId};
 use crate::layer::Layer;
 use crate::layer::header::Header;
 use crate::region::Region;
@@ -43,15 +43,17 @@ impl Begun {
         })?;
         if (snapshot.state, row.state) != (SnapshotState::Processing, LayerState::Preparing) {
             return Err(HostError::unvouched(
-                words(&snapshot),
+                copy_words(&snapshot),
                 "its rows are not those of a copy being made",
             )
             .into());
         }
         if !folder::is_abandoned(region, &row) {
-            return Err(
-                HostError::InUse { what: words(&snapshot), by: "a process that makes it".into() }.into()
-            );
+            return Err(HostError::InUse {
+                what: copy_words(&snapshot),
+                by: "a process that makes it".into(),
+            }
+            .into());
         }
         // Before anything is written: what was not made for this copy is left as it is.
         let keys = folder::layer_keys(region, &row)?;
@@ -70,12 +72,6 @@ impl Begun {
             layer,
             shipped: AtomicU64::new(0),
         })
-    }
-
-    /// What it is made of.
-    pub(super) fn source_snapshot(&self) -> Result<SnapshotId> {
-        let named = self.snapshot.source_snapshot.as_deref().and_then(|id| id.parse().ok());
-        named.ok_or_else(|| HostError::unvouched(words(&self.snapshot), "its row names no source").into())
     }
 
     /// Bytes of sectors that it holds already.
@@ -107,10 +103,6 @@ impl Begun {
 }
 
 fn stranger(snapshot: &Snapshot) -> CopyError {
-    HostError::unvouched(words(snapshot), "what was begun under its name is not a copy of that snapshot")
+    HostError::unvouched(copy_words(snapshot), "what was begun under its name is not a copy of that snapshot")
         .into()
-}
-
-fn words(snapshot: &Snapshot) -> String {
-    format!("the copy {} ({})", snapshot.name, snapshot.id)
 }

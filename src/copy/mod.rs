@@ -20,5 +20,5 @@ mod task;
 
 pub use begun::Begun;
 pub use error::CopyError;
-pub use plan::{Base, KeyChoice, Plan, find_begun, plan};
+pub use plan::{Base, KeyChoice, Plan, find_begun, plan, plan_begun};
 pub use task::{Copy, Details, Watch};

@@ -10,7 +10,7 @@ use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::KmsError;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Chain, Host, footing};
+use crate::volume::{Chain, Host, HostError, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,9 +125,38 @@ pub fn find_begun(
     Ok((is_of && is_told_so).then_some(begun))
 }
 
+/// The plan of a copy that was begun, as it is gone on with; nothing is changed, and its layer is not opened.
+pub fn plan_begun(source: &Host, target: &Host, begun: &Snapshot) -> Result<Plan> {
+    let snapshot = source_of(begun)?;
+    let parent = target.region().catalog()?.read(|tx| -> Result<_> {
+        let parent = tx.layer(begun.layer)?.parent;
+        Ok(parent.map(|parent| tx.layer(parent)).transpose()?)
+    })?;
+    let row = whole(source, snapshot)?;
+    plan_by(source, row, begun.key, |points, size_bytes| {
+        let Some(parent) = &parent else { return find_base_beside(target, points, size_bytes, begun.key) };
+        let Some(point) = parent.point else { return Ok(None) };
+        let names = target.region().catalog()?.read(|tx| tx.snapshots_of_layer(parent.id))?;
+        let snapshot = names.first().map_or(begun.id, |named| named.id);
+        let base = Base { snapshot, layer: parent.id, point, is_reencrypted: false };
+        Ok(Some(FoundBase { base, disk: target.open_chain(parent.id)?.chain, lock: None }))
+    })
+}
+
+/// What a copy is made of, by its row.
+fn source_of(copy: &Snapshot) -> Result<SnapshotId> {
+    let named = copy.source_snapshot.as_deref().and_then(|id| id.parse().ok());
+    named.ok_or_else(|| HostError::unvouched(copy_words(copy), "its row names no source").into())
+}
+
+/// A copy in words.
+pub(super) fn copy_words(copy: &Snapshot) -> String {
+    format!("the copy {} ({})", copy.name, copy.id)
+}
+
 /// Plans what is left of a copy that was begun, under the rules of now: on what its layer was put on, and of no other key.
 pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<Plan> {
-    let snapshot: SnapshotId = begun.source_snapshot()?;
+    let snapshot = source_of(&begun.snapshot)?;
     let row = whole(source, snapshot)?;
     let same_region = source.region().id() == target.region().id();
     let choice = begun.row.key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()));
