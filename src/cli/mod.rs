@@ -18,6 +18,7 @@ mod exit;
 mod filter;
 mod key;
 mod kms;
+mod lock;
 mod log;
 mod mount;
 mod options;
