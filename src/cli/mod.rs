@@ -28,6 +28,7 @@ mod parse;
 mod progress;
 mod region;
 mod repair;
+mod set;
 mod snapshot;
 mod status;
 mod volume;

@@ -10,6 +10,7 @@ use super::diff::DiffArgs;
 use super::filter::{self, Filter};
 use super::lock::{self, LockArgs};
 use super::options::DetailArgs;
+use super::set::{self, SetArgs};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
@@ -45,6 +46,8 @@ pub enum Command {
         #[command(flatten)]
         reading: ReadingArgs,
     },
+    /// Change what people say of a snapshot: its description, tags and retention
+    Set(SetArgs),
     /// Forbid a snapshot's deletion until a date, or change that
     Lock(LockArgs),
     /// Lift a lock of mode governance
@@ -133,6 +136,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Diff(args) => super::diff::run(&args, app, region),
         Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
+        Command::Set(args) => set::run(&args, &region),
         Command::Lock(args) => lock::lock(&args, app, &region),
         Command::Unlock { snapshot } => lock::unlock(&snapshot, app, &region),
         Command::Delete { snapshot } => {
