@@ -274,9 +274,10 @@ pub(super) fn distrust(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update(None, "cell_size_check", true)
 }
 
-/// Whether each table of the newest schema that a database has is word for word that.
+/// Whether each table of ours that a database has is word for word that of some version.
 pub(super) fn has_our_tables(connection: &Connection) -> Result<bool, rusqlite::Error> {
-    let known = objects_of_version(SCHEMA_VERSION)?;
+    let versions = (1..=SCHEMA_VERSION).map(objects_of_version).collect::<Result<Vec<_>, _>>()?;
+    let known: HashSet<&Object> = versions.iter().flat_map(|objects| objects.iter()).collect();
     let is_ours = |found: &Object| known.contains(found) || !known.iter().any(|ours| ours.name == found.name);
     Ok(objects(connection)?.iter().all(is_ours))
 }
@@ -636,6 +637,52 @@ mod tests {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, 3, "a failed step undoes its migration");
         assert!(connection.prepare("SELECT * FROM c").is_err());
+    }
+
+    /// A catalog of each earlier version is asked to be migrated, and keeps its rows; what is damaged is salvaged as it is.
+    #[test]
+    fn catalogs_of_all_versions_open_and_are_salvaged() {
+        for version in 1..SCHEMA_VERSION {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().canonicalize().unwrap().join("catalog.db");
+            let region = "here";
+            {
+                let mut old = Connection::open(&path).unwrap();
+                old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+                old.pragma_update(None, "journal_mode", "wal").unwrap();
+                migrate(&mut old, region, &MIGRATIONS[..version as usize]).unwrap();
+                let layer = "0123456789abcdef0123456789abcdef";
+                old.execute_batch(&format!(
+                    "INSERT INTO accounts VALUES ('acc-00000000000000001', 'default', 1, 0);
+                     INSERT INTO layers VALUES ('{layer}', 'acc-00000000000000001', NULL, NULL, 4096, 'sealed', 'none', NULL,
+                       1, x'00', NULL, NULL, NULL, 0, 0);
+                     INSERT INTO snapshots (id, account, name, layer, size_bytes, kind, cipher, state, progress_percent,
+                       created_by, changed_bytes, shipped_bytes, stored_bytes, created_at)
+                     VALUES ('snap-00000000000000001', 'acc-00000000000000001', 'old', '{layer}', 4096, 'data', 'none',
+                       'success', 100, 'snapshot create', 0, 0, 0, 0);"
+                ))
+                .unwrap();
+            }
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let salvaged = super::super::Salvaged::read(&path, region);
+            assert_eq!((salvaged.accounts.len(), salvaged.layers.len()), (1, 1), "of version {version}");
+            // The column `mac` is of version 3.
+            assert_eq!(salvaged.snapshots.len(), usize::from(version >= 3), "of version {version}");
+            assert!(salvaged.locks.is_empty());
+            let pool = Pool::new(path, region, Arc::default());
+            assert_eq!(pool.schema_version().unwrap(), version);
+            assert!(matches!(pool.catalog(), Err(CatalogError::OlderSchema { .. })));
+            pool.migrate().unwrap();
+            let locked = pool.catalog().unwrap().write(|tx| {
+                let old = tx.resolve_snapshot("old")?;
+                assert_eq!(tx.snapshot_lock(old.id)?, None);
+                let until = jiff::Timestamp::UNIX_EPOCH;
+                let lock = super::super::SnapshotLock { until, mode: super::super::LockMode::Compliance };
+                tx.set_snapshot_lock(old.id, Some(lock))?;
+                Ok::<_, CatalogError>(tx.snapshot_lock(old.id)? == Some(lock))
+            });
+            assert!(locked.unwrap(), "of version {version}");
+        }
     }
 
     #[test]

@@ -104,6 +104,13 @@ impl<'r> Fields<'r> {
         Timestamp::from_microsecond(n).map_err(|_| self.corrupted(column, "a time", &n.to_string()))
     }
 
+    pub fn opt_time(&self, column: &str) -> Result<Option<Timestamp>, CatalogError> {
+        match self.value(column)? {
+            ValueRef::Null => Ok(None),
+            _ => self.time(column).map(Some),
+        }
+    }
+
     /// A disk's size: whole sectors, at least one, at most 64 TiB.
     pub fn disk_size(&self, column: &str) -> Result<u64, CatalogError> {
         let n = self.unsigned(column)?;

@@ -8,9 +8,9 @@ use rusqlite::{Connection, OpenFlags};
 use super::connection::{distrust, has_our_tables};
 use super::resolve::is_id;
 use super::row::Fields;
-use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, Tag, Volume};
-use super::{accounts, check_description, keys, snapshots, volumes};
-use crate::ids::{KeyId, LayerId, Name};
+use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, SnapshotLock, Tag, Volume};
+use super::{accounts, check_description, keys, locks, snapshots, volumes};
+use crate::ids::{KeyId, LayerId, Name, SnapshotId};
 
 /// Rows that read, and whether there are others.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ pub struct Salvaged {
     pub volumes: Vec<Volume>,
     /// Snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Locks of snapshots, expired or not; none: it has one, which does not read.
+    pub locks: Vec<(SnapshotId, Option<SnapshotLock>)>,
     /// Layers that have a row.
     pub layers: HashSet<LayerId>,
     /// Tags, each with what it is of.
@@ -74,6 +76,11 @@ impl Salvaged {
             Ok((f.text("resource")?.to_owned(), tag))
         });
         let layers = from.read("SELECT id FROM layers", |f| f.parsed::<LayerId>("id", "a layer's id")).0;
+        // Other rows than those of snapshots: an older catalog has none.
+        let locks = from
+            .read(&format!("{} WHERE coalesce(locked_until, lock_mode) IS NOT NULL", locks::LOCK), |f| {
+                Ok((f.parsed::<SnapshotId>("id", "a snapshot's id")?, locks::lock(f).ok().flatten()))
+            });
         let (volumes, all_volumes) = from.read(volumes::VOLUME, volumes::volume);
         let (snapshots, all_snapshots) = from.read(snapshots::SNAPSHOT, snapshots::snapshot);
         let read = Self {
@@ -83,6 +90,7 @@ impl Salvaged {
             settings: settings.collect(),
             volumes,
             snapshots,
+            locks: locks.0,
             layers: layers.into_iter().collect(),
             tags: tags.0,
             lacks_names: !(all_volumes && all_snapshots),

@@ -2,7 +2,7 @@
 //! never changed; a new one is appended.
 
 /// SQL of each step.
-pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3];
+pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3, V4];
 
 /// `application_id` of a catalog: "TRNE".
 pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
@@ -99,3 +99,9 @@ CREATE TABLE folds (
 
 // By the root key, over what never changes of a snapshot.
 const V3: &str = "ALTER TABLE snapshots ADD COLUMN mac BLOB;";
+
+// Both or none: until when a snapshot may not be deleted, and who may lift that.
+const V4: &str = "
+ALTER TABLE snapshots ADD COLUMN locked_until INTEGER;
+ALTER TABLE snapshots ADD COLUMN lock_mode TEXT;
+";

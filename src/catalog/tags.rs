@@ -83,6 +83,14 @@ impl WriteTx<'_> {
         Ok(())
     }
 
+    /// Takes tags away by their keys, then gives these, each new or in place of that of its key.
+    pub fn change_tags(&self, resource: &str, removed: &[String], given: &[Tag]) -> Result<(), CatalogError> {
+        let mut tags = self.tags(resource)?;
+        tags.retain(|tag| !removed.contains(&tag.key) && !given.iter().any(|new| new.key == tag.key));
+        tags.extend_from_slice(given);
+        self.set_tags(resource, &tags)
+    }
+
     pub(super) fn delete_tags(&self, resource: &str) -> Result<(), CatalogError> {
         self.execute("DELETE FROM tags WHERE resource = ?1", [resource]).map(drop)
     }

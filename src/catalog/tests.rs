@@ -355,6 +355,38 @@ fn tags_and_descriptions_have_bounds() {
     }
 }
 
+// X6
+#[test]
+fn a_lock_comes_back_as_it_was_given() {
+    let mut f = fixture();
+    let layer = f.layer(None);
+    let (snapshot, other) = (f.snapshot("s1", layer.id), f.snapshot("s2", layer.id));
+    f.catalog
+        .write(|tx| {
+            tx.insert_layer(&layer, &[])?;
+            [&snapshot, &other].into_iter().try_for_each(|row| tx.insert_snapshot(row))?;
+            assert_eq!(tx.snapshot_lock(snapshot.id)?, None);
+            for mode in LockMode::ALL {
+                let lock = Some(SnapshotLock { until: now(), mode: *mode });
+                tx.set_snapshot_lock(snapshot.id, lock)?;
+                assert_eq!(tx.snapshot_lock(snapshot.id)?, lock);
+            }
+            assert_eq!(tx.snapshot_lock(other.id)?, None);
+            assert_eq!(tx.snapshot(snapshot.id)?, snapshot);
+            tx.set_snapshot_lock(snapshot.id, None)?;
+            assert_eq!(tx.snapshot_lock(snapshot.id)?, None);
+            assert!(matches!(
+                tx.set_snapshot_lock(SnapshotId::random(), None),
+                Err(CatalogError::NotFound { .. })
+            ));
+            Ok::<_, CatalogError>(())
+        })
+        .unwrap();
+    let micro = std::time::Duration::from_micros(1);
+    let lock = SnapshotLock { until: now(), mode: LockMode::Governance };
+    assert!(lock.holds(now() - micro) && !lock.holds(now()));
+}
+
 /// Every column of every table, set to each of a few hostile values: an answer or `Corrupted`, never a panic.
 #[test]
 fn hostile_rows_give_corrupted() {
@@ -385,7 +417,7 @@ fn hostile_rows_give_corrupted() {
         (
             "snapshots",
             "id name description layer volume size_bytes kind cipher key state progress_percent created_at
-          changed_bytes shipped_bytes stored_bytes group_id retention_days source_snapshot account",
+          changed_bytes shipped_bytes stored_bytes group_id retention_days source_snapshot locked_until lock_mode account",
         ),
         (
             "layers",
@@ -424,7 +456,7 @@ fn hostile_rows_give_corrupted() {
                             other => Err(other),
                         })?;
                         tx.volumes()?;
-                        tx.snapshots()?;
+                        tx.snapshots()?.iter().try_for_each(|row| tx.snapshot_lock(row.id).map(drop))?;
                         Setting::ALL.iter().try_for_each(|setting| tx.flag(*setting).map(drop))
                     })
                 });

@@ -8,9 +8,11 @@ use super::check::ReadingArgs;
 use super::copy::CopyArgs;
 use super::diff::DiffArgs;
 use super::filter::{self, Filter};
+use super::lock::{self, LockArgs};
 use super::options::DetailArgs;
+use super::set::{self, SetArgs};
 use super::{App, Failure, Outcome, owner, size_text};
-use crate::catalog::{DiskKind, Snapshot, SnapshotState, Tag, Volume};
+use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
@@ -43,6 +45,15 @@ pub enum Command {
         snapshot: String,
         #[command(flatten)]
         reading: ReadingArgs,
+    },
+    /// Change what people say of a snapshot: its description, tags and retention
+    Set(SetArgs),
+    /// Forbid a snapshot's deletion until a date, or change that
+    Lock(LockArgs),
+    /// Lift a lock of mode governance
+    Unlock {
+        /// The snapshot
+        snapshot: String,
     },
     /// Delete a snapshot; volumes made from it go on
     Delete {
@@ -86,6 +97,8 @@ struct Shown {
     source_snapshot_id: Option<String>,
     source_region: Option<String>,
     retention_days: Option<u32>,
+    locked_until: Option<String>,
+    lock_mode: Option<LockMode>,
     tags: Vec<Tag>,
     created_at: String,
 }
@@ -123,6 +136,9 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         }
         Command::Diff(args) => super::diff::run(&args, app, region),
         Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
+        Command::Set(args) => set::run(&args, &region),
+        Command::Lock(args) => lock::lock(&args, app, &region),
+        Command::Unlock { snapshot } => lock::unlock(&snapshot, app, &region),
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             // What a killed copy left goes in any case, before the order is carried out.
@@ -173,6 +189,13 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
             },
         ),
         ("retention", s.retention_days.map(|d| format!("{d} days")).unwrap_or_default()),
+        (
+            "lock",
+            match (&s.locked_until, s.lock_mode) {
+                (Some(until), Some(mode)) => format!("until {until} ({mode})"),
+                _ => String::new(),
+            },
+        ),
         ("tags", tags.join(", ")),
         ("created at", s.created_at.clone()),
     ]
@@ -180,6 +203,7 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
 
 fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
     let tags = region.catalog()?.read(|tx| tx.tags(&s.id.to_string()))?;
+    let lock = lock::in_force(region, s.id)?;
     Ok(Shown {
         id: s.id.to_string(),
         interrupted: is_interrupted(region, &s)?,
@@ -200,6 +224,8 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         source_snapshot_id: s.source_snapshot,
         source_region: s.source_region,
         retention_days: s.retention_days,
+        locked_until: lock.map(|lock| lock.until.to_string()),
+        lock_mode: lock.map(|lock| lock.mode),
         tags,
         created_at: s.created_at.to_string(),
     })

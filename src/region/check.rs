@@ -14,7 +14,7 @@ pub fn check(region: &Region) -> Result<Vec<String>, RegionError> {
     let keys = region.catalog()?.read(|tx| {
         problems.extend(tx.integrity_problems()?.into_iter().map(|what| format!("the catalog: {what}")));
         tx.volumes()?;
-        tx.snapshots()?;
+        tx.snapshots()?.iter().try_for_each(|snapshot| tx.snapshot_lock(snapshot.id).map(drop))?;
         tx.tasks()?;
         tx.layers()?;
         tx.keys()

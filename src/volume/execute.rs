@@ -6,6 +6,7 @@ use super::folder::{self, LayerSpec};
 use super::host::Host;
 use super::host_error::{HostError, Result};
 use super::live::seal_together;
+use super::locks::refuse_locked;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
@@ -346,8 +347,10 @@ impl Host {
                 .collect();
             in_use(if words.is_empty() { "another process, which reads it".into() } else { words.join(", ") })
         })?;
-        let now = self.region.now();
         let deleted = self.region.catalog()?.write(|tx| -> Result<_> {
+            let now = self.region.now();
+            // In here: a lock that is taken meanwhile is before this, and holds, or finds no row.
+            refuse_locked(tx, snapshot, now)?;
             // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
             tx.end_tasks_of(&snapshot.id.to_string(), TaskState::Cancelled, None, now)?;
             Ok(tx.delete_snapshot(snapshot.id)?)

@@ -79,6 +79,7 @@ pub(super) fn insert(
         for snapshot in &kept {
             tx.insert_snapshot(snapshot)?;
             insert_tags(tx, &snapshot.id.to_string(), old)?;
+            keep_lock(tx, snapshot, old, recovered)?;
             recovered.snapshots.push((snapshot.id.to_string(), snapshot.name.to_string()));
         }
         let known = kept_volume_names(&layers, old, &mut names, recovered);
@@ -174,6 +175,19 @@ fn insert_tags(tx: &WriteTx, resource: &str, old: &Salvaged) -> Result<()> {
     match check_tags(&tags) {
         Ok(()) => Ok(tx.set_tags(resource, &tags)?),
         Err(_) => Ok(()),
+    }
+}
+
+/// The lock of a snapshot that is kept; nothing bears out until when it says it is.
+fn keep_lock(tx: &WriteTx, snapshot: &Snapshot, old: &Salvaged, recovered: &mut Recovered) -> Result<()> {
+    match old.locks.iter().find(|(id, _)| *id == snapshot.id) {
+        None => Ok(()),
+        Some((id, Some(lock))) => Ok(tx.set_snapshot_lock(*id, Some(*lock))?),
+        Some((id, None)) => {
+            let what = format!("snapshot {} ({id}): its lock does not read, and is lost", snapshot.name);
+            recovered.notes.push(what);
+            Ok(())
+        }
     }
 }
 

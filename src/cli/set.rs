@@ -1,0 +1,64 @@
+//! `terrane snapshot set …`
+
+use clap::Args;
+
+use super::options::parse_description;
+use super::{Failure, Outcome};
+use crate::catalog::{Tag, check_tags};
+use crate::region::Region;
+
+/// What `set` takes.
+#[derive(Args)]
+pub struct SetArgs {
+    /// The snapshot
+    snapshot: String,
+    #[command(flatten)]
+    changes: Changes,
+}
+
+/// What is to be changed: at least one thing, and nothing else.
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+struct Changes {
+    /// Free words, 2 to 256 characters
+    #[arg(long, value_parser = parse_description, conflicts_with = "no_description")]
+    description: Option<String>,
+    /// Take the free words away
+    #[arg(long)]
+    no_description: bool,
+    /// A tag, K=V, new or in place of that key's; a snapshot has up to 20
+    #[arg(long = "tag", value_name = "K=V")]
+    tags: Vec<Tag>,
+    /// Take the tag of this key away; may be given again, and need not be there
+    #[arg(long = "remove-tag", value_name = "K")]
+    removed_tags: Vec<String>,
+    /// Days after which it may go, counted from when it was taken
+    #[arg(long, value_name = "N", conflicts_with = "no_retention")]
+    retention_days: Option<u32>,
+    /// Let it stay until somebody deletes it
+    #[arg(long)]
+    no_retention: bool,
+}
+
+/// Changes what people say of a snapshot, all of it or nothing.
+pub fn run(args: &SetArgs, region: &Region) -> Outcome {
+    let changes = &args.changes;
+    check_tags(&changes.tags).map_err(|e| Failure::usage(e.to_string()))?;
+    if let Some(tag) = changes.tags.iter().find(|tag| changes.removed_tags.contains(&tag.key)) {
+        return Err(Failure::usage(format!("the tag {:?} can't be both given and removed", tag.key)));
+    }
+    region.catalog()?.write(|tx| {
+        let snapshot = tx.resolve_snapshot(&args.snapshot)?;
+        let description = match changes.no_description {
+            true => None,
+            false => changes.description.as_deref().or(snapshot.description.as_deref()),
+        };
+        let retention = match changes.no_retention {
+            true => None,
+            false => changes.retention_days.or(snapshot.retention_days),
+        };
+        tx.set_snapshot_details(snapshot.id, description, retention)?;
+        tx.change_tags(&snapshot.id.to_string(), &changes.removed_tags, &changes.tags)
+    })?;
+    Ok(())
+}
