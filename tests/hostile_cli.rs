@@ -28,7 +28,7 @@ fn arguments() {
             .execute(
                 "INSERT INTO snapshots SELECT ?1, account, ?2, description, layer, volume, size_bytes, kind, cipher, key, state,
                  progress_percent, created_by, source_snapshot, source_region, changed_bytes, shipped_bytes, stored_bytes, group_id,
-                 retention_days, created_at, mac FROM snapshots WHERE name = 's1'",
+                 retention_days, created_at, mac, NULL, NULL FROM snapshots WHERE name = 's1'",
                 rusqlite::params![format!("snap-abcdef0000000000{n}"), name],
             )
             .unwrap();

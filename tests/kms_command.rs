@@ -34,7 +34,11 @@ fn what_is_switched_off_refuses_copies_until_it_is_on() {
         }
         let before = world.holdings("south");
         for more in [&[][..], &["--encrypt"], &["--dry-run"]] {
-            world.fails(&copy("secret", "copied", more), 4, &[word, setting]);
+            world.fails(
+                &copy("secret", "copied", more),
+                4,
+                &[word, &format!("terrane kms {on} --region south")],
+            );
         }
         world.fails(&copy("plain", "copied", &["--encrypt"]), 4, &[word]);
         assert_eq!(world.holdings("south"), before);
