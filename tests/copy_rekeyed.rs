@@ -200,7 +200,9 @@ fn an_interrupted_copy_goes_on_with_or_without_its_base() {
         let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
         assert_eq!(rest.run(watch).unwrap(), row.id);
         case.world.equal("south", row.id, &case.disk.model);
-        let shipped = case.world.snapshot("south", row.id).shipped_bytes;
+        let whole = case.world.snapshot("south", row.id);
+        assert_eq!(whole.changed_bytes, WRITTEN + DISCARDED, "as it was begun");
+        let shipped = whole.shipped_bytes;
         match keeps_base {
             true => assert_eq!(shipped, WRITTEN),
             false => assert_eq!(shipped, total, "{there} were there"),

@@ -7,10 +7,10 @@ use super::task::Details;
 use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
-use crate::kms::KmsError;
+use crate::kms::{self, KmsError};
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Chain, Host, HostError, footing};
+use crate::volume::{Chain, Host, HostError, Moments, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub fn plan(
     name: &Name,
     key: &KeyChoice,
 ) -> Result<Plan> {
-    let row = whole(source, snapshot)?;
+    let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == target.region().id();
     let key = target.region().catalog()?.read(|tx| {
         tx.refuse_taken_name(Kind::Snapshot, name)?;
@@ -110,7 +110,7 @@ pub fn find_begun(
     let region = target.region();
     let found = region.catalog()?.read(|tx| tx.find_snapshot_by_name(details.name.as_str()))?;
     let Some(begun) = found.filter(|row| row.state == SnapshotState::Processing) else { return Ok(None) };
-    let row = whole(source, snapshot)?;
+    let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == region.id();
     let (key, tags) = region.catalog()?.read(|tx| -> Result<_> {
         Ok((key_of_copy(tx, &row, key, same_region)?, tx.tags(&begun.id.to_string())?))
@@ -132,7 +132,7 @@ pub fn plan_begun(source: &Host, target: &Host, begun: &Snapshot) -> Result<Plan
         let parent = tx.layer(begun.layer)?.parent;
         Ok(parent.map(|parent| tx.layer(parent)).transpose()?)
     })?;
-    let row = whole(source, snapshot)?;
+    let row = source.whole_snapshot(snapshot)?;
     plan_by(source, row, begun.key, |points, size_bytes| {
         let Some(parent) = &parent else { return find_base_beside(target, points, size_bytes, begun.key) };
         let Some(point) = parent.point else { return Ok(None) };
@@ -157,7 +157,7 @@ pub(super) fn copy_words(copy: &Snapshot) -> String {
 /// Plans what is left of a copy that was begun, under the rules of now: on what its layer was put on, and of no other key.
 pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<Plan> {
     let snapshot = source_of(&begun.snapshot)?;
-    let row = whole(source, snapshot)?;
+    let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == target.region().id();
     let choice = begun.row.key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()));
     let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice, same_region))?;
@@ -180,18 +180,6 @@ fn cipher_of(key: Option<KeyId>) -> Cipher {
     if key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain }
 }
 
-/// A snapshot that can be copied.
-fn whole(source: &Host, snapshot: SnapshotId) -> Result<Snapshot> {
-    let row = source.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
-    match row.state {
-        SnapshotState::Success => Ok(row),
-        state => {
-            let message = format!("snapshot {} is not complete: its state is {state}", row.name);
-            Err(CopyError::refused(message, "copy it once its state is success"))
-        }
-    }
-}
-
 /// A plan on the base that `find_base` gives for the source's points, nearest first, and size.
 fn plan_by(
     source: &Host,
@@ -201,28 +189,14 @@ fn plan_by(
 ) -> Result<Plan> {
     let snapshot = row.id;
     let lock = folder::lock_for_reading(source.region(), snapshot)?;
-    let (stack, points, chain) = loop {
-        let Some(now) = source.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))? else {
-            return Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) });
-        };
-        let chain = match footing::chain_rows(source.region(), now.layer) {
-            Ok(chain) => chain,
-            // A fold has just brought its name to another layer.
-            Err(e) if e.is_missing_layer() => continue,
-            Err(e) => return Err(e.into()),
-        };
-        let stack = source.open_snapshot(snapshot)?;
-        // A fold may have ended meanwhile: the rows say which layers lie above a base, and must be of those that are open.
-        if stack.chain.layers().iter().rev().map(|l| l.id()).eq(chain.iter().map(|row| row.id)) {
-            // By their own word: a base of a moment that the source never went through would leave out what differs.
-            let points = source.points_of_snapshot(&stack)?;
-            break (stack, points, chain);
-        }
-    };
-
+    if source.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))?.is_none() {
+        return Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) });
+    }
+    // All by its layers' own word: what a row says would leave out what differs.
+    let (stack, Moments { of_layers, all: points }) = source.open_snapshot_with_moments(snapshot)?;
     let found = find_base(&points, row.size_bytes)?;
     let over = |found: Option<&FoundBase>| {
-        let difference = difference_over(found, &points, &chain, &stack.chain, row.size_bytes);
+        let difference = difference_over(found, &points, &of_layers, &stack.chain, row.size_bytes);
         difference.count().map(|counts| (difference, counts))
     };
     let (found, (difference, counts)) = match over(found.as_ref()) {
@@ -249,30 +223,31 @@ fn plan_by(
     })
 }
 
-/// What the source's layers, `chain` from the top by their rows and `disk` from the bottom, record over a base.
+/// What the layers of the disk `source`, each of its moment in `own`, oldest first, record over a base.
 fn difference_over(
     found: Option<&FoundBase>,
     points: &[Point],
-    chain: &[LayerRow],
-    disk: &Chain,
+    own: &[Point],
+    source: &Chain,
     size_bytes: u64,
 ) -> Difference {
-    let layers = disk.layers();
+    let layers = source.layers();
     let Some(FoundBase { base, disk: below, .. }) = found else {
-        return Difference::new(layers.to_vec(), size_bytes, disk.clone(), Standing::Alone, false);
+        return Difference::new(layers.to_vec(), size_bytes, source.clone(), Standing::Alone, false);
     };
-    // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less.
+    // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less. So does one
+    // of a moment that is not listed.
     let place = |point: &Point| points.iter().position(|p| p == point);
     let base_place = place(&base.point).unwrap_or(usize::MAX);
-    let of_row = |row: &LayerRow| row.point.as_ref().and_then(place);
-    let count = chain.iter().take_while(|row| of_row(row).is_some_and(|at| at < base_place)).count();
-    let is_exact = chain.iter().any(|row| row.point == Some(base.point));
+    let is_above = |point: &&Point| place(point).is_none_or(|at| at < base_place);
+    let count = own.iter().rev().take_while(is_above).count();
+    let is_exact = own.contains(&base.point);
     let above = layers[layers.len() - count..].to_vec();
     let standing = match base.is_reencrypted {
         true => Standing::Beside(below.clone()),
         false => Standing::Above(below.clone()),
     };
-    Difference::new(above, size_bytes, disk.clone(), standing, !is_exact)
+    Difference::new(above, size_bytes, source.clone(), standing, !is_exact)
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.
@@ -344,7 +319,8 @@ fn key_of_copy(
     }
 }
 
-/// The nearest base under the copy's own key, else the nearest under another.
+/// The nearest base under the copy's own key, however old, else the nearest under another: what is encrypted anew is written
+/// and stored whole, each time.
 fn find_base(
     target: &Host,
     points: &[Point],
@@ -369,12 +345,10 @@ fn find_base_below(
     nearest(target, points, size_bytes, |snapshot, point| {
         let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
         let alike = |l: &LayerRow| l.key == key && l.cipher == cipher && l.state.is_sealed();
-        if !chain.is_ok_and(|chain| chain.iter().all(alike)) {
-            return Ok(None);
+        match chain.is_ok_and(|chain| chain.iter().all(alike)) {
+            true => open_base(target, snapshot, point, false),
+            false => Ok(None),
         }
-        let disk = target.open_chain(snapshot.layer)?.chain;
-        let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point, is_reencrypted: false };
-        Ok(Some(FoundBase { base, disk, lock: None }))
     })
 }
 
@@ -389,15 +363,26 @@ fn find_base_beside(
         if key.is_none() && snapshot.cipher != Cipher::Plain {
             return Ok(None);
         }
-        let lock = Some(folder::lock_for_reading(target.region(), snapshot.id)?);
-        let stack = target.open_snapshot(snapshot.id)?;
-        // By its layer's own word: nothing else is compared with it.
-        if target.points_of_snapshot(&stack)?.first() != Some(&point) {
-            return Ok(None);
+        if let Some(key) = snapshot.key {
+            kms::check_usable(target.region(), key)?;
         }
-        let base = Base { snapshot: snapshot.id, layer: snapshot.layer, point, is_reencrypted: true };
-        Ok(Some(FoundBase { base, disk: stack.chain, lock }))
+        open_base(target, snapshot, point, true)
     })
+}
+
+/// A base, if its layer says itself that it is of this moment.
+fn open_base(
+    target: &Host,
+    snapshot: &Snapshot,
+    point: Point,
+    is_reencrypted: bool,
+) -> Result<Option<FoundBase>> {
+    // What is put on it keeps its layers; what only reads it has to hold it.
+    let lock = folder::lock_for_reading(target.region(), snapshot.id)?;
+    let (stack, moments) = target.open_snapshot_with_moments(snapshot.id)?;
+    let top = stack.chain.layers().last().filter(|_| moments.of_layers.last() == Some(&point));
+    let base = top.map(|layer| Base { snapshot: snapshot.id, layer: layer.id(), point, is_reencrypted });
+    Ok(base.map(|base| FoundBase { base, disk: stack.chain, lock: is_reencrypted.then_some(lock) }))
 }
 
 /// The first that `open` gives of the target's snapshots of the source's moments, nearest first.

@@ -35,45 +35,9 @@ struct Shared<'a> {
     difference: &'a Difference,
     target: &'a Layer,
     names: &'a Names,
-    counted: &'a Counted,
+    shipped: &'a AtomicU64,
     stop: AtomicBool,
     first_error: Mutex<Option<CopyError>>,
-}
-
-/// Bytes that are in the target's layer, there already or written now.
-#[derive(Default)]
-pub struct Counted {
-    of_source: AtomicU64,
-    of_base: AtomicU64,
-}
-
-/// How far it is.
-#[derive(Clone, Copy)]
-pub struct Progress {
-    /// Bytes that are there.
-    pub done: u64,
-    /// Of these, bytes that came from the source.
-    pub shipped: u64,
-}
-
-impl Counted {
-    fn add(&self, sectors: Sectors) {
-        self.of_source.fetch_add(sectors.of_source * SECTOR_BYTES, Ordering::Relaxed);
-        self.of_base.fetch_add(sectors.of_base * SECTOR_BYTES, Ordering::Relaxed);
-    }
-
-    /// How far it is.
-    pub fn now(&self) -> Progress {
-        let shipped = self.of_source.load(Ordering::Relaxed);
-        Progress { done: shipped + self.of_base.load(Ordering::Relaxed), shipped }
-    }
-}
-
-/// Sectors, by where they come from.
-#[derive(Clone, Copy, Default)]
-struct Sectors {
-    of_source: u64,
-    of_base: u64,
 }
 
 /// What errors name.
@@ -92,25 +56,30 @@ impl Shared<'_> {
         self.stop.store(true, Ordering::Release);
     }
 
+    fn add_shipped(&self, sectors: u64) {
+        self.shipped.fetch_add(sectors * SECTOR_BYTES, Ordering::Relaxed);
+    }
+
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 }
 
 /// Writes to `target` all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
-/// by an error. Nothing is durable before the target is flushed.
+/// by an error. `shipped` counts the bytes of the source that are there, from before or from now. Nothing is durable before the
+/// target is flushed.
 pub fn ship(
     difference: &Difference,
     target: &Layer,
     names: &Names,
-    counted: &Counted,
+    shipped: &AtomicU64,
     mut watch: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     let shared = Shared {
         difference,
         target,
         names,
-        counted,
+        shipped,
         stop: AtomicBool::new(false),
         first_error: Mutex::new(None),
     };
@@ -176,7 +145,7 @@ fn leave_out(
     there: &[Entry; CHUNK_SECTORS as usize],
 ) -> bool {
     let mut cipher = [0; SECTOR_LEN];
-    let mut found = Sectors::default();
+    let mut found = 0;
     for (i, (carried, entry)) in carried.iter_mut().zip(there).enumerate() {
         let sector = SectorNo(chunk.first_sector().0 + i as u64);
         let is_there = match (&carried, entry.state()) {
@@ -189,11 +158,11 @@ fn leave_out(
             (Carried::Data { .. }, _) => false,
         };
         if is_there {
-            found = count(shared, found, carried);
+            found += u64::from(is_of_source(shared, carried));
             *carried = Carried::Nothing;
         }
     }
-    shared.counted.add(found);
+    shared.add_shipped(found);
     carried.iter().any(|c| *c != Carried::Nothing)
 }
 
@@ -204,13 +173,11 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
         if shared.is_stopped() {
             return Ok(());
         }
-        let from_source_after_all = read_chunk(shared, &job, &mut plain, &mut tags)?;
+        let instead = read_chunk(shared, &job, &mut plain, &mut tags)?;
         write_chunk(shared, &job, &plain)
             .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
-        let mut sectors = job.carried.iter().fold(Sectors::default(), |sum, c| count(shared, sum, c));
-        sectors.of_source += from_source_after_all;
-        sectors.of_base -= from_source_after_all;
-        shared.counted.add(sectors);
+        let of_source = job.carried.iter().filter(|c| is_of_source(shared, c)).count() as u64;
+        shared.add_shipped(of_source + instead);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
         if shared.target.needs_checkpoint() {
             let done = shared.target.checkpoint_closed();
@@ -220,14 +187,8 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
     Ok(())
 }
 
-fn count(shared: &Shared, sum: Sectors, carried: &Carried) -> Sectors {
-    match carried {
-        Carried::Data { layer, .. } if shared.difference.is_of_base(*layer) => {
-            Sectors { of_base: sum.of_base + 1, ..sum }
-        }
-        Carried::Data { .. } => Sectors { of_source: sum.of_source + 1, ..sum },
-        Carried::Nothing | Carried::Zero => sum,
-    }
+fn is_of_source(shared: &Shared, carried: &Carried) -> bool {
+    matches!(carried, Carried::Data { layer, .. } if !shared.difference.is_of_base(*layer))
 }
 
 /// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each. How many sectors

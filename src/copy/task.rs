@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::begun::Begun;
 use super::error::{CopyError, Result};
 use super::plan::{Base, Plan, plan_rest};
-use super::ship::{Counted, Names, Progress, ship};
+use super::ship::{Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
 use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId};
 use crate::layer::LayerError;
@@ -213,17 +213,16 @@ impl Job<'_> {
             snapshot: self.plan.source.name.to_string(),
             target_region: self.region().name().to_owned(),
         };
-        let counted = Counted::default();
+        let total = self.plan.write_bytes();
         let mut written = Instant::now();
         let mut watch_ship = || {
-            let now = counted.now();
-            (watch.progress)(now.done);
+            (watch.progress)(begun.bytes_done().min(total));
             if watch.cancel.load(Ordering::Relaxed) {
                 return Err(CopyError::Interrupted);
             }
             if written.elapsed() >= CATALOG_INTERVAL {
                 written = Instant::now();
-                match self.write_progress(begun, now) {
+                match self.write_progress(begun) {
                     Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
                     // It is for those who look on: what was shipped is no worse for it.
                     Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
@@ -232,21 +231,20 @@ impl Job<'_> {
             }
             Ok(())
         };
-        let shipped = match begun.layer.is_ended() {
-            true => self.plan.ship_bytes,
-            false => {
-                let done = ship(&self.plan.difference, &begun.layer, &names, &counted, &mut watch_ship);
-                begun.shipped.store(counted.now().shipped, Ordering::Relaxed);
-                done?;
-                counted.now().shipped
-            }
-        };
-        (watch.progress)(self.plan.write_bytes());
-        self.finish(begun, shipped, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
+        match begun.layer.is_ended() {
+            true => begun.shipped.store(self.plan.ship_bytes, Ordering::Relaxed),
+            false => ship(&self.plan.difference, &begun.layer, &names, &begun.shipped, &mut watch_ship)?,
+        }
+        (watch.progress)(total);
+        self.finish(begun, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
     }
 
-    fn write_progress(&self, begun: &Begun, Progress { done, shipped }: Progress) -> Result<()> {
+    fn write_progress(&self, begun: &Begun) -> Result<()> {
         let total = self.plan.write_bytes();
+        // A fold of the source amid a copy may make it more than was planned.
+        let done = begun.bytes_done().min(total);
+        // What is there from before is counted as it is met.
+        let shipped = begun.shipped.load(Ordering::Relaxed).max(begun.snapshot.shipped_bytes);
         let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(0).min(99) as u32;
         let now = self.region().now();
         self.region().catalog()?.write(|tx| {
@@ -259,7 +257,7 @@ impl Job<'_> {
     }
 
     /// Seals the layer and says that the copy is there.
-    fn finish(&self, begun: &Begun, shipped: u64, cancel: &AtomicBool) -> Result<()> {
+    fn finish(&self, begun: &Begun, cancel: &AtomicBool) -> Result<()> {
         let Begun { layer, row, .. } = begun;
         // 1. What was written, durable, then in the map, durable.
         // An earlier process may have come so far.
@@ -280,11 +278,12 @@ impl Job<'_> {
         // 3. The rows, at once.
         let now = self.region().now();
         let point = self.point()?;
+        let shipped = begun.shipped.load(Ordering::Relaxed);
         footing::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed) {
                 return Err(CopyError::Interrupted);
             }
-            if !tx.finish_snapshot(begun.snapshot.id, self.plan.changed_bytes, shipped, stored)? {
+            if !tx.finish_snapshot(begun.snapshot.id, begun.snapshot.changed_bytes, shipped, stored)? {
                 return Err(CopyError::Cancelled);
             }
             tx.seal_layer(row.id, point)?;
@@ -301,8 +300,7 @@ impl Job<'_> {
     fn keep(&self, begun: &Begun) -> bool {
         // Best effort: what is not durable is sent again.
         let kept = begun.layer.flush().map_err(CopyError::from);
-        let now = Progress { done: begun.bytes_done(), shipped: begun.shipped.load(Ordering::Relaxed) };
-        match kept.and_then(|()| self.write_progress(begun, now)) {
+        match kept.and_then(|()| self.write_progress(begun)) {
             Err(CopyError::Cancelled) => false,
             Err(error) => {
                 tracing::warn!(%error, "how far an interrupted copy is could not be written down");

@@ -12,12 +12,9 @@ use std::sync::Arc;
 
 use super::chain::{Chain, Source, recorded};
 use super::folder::{self, ReadLock};
-use super::footing;
 use super::host::Host;
 use super::host_error::{HostError, Result};
 use super::live::chunks_of_bytes;
-use super::read::Stack;
-use crate::catalog::{Snapshot, SnapshotState};
 use crate::ids::SnapshotId;
 use crate::layer::{Layer, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SectorNo};
@@ -71,12 +68,12 @@ impl Changes {
     pub fn between(host: &Host, from: SnapshotId, to: SnapshotId) -> Result<Self> {
         let locks =
             [folder::lock_for_reading(host.region(), from)?, folder::lock_for_reading(host.region(), to)?];
-        let rows = [whole(host, from)?, whole(host, to)?];
+        let rows = [host.whole_snapshot(from)?, host.whole_snapshot(to)?];
         let [from, to] = loop {
             let stacks = [host.open_snapshot(from)?, host.open_snapshot(to)?];
             // A fold that ended between the two openings leaves the first with a layer that the second has no more. Ids only
             // ever go from a chain: where neither has lost one, both chains are of one moment.
-            if is_as_now(host, from, &stacks[0])? && is_as_now(host, to, &stacks[1])? {
+            if host.is_of_now(from, &stacks[0])? && host.is_of_now(to, &stacks[1])? {
                 break stacks.map(|stack| stack.chain.layers().to_vec());
             }
         };
@@ -170,27 +167,4 @@ fn said(layers: &[Arc<Layer>], chunk: ChunkNo) -> Result<Each<Said>> {
         }
     }
     Ok(said)
-}
-
-/// A snapshot that can be compared.
-fn whole(host: &Host, snapshot: SnapshotId) -> Result<Snapshot> {
-    let row = host.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
-    match row.state {
-        SnapshotState::Success => Ok(row),
-        state => {
-            let message = format!("snapshot {} is not complete: its state is {state}", row.name);
-            Err(HostError::refused(message, "compare it once its state is success"))
-        }
-    }
-}
-
-/// Whether a snapshot's chain is still of the layers that were opened.
-fn is_as_now(host: &Host, snapshot: SnapshotId, stack: &Stack) -> Result<bool> {
-    let row = host.region().catalog()?.read(|tx| tx.snapshot(snapshot))?;
-    match footing::chain_rows(host.region(), row.layer) {
-        Ok(rows) => Ok(stack.chain.layers().iter().rev().map(|l| l.id()).eq(rows.iter().map(|row| row.id))),
-        // A fold has just brought its name to another layer.
-        Err(e) if e.is_missing_layer() => Ok(false),
-        Err(e) => Err(e),
-    }
 }

@@ -23,7 +23,7 @@ use super::order::Unopened;
 use super::owner::LayersLock;
 use super::read::Stack;
 use super::vouch;
-use crate::catalog::{Layer as LayerRow, LayerState};
+use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::{Anchor, Layer, PageCache, SealedMark};
@@ -35,6 +35,14 @@ const PAGES_MAX: usize = 2048;
 const SEAL_WAIT: Duration = Duration::from_secs(60);
 /// A volume's anchor is not written more often, but for seals and closings.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The moments of a snapshot's disk.
+pub struct Moments {
+    /// That of each of its layers, oldest first.
+    pub of_layers: Vec<Point>,
+    /// All that it went through, nearest first.
+    pub all: Vec<Point>,
+}
 
 /// A region's disks, as one process has them open.
 pub struct Host {
@@ -323,11 +331,55 @@ impl Host {
         Ok(stack)
     }
 
-    /// The moments that a snapshot's disk went through, nearest first, by its layer's own word.
-    pub fn points_of_snapshot(&self, stack: &Stack) -> Result<Vec<Point>> {
-        let Some(top) = stack.chain.layers().last() else { return Ok(Vec::new()) };
-        let header = folder::header_by(&self.region, top.id(), top.keys())?;
-        Ok(vouch::points_of(top.id(), top.keys(), &header))
+    /// A snapshot's disk and its moments, by its layers' own word: rows have no MAC. The caller holds the snapshot against
+    /// deletion.
+    pub fn open_snapshot_with_moments(&self, id: SnapshotId) -> Result<(Stack, Moments)> {
+        loop {
+            let stack = self.open_snapshot(id)?;
+            let moments = self.moments_of(&stack);
+            // A fold may have ended since the opening, and taken a header away.
+            if self.is_of_now(id, &stack)? {
+                return Ok((stack, moments?));
+            }
+        }
+    }
+
+    fn moments_of(&self, stack: &Stack) -> Result<Moments> {
+        let layers = stack.chain.layers();
+        let own = layers.iter().map(|layer| vouch::own_point(&self.region, layer)).collect::<Result<_>>()?;
+        let all = match layers.last() {
+            None => Vec::new(),
+            Some(top) => {
+                let header = folder::header_by(&self.region, top.id(), top.keys())?;
+                vouch::points_of(top.id(), top.keys(), &header)
+            }
+        };
+        Ok(Moments { of_layers: own, all })
+    }
+
+    /// Whether a snapshot's chain is still of the layers that were opened.
+    pub(super) fn is_of_now(&self, id: SnapshotId, stack: &Stack) -> Result<bool> {
+        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        match footing::chain_rows(&self.region, layer) {
+            Ok(rows) => {
+                Ok(stack.chain.layers().iter().rev().map(|l| l.id()).eq(rows.iter().map(|row| row.id)))
+            }
+            // A fold has just brought its name to another layer.
+            Err(e) if e.is_missing_layer() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The row of a snapshot that is whole.
+    pub fn whole_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
+        let row = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        match row.state {
+            SnapshotState::Success => Ok(row),
+            state => {
+                let message = format!("snapshot {} is not complete: its state is {state}", row.name);
+                Err(HostError::refused(message, "wait until its state is success"))
+            }
+        }
     }
 
     /// A snapshot's disk for its file, which a thread opens; until it is dropped the snapshot stays.

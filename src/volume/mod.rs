@@ -39,7 +39,7 @@ pub use check::{
 pub use create::{VolumeSpec, create_volume};
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
-pub use host::Host;
+pub use host::{Host, Moments};
 pub use host_error::HostError;
 pub use litter::{is_interrupted, remove_copy, remove_interrupted, remove_litter};
 pub use live::{LiveVolume, Seal, chunks_of_bytes, seal_together};
