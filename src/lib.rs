@@ -8,6 +8,7 @@ pub mod cli; // one file a noun; tables for people, JSON for programs
 pub mod control; // the socket between a command and the process that has a volume live
 pub mod copy; // plan (what differs) and ship (re-key)
 pub mod crypto; // sector cipher, tags, key wrapping; no I/O
+pub mod daemon; // works off the queues of the known regions
 #[doc(hidden)]
 pub mod doors; // to parsers of untrusted bytes, for the fuzz targets
 pub mod fuse; // the mount: names, attributes, requests; translates, decides nothing

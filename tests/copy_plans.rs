@@ -64,12 +64,14 @@ fn the_first_copy_ships_all_and_later_ones_the_difference() {
 
     let region = world.region("south");
     let mut catalog = region.catalog().unwrap();
-    let chain = catalog.read(|tx| tx.layer_chain(row.layer)).unwrap();
+    let chain = catalog.read(|tx| tx.layer_chain(row.layer.unwrap())).unwrap();
     assert_eq!(chain.len(), 2);
     assert!(chain.iter().all(|l| l.state == LayerState::Sealed && l.sealed_mac.is_some()));
     let of = |region: &str, s: &Snapshot| {
-        let points = world.region(region).catalog().unwrap().read(|tx| tx.layer_points(s.layer)).unwrap();
-        let own = world.region(region).catalog().unwrap().read(|tx| tx.layer(s.layer)).unwrap().point;
+        let points =
+            world.region(region).catalog().unwrap().read(|tx| tx.layer_points(s.layer.unwrap())).unwrap();
+        let own =
+            world.region(region).catalog().unwrap().read(|tx| tx.layer(s.layer.unwrap())).unwrap().point;
         assert_eq!(points.first().copied(), own);
         points
     };
@@ -172,7 +174,7 @@ fn the_nearest_readable_ancestor_under_the_key_is_the_base() {
     world.delete("south", far);
     world.equal("south", copied, &disk.model);
     // A damaged base is none.
-    let layer = world.snapshot("south", copied).layer;
+    let layer = world.snapshot("south", copied).layer.unwrap();
     flip(&world.region("south").layer_dir(layer).join("header.toml"), 200);
     let last = disk.change(&world, "s4", |c| c.random(&mut random, 9 * MIB, 4096));
     let alone = world.copy(("north", last), "south", "c4", KeyChoice::AsSource);
@@ -363,12 +365,12 @@ fn a_cancelled_copy_leaves_nothing() {
     let plan = || copy::plan(&source, id, &target, &name("copied"), &KeyChoice::AsSource).unwrap();
     let cancel = AtomicBool::new(false);
     let mut told = 0;
-    let mut progress = |_| {
+    let mut progress = |_, _| {
         told += 1;
         cancel.store(true, Ordering::Relaxed);
     };
     let copy = Copy::new(&source, &target, plan(), world.details("south", "copied"));
-    let done = copy.run(Watch { cancel: &cancel, progress: &mut progress });
+    let done = copy.run(Watch::new(&cancel, &mut progress));
     assert!(matches!(done, Err(CopyError::Interrupted)), "{done:?}");
     assert_eq!(world.holdings("south"), (before.0 + 1, before.1 + 1, before.2 + 1), "what was done stays");
     let row = world.region("south").catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
@@ -376,7 +378,7 @@ fn a_cancelled_copy_leaves_nothing() {
     assert_eq!(world.holdings("south"), before);
     // Deleted by another while it runs.
     let mut deleted = false;
-    let mut progress = |_| {
+    let mut progress = |_, _| {
         if !std::mem::replace(&mut deleted, true) {
             let row =
                 world.region("south").catalog().unwrap().read(|tx| tx.resolve_snapshot("copied")).unwrap();
@@ -389,7 +391,7 @@ fn a_cancelled_copy_leaves_nothing() {
         }
     };
     let copy = Copy::new(&source, &target, plan(), world.details("south", "copied"));
-    let done = copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut progress });
+    let done = copy.run(Watch::new(&AtomicBool::new(false), &mut progress));
     assert!(matches!(done, Err(CopyError::Cancelled)), "{done:?}");
     assert_eq!(world.holdings("south"), before);
     let tasks = world.region("south").catalog().unwrap().read(|tx| tx.tasks()).unwrap();
@@ -415,7 +417,7 @@ fn a_damaged_sector_is_named_and_nothing_is_left() {
     let mut random = Random::new(10);
     let mut disk = Disk::new(&world, "north", 16 * MIB, Some(world.default_key("north")), DiskKind::Data);
     let id = disk.change(&world, "first", |c| c.random(&mut random, 6 * MIB, 4 * MIB));
-    let layer = world.snapshot("north", id).layer;
+    let layer = world.snapshot("north", id).layer.unwrap();
     let data = world.region("north").layer_dir(layer).join("data");
     let stack = world.reader("north").open_snapshot(id).unwrap();
     let sector = (8 * MIB / 4096 + 17) as u64;

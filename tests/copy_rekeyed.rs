@@ -79,7 +79,7 @@ fn a_copy_under_a_new_key_ships_only_the_difference() {
         .unwrap()
         .read(|tx| {
             let row = tx.resolve_snapshot("second")?;
-            let chain = tx.layer_chain(row.layer)?;
+            let chain = tx.layer_chain(row.layer.unwrap())?;
             Ok::<_, terrane::catalog::CatalogError>((row, chain, tx.tasks()?.pop().unwrap()))
         })
         .unwrap();
@@ -115,7 +115,8 @@ fn a_key_is_changed_within_a_region() {
 #[test]
 fn a_damaged_base_costs_what_is_damaged() {
     let case = rekeyed();
-    let layer_dir = case.world.region("south").layer_dir(case.world.snapshot("south", case.base).layer);
+    let layer_dir =
+        case.world.region("south").layer_dir(case.world.snapshot("south", case.base).layer.unwrap());
     let sector = SectorNo(7 << 8);
     let stack = case.world.reader("south").open_snapshot(case.base).unwrap();
     let slot = stack.chain.layers()[0].entry(sector).unwrap().slot().unwrap();
@@ -182,9 +183,9 @@ fn an_interrupted_copy_goes_on_with_or_without_its_base() {
         let total = plan.write_bytes();
         assert_eq!(total, case.stored());
         let cancel = AtomicBool::new(false);
-        let mut progress = |_| cancel.store(true, Ordering::Relaxed);
+        let mut progress = |_, _| cancel.store(true, Ordering::Relaxed);
         let copy = Copy::new(&source, &target, plan, case.world.details("south", "second"));
-        match copy.run(Watch { cancel: &cancel, progress: &mut progress }) {
+        match copy.run(Watch::new(&cancel, &mut progress)) {
             Err(CopyError::Interrupted) => {}
             done => panic!("{done:?}"),
         }
@@ -197,7 +198,8 @@ fn an_interrupted_copy_goes_on_with_or_without_its_base() {
         let there = begun.bytes_done();
         let rest = Copy::rest(&source, &target, begun).unwrap();
         assert_eq!(rest.total_bytes(), total);
-        let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+        let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+        let watch = Watch::new(&cancel, &mut progress);
         assert_eq!(rest.run(watch).unwrap(), row.id);
         case.world.equal("south", row.id, &case.disk.model);
         let whole = case.world.snapshot("south", row.id);

@@ -38,7 +38,7 @@ impl Scene {
     }
 
     fn layer(&self, region: &str, id: SnapshotId) -> terrane::catalog::Layer {
-        let layer = self.world.snapshot(region, id).layer;
+        let layer = self.world.snapshot(region, id).layer.unwrap();
         self.world.region(region).catalog().unwrap().read(|tx| tx.layer(layer)).unwrap()
     }
 

@@ -215,7 +215,7 @@ fn no_secret_is_found_where_it_does_not_belong() {
     said.ok(&["volume", "rollback", "web", "--snapshot", "s1", "--region", "west"]);
     write_at(&file, 2 * MIB, &canary).unwrap();
     assert!(read_at(&world.snapshot_file("s1"), 0, MIB as usize).unwrap() == canary);
-    said.ok(&["snapshot", "copy", "west/s1", "--to", "south", "--name", "c1", "--wait"]);
+    said.ok(&["snapshot", "copy", "--wait", "west/s1", "--to", "south", "--name", "c1"]);
     said.ok(&["volume", "create", "--snapshot", "s1", "--name", "clone", "--region", "west"]);
     assert!(read_at(&world.file("clone"), 0, MIB as usize).unwrap() == canary);
     for args in

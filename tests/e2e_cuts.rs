@@ -194,7 +194,7 @@ fn a_kill_at_any_call_of_a_command_leaves_a_whole_region() {
         (&["snapshot", "delete", "s1"], "s1"),
         (&["volume", "rollback", "web", "--snapshot", "s0"], ""),
         (&["volume", "create", "--name", "second", "--snapshot", "s1"], ""),
-        (&["snapshot", "copy", "s1", "--to", "here", "--key", "other", "--name", "new"], "new"),
+        (&["snapshot", "copy", "--wait", "s1", "--to", "here", "--key", "other", "--name", "new"], "new"),
         (&["volume", "resize", "web", "--size", "16M"], ""),
     ];
     let stride = if cuts().is_some() { 1 } else { 9 };

@@ -86,8 +86,8 @@ fn many_hands_and_one_folder() {
                 let Some(name) = names.lock().unwrap().last().cloned() else { continue };
                 let copy = format!("c{n}-{name}");
                 let args = [
-                    "snapshot", "copy", &name, "--to", "there", "--key", "kk", "--name", &copy, "--region",
-                    "here",
+                    "snapshot", "copy", "--wait", &name, "--to", "there", "--key", "kk", "--name", &copy,
+                    "--region", "here",
                 ];
                 let output = world.run(&args);
                 // Its source may be deleted before it has begun.

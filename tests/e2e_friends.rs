@@ -188,7 +188,7 @@ fn others_find_a_snapshot_equal_to_an_independent_copy() {
         }
     }
     world.ok(&["key", "create", "--alias", "other"]);
-    world.ok(&["snapshot", "copy", "s23", "--to", "here", "--key", "other", "--name", "copy"]);
+    world.ok(&["snapshot", "copy", "--wait", "s23", "--to", "here", "--key", "other", "--name", "copy"]);
     write_at(&world.file("web"), 0, &pattern(MIB as usize, 99)).unwrap();
     for name in ["s23", "copy"] {
         let snapshot = at(&world.snapshot_file(name));

@@ -238,7 +238,7 @@ fn a_full_disk_is_told_and_survived() {
         world.log()
     );
     s1_reads();
-    world.ok(&["snapshot", "copy", "s1", "--to", "here", "--key", "spare", "--name", "again"]);
+    world.ok(&["snapshot", "copy", "--wait", "s1", "--to", "here", "--key", "spare", "--name", "again"]);
     assert!(read_at(&world.snapshot_file("again"), 12 * MIB, 4 << 20).unwrap() == pattern(4 << 20, 7));
     for n in 0..written {
         assert!(

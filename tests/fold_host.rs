@@ -111,7 +111,7 @@ fn a_fold_ends_in_no_layer_that_was_sealed_meanwhile() {
         if second.is_none() {
             assert_eq!(progress.moved_bytes, SECTOR as u64, "all there is to move");
             let taken = take(&host, disk.id, "second");
-            let layer = world.snapshot("north", taken).layer;
+            let layer = world.snapshot("north", taken).layer.unwrap();
             let is_finished = || {
                 let layer = world.region("north").catalog().unwrap().read(|tx| tx.layer(layer)).unwrap();
                 layer.sealed_generation.is_some()
@@ -180,7 +180,7 @@ fn a_layer_stands_where_its_own_key_says() {
     let host = world.owner("north");
     let mut catalog = host.region().catalog().unwrap();
     let [bottom, middle, top] =
-        [first, second, third].map(|id| catalog.read(|tx| tx.snapshot(id)).unwrap().layer);
+        [first, second, third].map(|id| catalog.read(|tx| tx.layer_of_snapshot(id)).unwrap());
     assert_eq!(catalog.read(|tx| tx.layer(top)).unwrap().parent, Some(middle));
     for (middle_state, top_state) in [
         (LayerState::Deleting, LayerState::Sealed),
@@ -327,7 +327,7 @@ fn damage_is_met_once_and_stays_where_it_is() {
     let mut disk = disk(&world);
     let first = disk.change(&world, "first", |c| c.write(0, &[1; 4 * MIB]));
     let layer =
-        world.reader("north").region().catalog().unwrap().read(|tx| tx.snapshot(first)).unwrap().layer;
+        world.reader("north").region().catalog().unwrap().read(|tx| tx.layer_of_snapshot(first)).unwrap();
     let data =
         std::fs::File::options().write(true).open(world.path(&format!("north/layers/{layer}/data"))).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&data, b"rot", (64 << 20) + 3 * SECTOR as u64).unwrap();
@@ -368,7 +368,7 @@ fn a_fold_below_a_copy_being_made() {
     let (source, target) = (world.reader("north"), world.reader("south"));
     let plan = copy::plan(&source, third, &target, &name("third"), &KeyChoice::AsSource).unwrap();
     let mut folded = false;
-    let mut progress = |_| {
+    let mut progress = |_, _| {
         if !std::mem::replace(&mut folded, true) {
             let host = world.owner("south");
             delete(&host, base).unwrap();
@@ -377,7 +377,7 @@ fn a_fold_below_a_copy_being_made() {
         }
     };
     let copy = Copy::new(&source, &target, plan, world.details("south", "third"));
-    let copied = copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut progress }).unwrap();
+    let copied = copy.run(Watch::new(&AtomicBool::new(false), &mut progress)).unwrap();
     assert!(folded);
     world.equal("south", copied, &disk.model);
     let host = world.owner("south");
@@ -417,7 +417,7 @@ fn a_copy_is_not_put_on_what_its_base_became() {
     host.close().unwrap();
     drop(host);
     let copy = Copy::new(&source, &target, plan, world.details("south", "second"));
-    match copy.run(Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} }) {
+    match copy.run(Watch::new(&AtomicBool::new(false), &mut |_, _| {})) {
         Ok(copied) => world.equal("south", copied, &disk.model),
         Err(CopyError::Overtaken { .. }) => {}
         Err(e) => panic!("{e}"),
@@ -435,7 +435,7 @@ fn files_put_back_amid_a_fold_are_filled_anew() {
         c.write(0, &[2; SECTOR]);
     });
     let layer =
-        world.reader("north").region().catalog().unwrap().read(|tx| tx.snapshot(second)).unwrap().layer;
+        world.reader("north").region().catalog().unwrap().read(|tx| tx.layer_of_snapshot(second)).unwrap();
     let folder = world.path(&format!("north/layers/{layer}"));
     let files = ["data", "map"].map(|name| folder.join(name));
     let kept = files.clone().map(|path| std::fs::read(path).unwrap());
@@ -467,7 +467,7 @@ fn no_header_takes_a_parent_from_rows() {
         .region()
         .catalog()
         .unwrap()
-        .read(|tx| Ok::<_, CatalogError>((tx.snapshot(snapshot)?.layer, tx.snapshot(of_other)?.layer)))
+        .read(|tx| Ok::<_, CatalogError>((tx.layer_of_snapshot(snapshot)?, tx.layer_of_snapshot(of_other)?)))
         .unwrap();
     let header = world.path(&format!("north/layers/{a}/header.toml"));
     let before = std::fs::read(&header).unwrap();
@@ -504,7 +504,7 @@ fn files_put_back_after_a_fold_are_refused() {
         .region()
         .catalog()
         .unwrap()
-        .read(|tx| tx.layer(tx.snapshot(second)?.layer))
+        .read(|tx| tx.layer(tx.layer_of_snapshot(second)?))
         .unwrap();
     let folder = world.path(&format!("north/layers/{}", row.id));
     let files = ["data", "map"].map(|name| folder.join(name));
@@ -564,7 +564,7 @@ fn a_layer_open_from_before_is_not_read_without_what_it_took() {
     let second = disk.change(&world, "second", |c| c.write(MIB, &[2; MIB]));
     let model = disk.model.clone();
     disk.change(&world, "third", |c| c.write(4 * MIB, &[3; SECTOR]));
-    let layer = world.snapshot("north", second).layer;
+    let layer = world.snapshot("north", second).layer.unwrap();
     let header = world.path(&format!("north/layers/{layer}/header.toml"));
     let reader = world.reader("north");
     let open = reader.open_snapshot(second).unwrap();
@@ -607,7 +607,7 @@ fn volumes_are_made_beside_folds() {
     let host = world.owner("north");
     for pair in taken.windows(2) {
         let [(gone, _), (named, model)] = pair else { unreachable!() };
-        let before = world.snapshot("north", *named).layer;
+        let before = world.snapshot("north", *named).layer.unwrap();
         delete(&host, *gone).unwrap();
         // All sectors are moved: what is left is to commit it.
         let (go_on, fold) = fold_held(&host);
@@ -625,7 +625,7 @@ fn volumes_are_made_beside_folds() {
         drop(catalog);
         let id = making.join().unwrap().expect("a fold is no reason to refuse it");
         fold.join().unwrap();
-        assert_ne!(world.snapshot("north", *named).layer, before, "the fold moves what is read");
+        assert_ne!(world.snapshot("north", *named).layer.unwrap(), before, "the fold moves what is read");
         let made = Disk { region: "north".into(), id, model: model.clone() };
         assert!(live_bytes(&host, &made) == *model, "a volume of another moment");
         host.execute(&Order::DeleteVolume { volume: id.to_string() }, false).unwrap();

@@ -123,7 +123,7 @@ fn a_rollback_to_a_damaged_snapshot_changes_nothing() {
     let world = World::new(&["north"]);
     let mut disk = Disk::new(&world, "north", 4 * MIB, None, DiskKind::Data);
     let snapshot = disk.change(&world, "s1", |c| c.write(0, &[1; 4096]));
-    let layer = world.snapshot("north", snapshot).layer;
+    let layer = world.snapshot("north", snapshot).layer.unwrap();
     let data = world.region("north").layer_dir(layer).join("data");
     (0..2).for_each(|n| copy_support::flip(&data, n * 4096 + 100));
     let before = world.holdings("north");

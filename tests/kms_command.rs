@@ -17,8 +17,11 @@ fn what_is_switched_off_refuses_copies_until_it_is_on() {
     Disk::new(&world, "north", 1 << 20, None, DiskKind::Data)
         .change(&world, "plain", |c| c.write(0, &[5; 4096]));
     let copy = |snapshot: &'static str, called: &'static str, more: &[&'static str]| {
-        [&["snapshot", "copy", snapshot, "--region", "north", "--to", "south", "--name", called], more]
-            .concat()
+        [
+            &["snapshot", "copy", "--wait", snapshot, "--region", "north", "--to", "south", "--name", called],
+            more,
+        ]
+        .concat()
     };
     let settings = |region: &str| world.json(&["region", "show", region])["settings"].clone();
     for (off, on, setting, word) in [

@@ -44,7 +44,7 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
         // No name is left on the layer below.
         world.delete("north", first);
         let above = |tx: &terrane::catalog::ReadTx| match is_of_a_snapshot {
-            true => Ok::<_, CatalogError>(tx.resolve_snapshot("second")?.layer),
+            true => Ok::<_, CatalogError>(tx.resolve_snapshot("second")?.layer.unwrap()),
             false => Ok(tx.volume(disk.id)?.active),
         };
         let layer = world.region("north").catalog().unwrap().read(above).unwrap();
@@ -75,13 +75,14 @@ fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::
     let (row, snapshot, point) = {
         let mut catalog = region.catalog().unwrap();
         let snapshot = catalog.read(|tx| tx.snapshot(to)).unwrap();
-        let point = catalog.read(|tx| tx.layer(snapshot.layer)).unwrap().point.expect("it is sealed");
+        let point =
+            catalog.read(|tx| tx.layer(snapshot.layer.unwrap())).unwrap().point.expect("it is sealed");
         (catalog.read(|tx| tx.volume(volume)).unwrap(), snapshot, point)
     };
     let spec = folder::LayerSpec {
         account: row.account,
         volume,
-        parent: Some((snapshot.layer, point)),
+        parent: Some((snapshot.layer.unwrap(), point)),
         size_bytes: row.size_bytes,
         cipher: row.cipher,
         key: row.key,

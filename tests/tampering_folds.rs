@@ -47,7 +47,7 @@ impl Scene {
 
     /// The layer that a snapshot is in.
     fn layer(&self, snapshot: SnapshotId) -> LayerId {
-        self.world.snapshot(self.region, snapshot).layer
+        self.world.snapshot(self.region, snapshot).layer.unwrap()
     }
 
     /// Deletes a snapshot, folds, and does what else there is to do, all by one process; which way the fold went.
@@ -296,7 +296,7 @@ fn a_layer_from_before_a_volume_took_it() {
         .unwrap()
         .read(|tx| {
             let volume = tx.volumes()?.remove(0);
-            Ok::<_, CatalogError>((tx.snapshot(first)?.layer, volume.id, volume.active))
+            Ok::<_, CatalogError>((tx.layer_of_snapshot(first)?, volume.id, volume.active))
         })
         .unwrap();
     drop(region);

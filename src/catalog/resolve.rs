@@ -30,9 +30,15 @@ impl ReadTx<'_> {
         self.find_key(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Key, text))
     }
 
-    /// The task of this id or beginning of one.
+    /// The task of this id or beginning of one, or the newest that makes the snapshot of this name or id.
     pub fn resolve_task(&self, text: &str) -> Result<Task, CatalogError> {
-        let id = self.resolve(Kind::Task, text, TaskId::PREFIX, "tasks", None)?;
+        let made = match is_whole_id(text, SnapshotId::PREFIX) {
+            true => Some(text.to_owned()),
+            false => self.find_snapshot_by_name(text)?.map(|snapshot| snapshot.id.to_string()),
+        };
+        let by_name = made.map(|made| self.task_of(&made)).transpose()?.flatten();
+        let id =
+            self.resolve(Kind::Task, text, TaskId::PREFIX, "tasks", by_name.map(|task| task.id.to_string()))?;
         self.find_task(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Task, text))
     }
 

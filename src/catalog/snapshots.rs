@@ -31,8 +31,8 @@ pub struct Snapshot {
     pub name: Name,
     /// Free words, 2 to 256 characters.
     pub description: Option<String>,
-    /// The layer it names.
-    pub layer: LayerId,
+    /// The layer it names; none: of a copy that waits.
+    pub layer: Option<LayerId>,
     /// The volume it was taken of, which may be gone; none for a copy.
     pub volume: Option<VolumeId>,
     /// Size of the disk.
@@ -74,6 +74,10 @@ pub(super) const SNAPSHOT: &str = "SELECT id, account, name, description, layer,
     retention_days, created_at, mac FROM snapshots";
 
 pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
+    let (state, layer) = (f.parsed("state", "a snapshot's state")?, f.opt_parsed("layer", "a layer's id")?);
+    if layer.is_none() && state == SnapshotState::Success {
+        return Err(f.corrupted("layer", "a layer's id", "nothing"));
+    }
     let retention = f.opt_unsigned("retention_days")?;
     let retention = retention
         .map(|days| u32::try_from(days).map_err(|_| f.corrupted("retention_days", "days", &days.to_string())))
@@ -83,13 +87,13 @@ pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
         account: f.parsed("account", "an account's id")?,
         name: f.parsed("name", "a name")?,
         description: f.opt_text("description")?.map(str::to_owned),
-        layer: f.parsed("layer", "a layer's id")?,
+        layer,
         volume: f.opt_parsed("volume", "a volume's id")?,
         size_bytes: f.disk_size("size_bytes")?,
         kind: f.parsed("kind", "system or data")?,
         cipher: f.parsed("cipher", "a cipher")?,
         key: f.opt_parsed("key", "a key's id")?,
-        state: f.parsed("state", "a snapshot's state")?,
+        state,
         progress_percent: f.small("progress_percent", 100)?,
         created_by: f.text("created_by")?.to_owned(),
         source_snapshot: f.opt_text("source_snapshot")?.map(str::to_owned),
@@ -119,6 +123,14 @@ impl ReadTx<'_> {
     /// The snapshot of this id, which must be there.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot, CatalogError> {
         self.find_snapshot(id)?.ok_or_else(|| self.not_found(Kind::Snapshot, id))
+    }
+
+    /// The layer of a snapshot. A copy that waits has none.
+    pub fn layer_of_snapshot(&self, id: SnapshotId) -> Result<LayerId, CatalogError> {
+        let row = self.snapshot(id)?;
+        row.layer.ok_or_else(|| CatalogError::Refused {
+            what: format!("snapshot {} is not complete: its copy has not begun", row.name),
+        })
     }
 
     /// The snapshot of this name.
@@ -163,10 +175,12 @@ impl ReadTx<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Adds a snapshot; its layer is there already.
+    /// Adds a snapshot; its layer, if it has one, is there already.
     pub fn insert_snapshot(&self, row: &Snapshot) -> Result<(), CatalogError> {
         self.refuse_id_as_name(&row.name)?;
-        self.refuse_unsteady(row.layer)?;
+        if let Some(layer) = row.layer {
+            self.refuse_unsteady(layer)?;
+        }
         if let Some(text) = &row.description {
             check_description(text)?;
         }
@@ -182,7 +196,7 @@ impl WriteTx<'_> {
                 row.account.to_string(),
                 row.name.as_str(),
                 row.description,
-                row.layer.to_string(),
+                row.layer.map(|v| v.to_string()),
                 row.volume.map(|v| v.to_string()),
                 stored(row.size_bytes)?,
                 row.kind.as_str(),
@@ -202,6 +216,24 @@ impl WriteTx<'_> {
                 row.mac.map(|mac| mac.to_vec())
             ],
         )
+    }
+
+    /// Gives a copy that waits its layer, its MAC and what it will carry; whether it still waits (else it was cancelled, and
+    /// nothing is changed).
+    pub fn begin_snapshot(
+        &self,
+        id: SnapshotId,
+        layer: LayerId,
+        mac: Option<[u8; 16]>,
+        changed_bytes: u64,
+    ) -> Result<bool, CatalogError> {
+        self.refuse_unsteady(layer)?;
+        let changed = self.execute(
+            "UPDATE snapshots SET layer = ?2, mac = ?3, changed_bytes = ?4
+             WHERE id = ?1 AND state = 'processing' AND layer IS NULL",
+            params![id.to_string(), layer.to_string(), mac.map(|mac| mac.to_vec()), stored(changed_bytes)?],
+        )?;
+        Ok(changed == 1)
     }
 
     /// Records a copy's progress; whether it is still `processing` (else it was cancelled, and nothing is changed).

@@ -36,35 +36,77 @@ pub struct Task {
     pub resource: Option<String>,
     /// What it was asked, as its kind writes it (JSON).
     pub detail: String,
+    /// Vouches for what was asked.
+    pub mac: Option<[u8; 16]>,
     /// Where it stands.
     pub state: TaskState,
     /// Bytes done so far.
     pub bytes_done: u64,
-    /// Bytes to do.
+    /// Bytes to do; of one that has not begun, as they were when it was asked for.
     pub bytes_total: u64,
-    /// Why it failed.
+    /// How fast it went lately.
+    pub bytes_per_second: u64,
+    /// Why it failed, or what it waits for.
     pub error: Option<String>,
+    /// The exit number of those who wait for one that failed.
+    pub exit: Option<u8>,
     /// When it was asked for: the queue's order.
     pub created_at: Timestamp,
     /// When it last moved.
     pub updated_at: Timestamp,
 }
 
+impl Task {
+    /// Whether it may still be done.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, TaskState::Queued | TaskState::Running)
+    }
+
+    /// A task's place in the order of the queue.
+    pub fn place(&self) -> (Timestamp, TaskId) {
+        (self.created_at, self.id)
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskEnd<'a> {
+    /// In which state.
+    pub state: TaskState,
+    /// Why.
+    pub error: Option<&'a str>,
+    /// The exit number of those who wait for it.
+    pub exit: Option<u8>,
+}
+
+impl TaskEnd<'_> {
+    /// It was called off.
+    pub const CANCELLED: Self = Self { state: TaskState::Cancelled, error: None, exit: None };
+}
+
 const TASK: &str =
-    "SELECT id, account, kind, resource, detail, state, bytes_done, bytes_total, error, created_at,
-    updated_at FROM tasks";
+    "SELECT id, account, kind, resource, detail, mac, state, bytes_done, bytes_total, bytes_per_second, error, exit,
+    created_at, updated_at FROM tasks";
 
 fn task(f: &Fields) -> Result<Task, CatalogError> {
+    let exit = f.opt_unsigned("exit")?;
+    let exit = exit
+        .map(|n| u8::try_from(n).map_err(|_| f.corrupted("exit", "0 to 255", &n.to_string())))
+        .transpose()?;
     Ok(Task {
         id: f.parsed("id", "a task's id")?,
         account: f.parsed("account", "an account's id")?,
         kind: f.text("kind")?.to_owned(),
         resource: f.opt_text("resource")?.map(str::to_owned),
         detail: f.text("detail")?.to_owned(),
+        // Of another length it vouches for nothing.
+        mac: f.opt_blob("mac", 64)?.and_then(|mac| mac.try_into().ok()),
         state: f.parsed("state", "a task's state")?,
         bytes_done: f.unsigned("bytes_done")?,
         bytes_total: f.unsigned("bytes_total")?,
+        bytes_per_second: f.unsigned("bytes_per_second")?,
         error: f.opt_text("error")?.map(str::to_owned),
+        exit,
         created_at: f.time("created_at")?,
         updated_at: f.time("updated_at")?,
     })
@@ -76,13 +118,43 @@ impl ReadTx<'_> {
         self.list(&format!("{TASK} ORDER BY created_at, id"), [], task)
     }
 
-    /// The task that works on a resource.
-    pub fn running_task_of(&self, resource: &str) -> Result<Option<Task>, CatalogError> {
-        self.first(
-            &format!("{TASK} WHERE resource = ?1 AND state = 'running' ORDER BY created_at DESC"),
-            [resource],
+    /// Tasks that are not over, in the order of the queue: so many at most, of those behind this place.
+    pub fn open_tasks_behind(
+        &self,
+        place: Option<(Timestamp, TaskId)>,
+        count_max: u32,
+    ) -> Result<Vec<Task>, CatalogError> {
+        let (time, id) =
+            place.map_or((i64::MIN, String::new()), |(t, id)| (t.as_microsecond(), id.to_string()));
+        self.list(
+            &format!(
+                "{TASK} WHERE state IN ('queued', 'running') AND (created_at, id) > (?1, ?2) ORDER BY created_at, id LIMIT ?3"
+            ),
+            params![time, id, count_max],
             task,
         )
+    }
+
+    /// How many tasks wait before this place, and how many bytes those that wait or run before it have to do.
+    pub fn queue_before(&self, place: (Timestamp, TaskId)) -> Result<(u64, u64), CatalogError> {
+        let found = self.first(
+            "SELECT count(*) FILTER (WHERE state = 'queued') AS tasks, coalesce(sum(max(bytes_total - bytes_done, 0)), 0) AS bytes
+             FROM tasks WHERE state IN ('queued', 'running') AND (created_at, id) < (?1, ?2)",
+            params![place.0.as_microsecond(), place.1.to_string()],
+            |f| Ok((f.unsigned("tasks")?, f.unsigned("bytes")?)),
+        )?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// How many tasks failed.
+    pub fn failed_tasks(&self) -> Result<u64, CatalogError> {
+        let count = "SELECT count(*) AS n FROM tasks WHERE state = 'failed'";
+        Ok(self.first(count, [], |f| f.unsigned("n"))?.unwrap_or(0))
+    }
+
+    /// The newest task on a resource.
+    pub fn task_of(&self, resource: &str) -> Result<Option<Task>, CatalogError> {
+        self.first(&format!("{TASK} WHERE resource = ?1 ORDER BY created_at DESC, id"), [resource], task)
     }
 
     /// The task of this id.
@@ -97,51 +169,62 @@ impl WriteTx<'_> {
         self.insert(
             Kind::Task,
             &row.id.to_string(),
-            "INSERT INTO tasks (id, account, kind, resource, detail, state, bytes_done, bytes_total, error, created_at,
-             updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            "INSERT INTO tasks (id, account, kind, resource, detail, mac, state, bytes_done, bytes_total, bytes_per_second,
+             error, exit, created_at, updated_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             params![
                 row.id.to_string(),
                 row.account.to_string(),
                 row.kind,
                 row.resource,
                 row.detail,
+                row.mac.map(|mac| mac.to_vec()),
                 row.state.as_str(),
                 stored(row.bytes_done)?,
                 stored(row.bytes_total)?,
+                stored(row.bytes_per_second)?,
                 row.error,
+                row.exit,
                 row.created_at.as_microsecond(),
                 row.updated_at.as_microsecond()
             ],
         )
     }
 
-    /// Moves a task from one state to another; whether it was in the first.
-    pub fn move_task(
-        &self,
-        id: TaskId,
-        from: TaskState,
-        to: TaskState,
-        error: Option<&str>,
-        now: Timestamp,
-    ) -> Result<bool, CatalogError> {
-        let changed = self.execute(
-            "UPDATE tasks SET state = ?3, error = ?4, updated_at = ?5 WHERE id = ?1 AND state = ?2",
-            params![id.to_string(), from.as_str(), to.as_str(), error, now.as_microsecond()],
-        )?;
-        Ok(changed == 1)
+    /// Says that somebody works on a task; whether it may still be done.
+    pub fn start_task(&self, id: TaskId, now: Timestamp) -> Result<bool, CatalogError> {
+        self.change_open(
+            "UPDATE tasks SET state = 'running', error = NULL, bytes_per_second = 0, updated_at = ?2 WHERE id = ?1",
+            params![id.to_string(), now.as_microsecond()],
+        )
     }
 
-    /// Ends the tasks that run on a resource, with a reason.
-    pub fn end_tasks_of(
+    /// Puts a task back into its place in the queue, with what it waits for; whether it may still be done.
+    pub fn requeue_task(
         &self,
-        resource: &str,
-        end: TaskState,
-        error: Option<&str>,
+        id: TaskId,
+        waits_for: Option<&str>,
         now: Timestamp,
-    ) -> Result<(), CatalogError> {
-        self.execute(
-            "UPDATE tasks SET state = ?2, error = ?3, updated_at = ?4 WHERE resource = ?1 AND state = 'running'",
-            params![resource, end.as_str(), error, now.as_microsecond()],
+    ) -> Result<bool, CatalogError> {
+        self.change_open(
+            "UPDATE tasks SET state = 'queued', error = ?2, bytes_per_second = 0, updated_at = ?3 WHERE id = ?1",
+            params![id.to_string(), waits_for, now.as_microsecond()],
+        )
+    }
+
+    /// Ends a task; whether it was not over.
+    pub fn end_task(&self, id: TaskId, end: TaskEnd, now: Timestamp) -> Result<bool, CatalogError> {
+        self.change_open(
+            "UPDATE tasks SET state = ?2, error = ?3, exit = ?4, bytes_per_second = 0, updated_at = ?5 WHERE id = ?1",
+            params![id.to_string(), end.state.as_str(), end.error, end.exit, now.as_microsecond()],
+        )
+    }
+
+    /// Ends the tasks on a resource that are not over.
+    pub fn end_tasks_of(&self, resource: &str, end: TaskEnd, now: Timestamp) -> Result<(), CatalogError> {
+        self.change_open(
+            "UPDATE tasks SET state = ?2, error = ?3, exit = ?4, bytes_per_second = 0, updated_at = ?5
+             WHERE resource = ?1",
+            params![resource, end.state.as_str(), end.error, end.exit, now.as_microsecond()],
         )
         .map(drop)
     }
@@ -150,14 +233,35 @@ impl WriteTx<'_> {
     pub fn set_task_progress(
         &self,
         id: TaskId,
-        done: u64,
-        total: u64,
+        (done, total): (u64, u64),
+        bytes_per_second: u64,
         now: Timestamp,
     ) -> Result<bool, CatalogError> {
         let changed = self.execute(
-            "UPDATE tasks SET bytes_done = ?2, bytes_total = ?3, updated_at = ?4 WHERE id = ?1 AND state = 'running'",
-            params![id.to_string(), stored(done)?, stored(total)?, now.as_microsecond()],
+            "UPDATE tasks SET bytes_done = ?2, bytes_total = ?3, bytes_per_second = ?4, updated_at = ?5
+             WHERE id = ?1 AND state = 'running'",
+            params![
+                id.to_string(),
+                stored(done)?,
+                stored(total)?,
+                stored(bytes_per_second)?,
+                now.as_microsecond()
+            ],
         )?;
         Ok(changed == 1)
+    }
+
+    /// Forgets tasks that ended before this moment.
+    pub fn forget_tasks(&self, before: Timestamp) -> Result<(), CatalogError> {
+        self.execute(
+            "DELETE FROM tasks WHERE state NOT IN ('queued', 'running') AND updated_at < ?1",
+            [before.as_microsecond()],
+        )
+        .map(drop)
+    }
+
+    /// Changes what is not over of what a statement, which ends with its condition, chooses.
+    fn change_open(&self, sql: &str, params: impl rusqlite::Params) -> Result<bool, CatalogError> {
+        Ok(self.execute(&format!("{sql} AND state IN ('queued', 'running')"), params)? > 0)
     }
 }

@@ -113,7 +113,7 @@ impl Fixture {
             account: self.account,
             name: name.parse().unwrap(),
             description: Some("words".into()),
-            layer,
+            layer: Some(layer),
             volume: Some(VolumeId::random()),
             size_bytes: 1 << 30,
             kind: DiskKind::System,
@@ -291,10 +291,13 @@ fn a_cancelled_copy_is_not_revived() {
         kind: "copy".into(),
         resource: Some(snapshot.id.to_string()),
         detail: "{}".into(),
+        mac: None,
         state: TaskState::Queued,
         bytes_done: 0,
         bytes_total: 10,
+        bytes_per_second: 0,
         error: None,
+        exit: None,
         created_at: now(),
         updated_at: now(),
     };
@@ -304,10 +307,15 @@ fn a_cancelled_copy_is_not_revived() {
             tx.insert_snapshot(&snapshot)?;
             tx.insert_task(&task)?;
             assert_eq!(tx.resolve_task(&task.id.to_string())?, task);
-            assert!(!tx.set_task_progress(task.id, 5, 10, now())?, "it does not run yet");
-            assert!(tx.move_task(task.id, TaskState::Queued, TaskState::Running, None, now())?);
-            assert!(tx.set_task_progress(task.id, 5, 10, now())?);
-            assert!(!tx.move_task(task.id, TaskState::Queued, TaskState::Cancelled, None, now())?);
+            assert_eq!(tx.resolve_task("copy")?, task, "by the name of what it makes");
+            assert!(!tx.set_task_progress(task.id, (5, 10), 1, now())?, "it does not run yet");
+            assert!(tx.start_task(task.id, now())?);
+            assert!(tx.set_task_progress(task.id, (5, 10), 1, now())?);
+            assert!(tx.end_task(task.id, TaskEnd::CANCELLED, now())?);
+            assert!(!tx.set_task_progress(task.id, (6, 10), 1, now())?);
+            assert!(!tx.start_task(task.id, now())? && !tx.requeue_task(task.id, None, now())?);
+            let succeeded = TaskEnd { state: TaskState::Succeeded, ..TaskEnd::CANCELLED };
+            assert!(!tx.end_task(task.id, succeeded, now())?);
             assert!(tx.set_snapshot_progress(snapshot.id, 50, 5)?);
             assert!(tx.finish_snapshot(snapshot.id, 8, 9, 10)?);
             assert!(!tx.finish_snapshot(snapshot.id, 8, 9, 10)?);

@@ -1,18 +1,16 @@
 //! `terrane snapshot copy …`
 
-use std::sync::atomic::AtomicBool;
-
 use clap::Args;
 use serde::Serialize;
 
 use super::options::{DetailArgs, KeyArgs};
-use super::progress::Progress;
+use super::waiting::{Asked, carry_out};
 use super::{App, Outcome, size_text};
 use crate::catalog::{Snapshot, SnapshotState};
-use crate::copy::{self, Begun, Copy, CopyError, Details, Plan, Watch};
-use crate::ids::{LayerId, Name, SnapshotId};
+use crate::copy::{self, Details, Plan, enqueue};
+use crate::ids::Name;
 use crate::region::Region;
-use crate::volume::{Host, LayersLock, folder};
+use crate::volume::{self, Host, HostError};
 
 /// What `copy` takes.
 #[derive(Args)]
@@ -29,16 +27,13 @@ pub struct CopyArgs {
     key: KeyArgs,
     #[command(flatten)]
     details: DetailArgs,
-    /// Return once the copy is whole (every copy does so now)
+    /// Make it now, or watch who does, and return once it is whole; interrupted, it stays queued
     #[arg(long)]
     wait: bool,
     /// Print what would be shipped, and do nothing
     #[arg(long)]
     dry_run: bool,
 }
-
-/// A base may be folded into another layer between plan and copy.
-const PLANS_MAX: u32 = 5;
 
 #[derive(Serialize)]
 struct ShownPlan {
@@ -49,16 +44,14 @@ struct ShownPlan {
     key_id: Option<String>,
 }
 
-/// Copies a snapshot, or shows the plan.
+/// Asks for a copy of a snapshot and perhaps waits for it, or shows the plan.
 pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let tags = args.details.tags()?.to_vec();
     let (source, text) = app.region_of_thing(&args.snapshot)?;
     let target = app.region_named(&args.to)?;
     let account = app.account(&mut target.catalog()?)?.id;
     let snapshot = source.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
-    if snapshot.state == SnapshotState::Success {
-        finish_seals(app, &source, &args.snapshot, snapshot.layer)?;
-    }
+    finish_seals(app, &source, &args.snapshot, &snapshot)?;
     // Within a region one opening serves both sides: a passphrase is asked for once.
     let same = source.id() == target.id();
     let source = Host::new(source, None);
@@ -70,67 +63,57 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         tags,
         retention_days: args.details.retention_days,
     };
-    if let Some(begun) = copy::find_begun(&source, snapshot.id, &target, &args.key.choice(), &details)? {
-        return match args.dry_run {
-            true => show_begun(app, &source, &target, &begun),
-            false => go_on(app, &source, &target, &begun),
+    let asked = copy::find_asked(&source, snapshot.id, &target, &args.key.choice(), &details)?;
+    if args.dry_run {
+        return match &asked {
+            None => show(app, &copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?),
+            Some(asked) => show_asked(app, &source, &target, asked),
         };
     }
-    let make_plan = || copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice());
-    let mut plan = make_plan()?;
-    if args.dry_run {
-        return show(app, &plan);
-    }
-    let cancel = super::progress::cancelled_by_signals()?;
-    let mut plans = 1;
-    loop {
-        match carry(app, Copy::new(&source, &target, plan, details.clone()), &cancel) {
-            Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plan = make_plan()?,
-            copied => return app.output().id(copied?),
+    let asked = match asked {
+        Some(there) => {
+            let task = target.region().catalog()?.read(|tx| tx.task_of(&there.id.to_string()))?;
+            let task =
+                task.ok_or_else(|| HostError::unvouched(format!("copy {}", there.name), "it has no task"))?;
+            Asked::before(source, target, there.id, task.id)
         }
-        plans += 1;
+        None => {
+            let plan = copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?;
+            let held = enqueue(source.region(), &target, &plan, &details)?;
+            Asked::now(source, target, held, plan)
+        }
+    };
+    match args.wait {
+        true => carry_out(app, asked),
+        false => say_queued(app, &args.name, &asked),
     }
 }
 
-/// Carries the rest of a copy whose process was killed.
-fn go_on(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
-    let cancel = super::progress::cancelled_by_signals()?;
-    let begun = Begun::take_up(target, begun)?;
-    let there = begun.bytes_done();
-    let copy = Copy::rest(source, target, begun)?;
+fn say_queued(app: &App, name: &Name, asked: &Asked) -> Outcome {
+    let region = asked.target().name().to_owned();
     app.output().note(format!(
-        "going on with what was begun: {} of {} are there",
-        size_text(there),
-        size_text(copy.total_bytes())
+        "copy {name} is queued in region {region} as {}: `terrane daemon` makes it, and so does the same command with --wait",
+        asked.task
     ));
-    app.output().id(carry(app, copy, &cancel)?)
+    app.output().id(asked.snapshot)
 }
 
-fn show_begun(app: &App, source: &Host, target: &Host, begun: &Snapshot) -> Outcome {
-    app.output().note(format!("it was begun: {} % is there", begun.progress_percent));
-    show(app, &copy::plan_begun(source, target, begun)?)
+fn show_asked(app: &App, source: &Host, target: &Host, asked: &Snapshot) -> Outcome {
+    app.output().note(match asked.layer {
+        None => "it waits in the queue".into(),
+        Some(_) => format!("it was begun: {} % is there", asked.progress_percent),
+    });
+    show(app, &copy::plan_asked(source, target, asked)?)
 }
 
-/// Makes a copy, with progress.
-fn carry(app: &App, copy: Copy, cancel: &AtomicBool) -> Result<SnapshotId, CopyError> {
-    let total = copy.total_bytes();
-    let mut progress = Progress::new(app, "copying", total);
-    let copied = copy.run(Watch { cancel, progress: &mut |done| progress.report(done, total) });
-    progress.end(copied.is_ok());
-    copied
-}
-
-/// Finishes the seals a killed mount left, where nobody else owns the layers who would.
-pub(super) fn finish_seals(app: &App, source: &Region, text: &str, layer: LayerId) -> Outcome {
-    let chain = source.catalog()?.read(|tx| tx.layer_chain(layer))?;
-    if chain.iter().all(|row| folder::sealed_mark(row).is_some()) {
-        return Ok(());
+/// Finishes the seals a killed mount left below a snapshot, where nobody else owns the layers who would.
+pub(super) fn finish_seals(app: &App, region: &Region, text: &str, snapshot: &Snapshot) -> Outcome {
+    match (snapshot.state, snapshot.layer) {
+        (SnapshotState::Success, Some(layer)) => {
+            volume::finish_seals(region, layer, || Ok(app.region_of_thing(text)?.0))
+        }
+        _ => Ok(()),
     }
-    if let Ok(lock) = LayersLock::take(source, None)? {
-        let (region, _) = app.region_of_thing(text)?;
-        Host::new(region, Some(lock)).open_chain(layer)?;
-    }
-    Ok(())
 }
 
 fn show(app: &App, plan: &Plan) -> Outcome {

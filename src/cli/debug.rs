@@ -84,7 +84,7 @@ fn layers(app: &App, region: &Region, text: &str) -> Outcome {
                 .into());
             }
             (Ok(volume), _) => volume.active,
-            (_, Ok(snapshot)) => snapshot.layer,
+            (_, Ok(snapshot)) => tx.layer_of_snapshot(snapshot.id)?,
             (Err(e), Err(f)) if absent(&e) && absent(&f) => {
                 let message = format!("region {} has no volume or snapshot {text:?}", region.name());
                 let hint = "`terrane volume list` and `terrane snapshot list` show what there is".to_owned();

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::copy::finish_seals;
 use super::{App, Outcome, size_text};
-use crate::catalog::{Snapshot, SnapshotState};
+use crate::catalog::SnapshotState;
 use crate::region::{Region, RegionError};
 use crate::units::SECTOR_BYTES;
 use crate::volume::{ChangedRun, Changes, Holds, Host};
@@ -48,8 +48,8 @@ pub fn run(args: &DiffArgs, app: &App, region: Region) -> Outcome {
     let snapshots = region.catalog()?.read(|tx| {
         Ok::<_, RegionError>([tx.resolve_snapshot(&args.from)?, tx.resolve_snapshot(&args.to)?])
     })?;
-    for Snapshot { id, layer, .. } in snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
-        finish_seals(app, &region, &id.to_string(), *layer)?;
+    for whole in snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
+        finish_seals(app, &region, &whole.id.to_string(), whole)?;
     }
     let changes = Changes::between(&Host::new(region, None), snapshots[0].id, snapshots[1].id)?;
     if args.stat {

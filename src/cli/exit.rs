@@ -181,12 +181,13 @@ fn of_host(error: &HostError) -> Exit {
     }
 }
 
-fn of_copy(error: &CopyError) -> Exit {
+pub(super) fn of_copy(error: &CopyError) -> Exit {
     match error {
         CopyError::Host(error) => of_host(error),
         CopyError::Refused { .. } => Exit::Refused,
         CopyError::Damaged { .. } => Exit::Corrupted,
         CopyError::NoSpace { .. } => Exit::Other,
+        CopyError::Away { .. } => Exit::NotFound,
         CopyError::Overtaken { .. } => Exit::InUse,
         CopyError::Interrupted | CopyError::Cancelled => Exit::Cancelled,
     }

@@ -12,6 +12,7 @@ mod app;
 mod attach;
 mod check;
 mod copy;
+mod daemon;
 mod debug;
 mod diff;
 mod exit;
@@ -31,7 +32,9 @@ mod repair;
 mod set;
 mod snapshot;
 mod status;
+mod task;
 mod volume;
+mod waiting;
 
 use std::ffi::OsString;
 
@@ -123,6 +126,11 @@ enum Command {
         /// A loop device
         device: std::path::PathBuf,
     },
+    /// Work off the queues of all known regions, or of the one of --region
+    Daemon(daemon::DaemonArgs),
+    /// What is queued, being done, or over in a region
+    #[command(subcommand)]
+    Task(task::Command),
     /// What is mounted, what is wrong
     Status,
     /// What another program needs to check the bytes
@@ -142,6 +150,8 @@ fn run(command: Command, app: &App) -> Outcome {
         Command::Attach(args) => attach::attach(&args, app),
         Command::Detach { what } => attach::detach(&what, app),
         Command::LetGo { device } => mount::let_go(&device),
+        Command::Daemon(args) => daemon::run(&args, app),
+        Command::Task(command) => task::run(&command, app),
         Command::Status => status::run(app),
         Command::Debug(command) => debug::run(command, app),
     }

@@ -74,6 +74,11 @@ impl Output {
         }
     }
 
+    /// One thing as a line of JSON.
+    pub fn json_line<T: Serialize>(&self, thing: &T) -> Result<()> {
+        emit(&format!("{}\n", printable_json(&serde_json::to_string(thing)?)))
+    }
+
     /// A line of text to stdout, whatever the format.
     pub fn line(&self, text: impl Display) -> Result<()> {
         emit(&format!("{}\n", printable(&text.to_string())))

@@ -212,7 +212,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         state: s.state,
         progress_percent: s.progress_percent,
         size_bytes: s.size_bytes,
-        stored_bytes: folder::stored_bytes(region, s.layer).unwrap_or(s.stored_bytes),
+        stored_bytes: s.layer.and_then(|l| folder::stored_bytes(region, l).ok()).unwrap_or(s.stored_bytes),
         changed_bytes: s.changed_bytes,
         shipped_bytes: s.shipped_bytes,
         encrypted: s.key.is_some(),

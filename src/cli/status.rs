@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::exit::Exit;
 use super::volume::{could_not_be_opened, in_trouble};
 use super::{App, Failure, Outcome, owner, size_text};
-use crate::catalog::TaskState;
+use crate::catalog::{Snapshot, SnapshotState, TaskState};
 use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::volume::{HostState, is_interrupted};
@@ -97,6 +97,19 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Why a copy is not being made, unless it just waits for its turn.
+fn waits(region: &Region, copy: &Snapshot) -> Result<Option<String>> {
+    let task = region.catalog()?.read(|tx| tx.task_of(&copy.id.to_string()))?;
+    let what = format!("copy {} in region {}", copy.name, region.name());
+    Ok(match task.and_then(|task| task.error) {
+        Some(error) => Some(format!("{what} waits: {error}")),
+        None if is_interrupted(region, copy)? => Some(format!(
+            "{what} was interrupted: `terrane daemon` goes on with it, `terrane snapshot delete` takes it away"
+        )),
+        None => None,
+    })
+}
+
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
     let mount = owner::mounted(region)?;
     for live in mount.iter().flat_map(|m| &m.live) {
@@ -110,12 +123,8 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         }
     }
     for copy in &snapshots {
-        if is_interrupted(region, copy)? {
-            problems.push(format!(
-                "copy {} in region {} was interrupted: the same command goes on with it, `terrane snapshot delete` takes it away",
-                copy.name,
-                region.name()
-            ));
+        if copy.state == SnapshotState::Processing {
+            problems.extend(waits(region, copy)?);
         }
     }
     let failed = tasks.iter().filter(|t| t.state == TaskState::Failed).count();

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::error::{CopyError, Result};
 use super::plan::{Plan, copy_words};
-use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
-use crate::ids::{LayerId, Point, TaskId};
+use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState, Task};
+use crate::ids::{LayerId, Point};
 use crate::layer::Layer;
 use crate::layer::header::Header;
 use crate::region::Region;
@@ -18,7 +18,7 @@ use crate::volume::{Host, HostError, footing, vouch};
 
 /// A copy that has begun: its rows and its layer, which no other process has.
 pub struct Begun {
-    pub(super) task: TaskId,
+    pub(super) task: Task,
     /// The row of what it will be.
     pub(super) snapshot: Snapshot,
     pub(super) row: LayerRow,
@@ -35,12 +35,13 @@ impl Begun {
         let region = target.region();
         // Others who would take it up wait; what they read afterwards is what this process has left.
         let _one = folder::lock_copies(region)?;
-        let id = snapshot.id;
+        let (id, words) = (snapshot.id, copy_words(snapshot));
         let (snapshot, row, task) = region.catalog()?.read(|tx| {
             let snapshot = tx.snapshot(id)?;
-            let (row, task) = (tx.layer(snapshot.layer)?, tx.running_task_of(&id.to_string())?);
+            let (row, task) = (tx.layer(tx.layer_of_snapshot(id)?)?, tx.task_of(&id.to_string())?);
             Ok::<_, CopyError>((snapshot, row, task))
         })?;
+        let task = task.ok_or_else(|| HostError::unvouched(words, "it has no task"))?;
         if (snapshot.state, row.state) != (SnapshotState::Processing, LayerState::Preparing) {
             return Err(HostError::unvouched(
                 copy_words(&snapshot),
@@ -65,7 +66,7 @@ impl Begun {
         let layer = folder::open_layer(region, target.cache(), &row, Opening::Recover(None))?;
         let header = folder::header_by(region, row.id, layer.keys())?;
         Ok(Self {
-            task: task.map_or_else(TaskId::random, |task| task.id),
+            task,
             snapshot,
             stands_on: row.parent.zip(header.parent_point),
             row,

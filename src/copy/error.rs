@@ -35,10 +35,20 @@ pub enum CopyError {
         region: String,
     },
     /// The file system below the target is full.
-    #[error("no space is left below region {region}")]
+    #[error("no space is left for copies below region {region}{details}")]
     NoSpace {
         /// The target region's name.
         region: String,
+        /// What it needs and has, if that was found out.
+        details: String,
+    },
+    /// A region is not where it was, as on a disk that is not mounted.
+    #[error("region {region} is not there: {why}")]
+    Away {
+        /// The region's name.
+        region: String,
+        /// What became of it.
+        why: String,
     },
     /// What the copy stands on was deleted as it began.
     #[error("{what} was deleted or moved while the copy began")]
@@ -77,13 +87,33 @@ impl CopyError {
     /// An error of the target, with a full file system told apart.
     pub(super) fn of_target(error: impl Into<Self>, region: &str) -> Self {
         match error.into() {
-            Self::Host(HostError::Volume(VolumeError::Layer(LayerError::NoSpace))) => {
-                Self::NoSpace { region: region.to_owned() }
-            }
+            Self::Host(HostError::Volume(VolumeError::Layer(LayerError::NoSpace))) => Self::no_space(region),
             Self::Host(HostError::Io { source, .. }) if crate::layer::is_no_space(&source) => {
-                Self::NoSpace { region: region.to_owned() }
+                Self::no_space(region)
             }
+            Self::Host(
+                HostError::Catalog(CatalogError::NoSpace { .. })
+                | HostError::Region(RegionError::Catalog(CatalogError::NoSpace { .. })),
+            ) => Self::no_space(region),
             other => other,
+        }
+    }
+
+    fn no_space(region: &str) -> Self {
+        Self::NoSpace { region: region.to_owned(), details: String::new() }
+    }
+
+    /// Whether what the target holds is not what was begun or asked: it is left as it is, for a person to look at.
+    pub(super) fn is_of_strangers(&self) -> bool {
+        matches!(self, Self::Host(HostError::Unvouched { .. } | HostError::Misfit { .. }))
+    }
+
+    /// Whether what was done is kept and the copy waits in its region's queue: for the reason to pass, or for somebody to go on.
+    pub fn is_kept(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } | Self::Away { .. } | Self::Overtaken { .. } | Self::Interrupted => true,
+            Self::Refused { .. } | Self::Damaged { .. } | Self::Cancelled => false,
+            Self::Host(error) => may_pass(error),
         }
     }
 
@@ -97,13 +127,65 @@ impl CopyError {
                     "copy another snapshot than {snapshot}; its other sectors can be read through a mount"
                 )
             }
-            Self::NoSpace { .. } => "nothing of the copy was kept; make room and copy again".into(),
+            Self::NoSpace { .. } => "make room: the copy goes on where it was".into(),
+            Self::Away { .. } => "bring it back, as by mounting its disk: the copy goes on where it was".into(),
             Self::Overtaken { .. } => "copy again: it is planned anew".into(),
             Self::Interrupted => {
-                "the same command goes on where it was; `terrane snapshot delete` takes away what is there"
+                "it is queued: `terrane daemon` or the same command with --wait goes on where it was; `terrane task cancel` takes \
+                 it away"
                     .into()
             }
             Self::Cancelled => return None,
         })
+    }
+}
+
+/// Whether a reason may pass by itself or by somebody's hand that has nothing to do with the copy.
+fn may_pass(error: &HostError) -> bool {
+    match error {
+        HostError::Region(error) => region_may_pass(error),
+        HostError::Catalog(error) => catalog_may_pass(error),
+        HostError::Kms(error) => key_may_pass(error),
+        HostError::InUse { .. } => true,
+        HostError::Volume(VolumeError::Layer(error)) => matches!(error, LayerError::NoSpace),
+        HostError::Io { source, .. } => crate::layer::is_no_space(source),
+        HostError::Volume(_)
+        | HostError::Crypto(_)
+        | HostError::Unvouched { .. }
+        | HostError::Misfit { .. }
+        | HostError::Refused { .. }
+        | HostError::Answered { .. } => false,
+    }
+}
+
+fn region_may_pass(error: &RegionError) -> bool {
+    match error {
+        RegionError::NotARegion { .. }
+        | RegionError::UnknownName { .. }
+        | RegionError::AnotherRegion { .. }
+        | RegionError::InUse { .. }
+        | RegionError::RootKeyUnknown { .. }
+        | RegionError::RootKeyFile { .. }
+        | RegionError::Passphrase { .. } => true,
+        RegionError::Catalog(error) => catalog_may_pass(error),
+        RegionError::Kms(error) => key_may_pass(error),
+        _ => false,
+    }
+}
+
+fn catalog_may_pass(error: &CatalogError) -> bool {
+    matches!(
+        error,
+        CatalogError::Busy { .. } | CatalogError::NoSpace { .. } | CatalogError::OlderSchema { .. }
+    )
+}
+
+/// One that is disabled may be enabled again; one that is to be deleted was given up.
+fn key_may_pass(error: &KmsError) -> bool {
+    match error {
+        KmsError::Disabled { .. } => true,
+        KmsError::Region(error) => region_may_pass(error),
+        KmsError::Catalog(error) => catalog_may_pass(error),
+        _ => false,
     }
 }

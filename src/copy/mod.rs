@@ -6,19 +6,27 @@
 //!
 //! Invariants: a copy is rows of the target's catalog alone, and each start plans anew from both sides; a sector is
 //! shipped only after its tag was checked; what is not whole is never listed as `success`; a copy that fails or is
-//! cancelled leaves neither snapshot nor layer. A running copy is held by the lock of its layer's data file, never by
-//! time; one whose process was killed stays, `processing`, until it is taken up ([`Begun`]) or deleted.
+//! cancelled leaves neither snapshot nor layer. Copies wait in their target's queue ([`enqueue`]) until somebody carries them
+//! out ([`carry_out`]): he holds the task's lock, one of the region's places ([`Slot`]), and the lock of the layer's data file,
+//! never anything by time; a copy whose process was killed stays, `processing`, until it is taken up ([`Begun`]) or deleted.
 //!
-//! Called by `cli`.
+//! Called by `cli` and `daemon`.
 
 mod begun;
 mod difference;
 mod error;
+mod hold;
+mod pace;
 mod plan;
+mod request;
+mod room;
 mod ship;
 mod task;
 
 pub use begun::Begun;
 pub use error::CopyError;
-pub use plan::{Base, KeyChoice, Plan, find_begun, plan, plan_begun};
-pub use task::{Copy, Details, Watch};
+pub use hold::{COPIES_MAX, Held, Slot, Taken, is_held};
+pub use pace::Pace;
+pub use plan::{Base, KeyChoice, Plan, plan, plan_asked};
+pub use request::{Request, TASK_KIND, enqueue, find_asked};
+pub use task::{Copy, Details, Watch, carry_out};

@@ -3,8 +3,7 @@
 use super::begun::Begun;
 use super::difference::{Difference, Standing};
 use super::error::{CopyError, Result};
-use super::task::Details;
-use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
 use crate::crypto::Cipher;
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::{self, KmsError};
@@ -98,38 +97,25 @@ pub fn plan(
     plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key))
 }
 
-/// The copy that was begun by the same words and is not whole, if there is one: of this snapshot, under this name and key, with these
-/// details.
-pub fn find_begun(
+/// Plans a copy that waits, under the rules of now, which may be others than when it was asked for.
+pub(super) fn plan_waiting(
     source: &Host,
     snapshot: SnapshotId,
     target: &Host,
-    key: &KeyChoice,
-    details: &Details,
-) -> Result<Option<Snapshot>> {
-    let region = target.region();
-    let found = region.catalog()?.read(|tx| tx.find_snapshot_by_name(details.name.as_str()))?;
-    let Some(begun) = found.filter(|row| row.state == SnapshotState::Processing) else { return Ok(None) };
+    key: Option<KeyId>,
+) -> Result<Plan> {
     let row = source.whole_snapshot(snapshot)?;
-    let same_region = source.region().id() == region.id();
-    let (key, tags) = region.catalog()?.read(|tx| -> Result<_> {
-        Ok((key_of_copy(tx, &row, key, same_region)?, tx.tags(&begun.id.to_string())?))
-    })?;
-    let is_of = begun.source_snapshot == Some(snapshot.to_string())
-        && begun.source_region.as_deref() == Some(source.region().name())
-        && (begun.account, begun.key) == (details.account, key);
-    let is_told_so = begun.description == details.description
-        && begun.retention_days == details.retention_days
-        && tags.len() == details.tags.len()
-        && tags.iter().all(|tag| details.tags.contains(tag));
-    Ok((is_of && is_told_so).then_some(begun))
+    let same_region = source.region().id() == target.region().id();
+    let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice_of(key), same_region))?;
+    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key))
 }
 
-/// The plan of a copy that was begun, as it is gone on with; nothing is changed, and its layer is not opened.
-pub fn plan_begun(source: &Host, target: &Host, begun: &Snapshot) -> Result<Plan> {
+/// The plan of a copy that waits, or has begun, as it will be gone on with; nothing is changed, and its layer is not opened.
+pub fn plan_asked(source: &Host, target: &Host, begun: &Snapshot) -> Result<Plan> {
     let snapshot = source_of(begun)?;
+    let Some(layer) = begun.layer else { return plan_waiting(source, snapshot, target, begun.key) };
     let parent = target.region().catalog()?.read(|tx| -> Result<_> {
-        let parent = tx.layer(begun.layer)?.parent;
+        let parent = tx.layer(layer)?.parent;
         Ok(parent.map(|parent| tx.layer(parent)).transpose()?)
     })?;
     let row = source.whole_snapshot(snapshot)?;
@@ -159,7 +145,7 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
     let snapshot = source_of(&begun.snapshot)?;
     let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == target.region().id();
-    let choice = begun.row.key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()));
+    let choice = choice_of(begun.row.key);
     let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice, same_region))?;
     plan_by(source, row, key, |points, size_bytes| {
         // Its layer stands alone: what it takes from a base may as well come from another one.
@@ -173,6 +159,11 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
         }
         Ok(Some(FoundBase { base, disk, lock: None }))
     })
+}
+
+/// A key that was chosen before.
+fn choice_of(key: Option<KeyId>) -> KeyChoice {
+    key.map_or(KeyChoice::Plain, |key| KeyChoice::Named(key.to_string()))
 }
 
 /// Under what a copy under this key is.
@@ -251,7 +242,7 @@ fn difference_over(
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.
-fn key_of_copy(
+pub(super) fn key_of_copy(
     tx: &ReadTx,
     source: &Snapshot,
     choice: &KeyChoice,
@@ -343,7 +334,8 @@ fn find_base_below(
 ) -> Result<Option<FoundBase>> {
     let cipher = cipher_of(key);
     nearest(target, points, size_bytes, |snapshot, point| {
-        let chain = target.region().catalog()?.read(|tx| tx.layer_chain(snapshot.layer));
+        let Some(layer) = snapshot.layer else { return Ok(None) };
+        let chain = target.region().catalog()?.read(|tx| tx.layer_chain(layer));
         let alike = |l: &LayerRow| l.key == key && l.cipher == cipher && l.state.is_sealed();
         match chain.is_ok_and(|chain| chain.iter().all(alike)) {
             true => open_base(target, snapshot, point, false),

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
+use super::pace::Pace;
 use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{
     CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo,
@@ -30,12 +31,25 @@ struct Job {
     carried: Box<Chunk>,
 }
 
+/// Where to, and how.
+pub struct Link<'a> {
+    /// The layer that is filled.
+    pub target: &'a Layer,
+    /// What errors name.
+    pub names: &'a Names,
+    /// Counts the bytes of the source that are there, from before or from now.
+    pub shipped: &'a AtomicU64,
+    /// How fast sectors of the source may cross.
+    pub pace: Option<&'a Pace>,
+}
+
 /// What workers share.
 struct Shared<'a> {
     difference: &'a Difference,
     target: &'a Layer,
     names: &'a Names,
     shipped: &'a AtomicU64,
+    pace: Option<&'a Pace>,
     stop: AtomicBool,
     first_error: Mutex<Option<CopyError>>,
 }
@@ -65,24 +79,12 @@ impl Shared<'_> {
     }
 }
 
-/// Writes to `target` all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
-/// by an error. `shipped` counts the bytes of the source that are there, from before or from now. Nothing is durable before the
-/// target is flushed.
-pub fn ship(
-    difference: &Difference,
-    target: &Layer,
-    names: &Names,
-    shipped: &AtomicU64,
-    mut watch: impl FnMut() -> Result<()>,
-) -> Result<()> {
-    let shared = Shared {
-        difference,
-        target,
-        names,
-        shipped,
-        stop: AtomicBool::new(false),
-        first_error: Mutex::new(None),
-    };
+/// Writes to the target all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
+/// by an error. Nothing is durable before the target is flushed.
+pub fn ship(difference: &Difference, link: &Link, mut watch: impl FnMut() -> Result<()>) -> Result<()> {
+    let Link { target, names, shipped, pace } = *link;
+    let (stop, first_error) = (AtomicBool::new(false), Mutex::new(None));
+    let shared = Shared { difference, target, names, shipped, pace, stop, first_error };
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, WORKERS_MAX);
     std::thread::scope(|scope| {
         let (jobs_in, jobs) = bounded::<Job>(AHEAD);
@@ -173,10 +175,13 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
         if shared.is_stopped() {
             return Ok(());
         }
+        let of_source = job.carried.iter().filter(|c| is_of_source(shared, c)).count() as u64;
+        if !shared.pace.is_none_or(|pace| pace.claim(of_source * SECTOR_BYTES, || shared.is_stopped())) {
+            return Ok(());
+        }
         let instead = read_chunk(shared, &job, &mut plain, &mut tags)?;
         write_chunk(shared, &job, &plain)
             .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
-        let of_source = job.carried.iter().filter(|c| is_of_source(shared, c)).count() as u64;
         shared.add_shipped(of_source + instead);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
         if shared.target.needs_checkpoint() {

@@ -1,23 +1,28 @@
 //! A copy from its first row to its last: all of them in the target's catalog, none left where it does not end well.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::begun::Begun;
 use super::error::{CopyError, Result};
-use super::plan::{Base, Plan, plan_rest};
-use super::ship::{Names, ship};
-use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskState};
-use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId, TaskId};
+use super::hold::{Held, Slot};
+use super::pace::Pace;
+use super::plan::{Base, Plan, plan_rest, plan_waiting};
+use super::request::{Request, check_row, enqueue};
+use super::room::Room;
+use super::ship::{Link, Names, ship};
+use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
+use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId};
 use crate::layer::LayerError;
-use crate::region::Region;
+use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec};
 use crate::volume::{Host, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
-/// The kind of its tasks.
-const TASK_KIND: &str = "copy";
+/// A base may be folded into another layer between plan and begin.
+const PLANS_MAX: u32 = 5;
 
 /// What a new copy is given, as a new snapshot is: nothing of it comes from the source.
 #[derive(Clone, Debug)]
@@ -36,13 +41,24 @@ pub struct Details {
 
 /// How a caller sees and ends a copy.
 pub struct Watch<'a> {
-    /// Set to cancel it.
+    /// Set to interrupt it: what was done is kept.
     pub cancel: &'a AtomicBool,
-    /// Told, several times a second, the bytes shipped so far.
-    pub progress: &'a mut dyn FnMut(u64),
+    /// Told, several times a second, the bytes that are there and those that will be.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+    /// How fast sectors may cross; none: as fast as they can.
+    pub pace: Option<&'a Pace>,
+    /// The number of those who wait for a copy that fails so.
+    pub exit_of: fn(&CopyError) -> u8,
 }
 
-/// A copy to be made.
+impl<'a> Watch<'a> {
+    /// At full speed; who waits for a copy that fails gets 1.
+    pub fn new(cancel: &'a AtomicBool, progress: &'a mut dyn FnMut(u64, u64)) -> Self {
+        Self { cancel, progress, pace: None, exit_of: |_| 1 }
+    }
+}
+
+/// A copy to be made by a plan, or to be gone on with.
 pub struct Copy<'a> {
     job: Job<'a>,
     start: Start,
@@ -78,22 +94,154 @@ impl<'a> Copy<'a> {
         self.job.plan.write_bytes()
     }
 
-    /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left; interrupted, what was done stays.
+    /// Makes the copy. When it fails or is cancelled, neither snapshot nor layer is left; what is there of one that waits for
+    /// something ([`CopyError::is_kept`]) stays.
     pub fn run(self, mut watch: Watch) -> Result<SnapshotId> {
         let Self { job, start } = self;
-        let begun = match start {
+        match start {
+            Start::Rest(begun) => job.run(*begun, &mut watch),
             Start::New(details) => {
-                job.begin(details).map_err(|e| CopyError::of_target(e, job.region().name()))?
+                let held = enqueue(job.source.region(), job.target, &job.plan, &details)?;
+                let begun = match job.begin(&held.task) {
+                    Ok(begun) => begun,
+                    // There is no other plan.
+                    Err(error @ CopyError::Overtaken { .. }) => {
+                        return Err(give_up(job.region(), &held.task, None, error, &watch));
+                    }
+                    Err(error) => return Err(settle(job.region(), &held.task, error, &watch)),
+                };
+                job.run(begun, &mut watch)
             }
-            Start::Rest(begun) => *begun,
-        };
-        let id = begun.snapshot.id;
-        match job.fill(&begun, &mut watch) {
-            Ok(()) => Ok(id),
-            Err(CopyError::Interrupted) if job.keep(&begun) => Err(CopyError::Interrupted),
-            Err(error) => Err(job.undo(begun, error)),
         }
     }
+}
+
+/// Makes the copy of a task, or goes on with it, on the source that `find_source` gives; `plan`, if one was just made for it, may
+/// serve. As [`Copy::run`] else; each error has been written into the task's row.
+pub fn carry_out(
+    held: &Held,
+    _slot: &Slot,
+    target: &Host,
+    find_source: impl FnOnce(&Request) -> Result<Arc<Host>>,
+    plan: Option<Plan>,
+    mut watch: Watch,
+) -> Result<SnapshotId> {
+    let region = target.region();
+    let prepare = || -> Result<_> {
+        let copy = copy_of(region, &held.task)?;
+        let request = Request::of_task(&held.task)?;
+        let source = find_source(&request).map_err(|e| away(e, &request.directory, &request.region_name))?;
+        Ok((copy, request, source))
+    };
+    let settle = |error, watch: &Watch| settle(region, &held.task, error, watch);
+    let (copy, request, source) = prepare().map_err(|e| settle(e, &watch))?;
+    if copy.layer.is_some() {
+        let begun = Begun::take_up(target, &copy);
+        let rest = begun.and_then(|begun| Copy::rest(&source, target, begun));
+        return rest.map_err(|e| settle(e, &watch))?.run(watch);
+    }
+    let mut plan = plan;
+    let mut begin = || -> Result<(Job, Begun)> {
+        request.check(region, &held.task, &copy)?;
+        let mut plans = 1;
+        loop {
+            let planned = match plan.take() {
+                Some(plan) => plan,
+                None => plan_waiting(&source, request.snapshot, target, request.key)?,
+            };
+            let job = Job { source: &source, target, plan: planned };
+            check_row(&copy, &job.plan)?;
+            match job.begin(&held.task) {
+                Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plans += 1,
+                begun => return begun.map(|begun| (job, begun)),
+            }
+        }
+    };
+    let (job, begun) = begin().map_err(|e| settle(e, &watch))?;
+    job.run(begun, &mut watch)
+}
+
+/// The snapshot that a task makes.
+fn copy_of(region: &Region, task: &Task) -> Result<Snapshot> {
+    let id = task.resource.as_deref().and_then(|id| id.parse().ok());
+    let found = id.map(|id| region.catalog()?.read(|tx| Ok::<_, CopyError>(tx.find_snapshot(id)?)));
+    let found = found.transpose()?.flatten().filter(|copy| copy.state == SnapshotState::Processing);
+    found.ok_or(CopyError::Cancelled)
+}
+
+/// An error of a region that is not where it was is told as that.
+fn away(error: CopyError, directory: &std::path::Path, name: &str) -> CopyError {
+    if matches!(error, CopyError::Interrupted | CopyError::Cancelled) {
+        return error;
+    }
+    match peek(directory) {
+        Err(why) => CopyError::Away { region: name.to_owned(), why: why.to_string() },
+        Ok(_) => error,
+    }
+}
+
+/// Writes into a task's row what came of it before its copy began, or where that could not be taken up.
+fn settle(region: &Region, task: &Task, error: CopyError, watch: &Watch) -> CopyError {
+    match error.is_kept() || error.is_of_strangers() {
+        true => requeue(region, task, error),
+        false => {
+            let layer = copy_of(region, task).ok().and_then(|copy| copy.layer);
+            give_up(region, task, layer, error, watch)
+        }
+    }
+}
+
+/// Puts a task back into the queue, with what it waits for.
+fn requeue(region: &Region, task: &Task, error: CopyError) -> CopyError {
+    let words = (!matches!(error, CopyError::Interrupted)).then(|| error.to_string());
+    let now = region.now();
+    let written = region.catalog().map_err(CopyError::from).and_then(|mut catalog| {
+        catalog.write(|tx| Ok::<_, CopyError>(tx.requeue_task(task.id, words.as_deref(), now)?))
+    });
+    match written {
+        Ok(true) => error,
+        Ok(false) => CopyError::Cancelled,
+        // Nobody holds it any more, which says the same.
+        Err(e) => {
+            tracing::warn!(task = %task.id, error = %e, "what it waits for could not be written down");
+            error
+        }
+    }
+}
+
+/// Takes away what there is of a copy; its task says why. The error to report: where the snapshot was deleted meanwhile, that is
+/// the reason.
+fn give_up(
+    region: &Region,
+    task: &Task,
+    layer: Option<LayerId>,
+    error: CopyError,
+    watch: &Watch,
+) -> CopyError {
+    let Some(snapshot) = task.resource.as_deref().and_then(|id| id.parse::<SnapshotId>().ok()) else {
+        return error;
+    };
+    let read = region.catalog().map_err(CopyError::from);
+    let found = read.and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?)));
+    let is_gone = matches!(found, Ok(None));
+    let is_unfinished = is_gone || matches!(&found, Ok(Some(row)) if row.state != SnapshotState::Success);
+    let error = if is_gone { CopyError::Cancelled } else { error };
+    let words = error.to_string();
+    let end = match error {
+        CopyError::Cancelled => TaskEnd::CANCELLED,
+        _ => TaskEnd { state: TaskState::Failed, error: Some(&words), exit: Some((watch.exit_of)(&error)) },
+    };
+    let remove = || remove_copy(region, snapshot, layer, end).map_err(CopyError::from);
+    let removed = remove().or_else(|e| {
+        let Some(layer) = layer.filter(|_| is_unfinished) else { return Err(e) };
+        // The file system below is so full that not even rows can go: the space first, then.
+        folder::remove_folder(region, layer)?;
+        remove()
+    });
+    if let Err(e) = removed {
+        tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; `terrane snapshot delete` does");
+    }
+    error
 }
 
 impl Job<'_> {
@@ -101,13 +249,33 @@ impl Job<'_> {
         self.target.region()
     }
 
-    /// The layer, then in one transaction the task and the `processing` snapshot.
-    fn begin(&self, details: Details) -> Result<Begun> {
-        let id = SnapshotId::random();
+    /// Carries what is left of a copy that has begun.
+    fn run(&self, begun: Begun, watch: &mut Watch) -> Result<SnapshotId> {
+        let id = begun.snapshot.id;
+        let Err(error) = self.fill(&begun, watch) else { return Ok(id) };
+        let error = away(error, self.source.region().dir(), self.source.region().name());
+        let error = away(error, self.region().dir(), self.region().name());
+        let is_kept = error.is_kept() && self.keep(&begun);
+        let Begun { task, row, layer, .. } = begun;
+        drop(layer);
+        Err(match is_kept {
+            true => requeue(self.region(), &task, error),
+            false => give_up(self.region(), &task, Some(row.id), error, watch),
+        })
+    }
+
+    /// The layer, then in one transaction the row of the snapshot, which waited for it, and of the task.
+    fn begin(&self, task: &Task) -> Result<Begun> {
+        self.begin_in(task).map_err(|e| CopyError::of_target(e, self.region().name()))
+    }
+
+    fn begin_in(&self, task: &Task) -> Result<Begun> {
+        Room::of(self.region())?.refuse_more(self.plan.write_bytes(), self.region())?;
+        let waiting = copy_of(self.region(), task)?;
         let source = &self.plan.source;
         let spec = LayerSpec {
-            account: details.account,
-            volume: id.as_volume(),
+            account: waiting.account,
+            volume: waiting.id.as_volume(),
             parent: self.plan.parent().map(|b| (b.layer, b.point)),
             size_bytes: source.size_bytes,
             cipher: self.plan.cipher,
@@ -123,10 +291,11 @@ impl Job<'_> {
             Some(base) if e.is_missing_layer() => CopyError::Overtaken { what: base_words(base) },
             _ => e.into(),
         })?;
-        let (task, stands_on) = (TaskId::random(), spec.parent);
-        let snapshot = self.snapshot_row(id, &row, &details)?;
+        let snapshot = Snapshot { layer: Some(row.id), changed_bytes: self.plan.changed_bytes, ..waiting };
+        let snapshot = vouch::sign_snapshot(self.region(), snapshot, self.point()?)?;
+        let (task, stands_on) = (task.clone(), spec.parent);
         let begun = Begun { task, snapshot, row, layer, stands_on, shipped: AtomicU64::new(0) };
-        match self.insert_rows(&begun, &details) {
+        match self.begin_rows(&begun) {
             Ok(()) => Ok(begun),
             Err(error) => {
                 let id = begun.row.id;
@@ -142,56 +311,8 @@ impl Job<'_> {
         self.plan.points.first().copied().ok_or_else(|| no_points(&self.plan.source))
     }
 
-    fn snapshot_row(&self, id: SnapshotId, layer: &LayerRow, details: &Details) -> Result<Snapshot> {
-        let source = &self.plan.source;
-        let snapshot = Snapshot {
-            id,
-            account: details.account,
-            name: details.name.clone(),
-            description: details.description.clone(),
-            layer: layer.id,
-            volume: None,
-            size_bytes: source.size_bytes,
-            kind: source.kind,
-            cipher: self.plan.cipher,
-            key: self.plan.key,
-            state: SnapshotState::Processing,
-            progress_percent: 0,
-            created_by: "snapshot copy".into(),
-            source_snapshot: Some(source.id.to_string()),
-            source_region: Some(self.source.region().name().to_owned()),
-            changed_bytes: self.plan.changed_bytes,
-            shipped_bytes: 0,
-            stored_bytes: 0,
-            group: None,
-            retention_days: details.retention_days,
-            created_at: self.region().now(),
-            mac: None,
-        };
-        Ok(vouch::sign_snapshot(self.region(), snapshot, self.point()?)?)
-    }
-
-    fn insert_rows(&self, begun: &Begun, details: &Details) -> Result<()> {
-        let now = begun.snapshot.created_at;
-        let source = &self.plan.source;
-        let detail = serde_json::json!({
-            "source_region": self.source.region().name(),
-            "source_snapshot": source.id.to_string(),
-            "name": details.name.as_str(),
-        });
-        let task = Task {
-            id: begun.task,
-            account: details.account,
-            kind: TASK_KIND.into(),
-            resource: Some(begun.snapshot.id.to_string()),
-            detail: detail.to_string(),
-            state: TaskState::Running,
-            bytes_done: 0,
-            bytes_total: self.plan.write_bytes(),
-            error: None,
-            created_at: now,
-            updated_at: now,
-        };
+    fn begin_rows(&self, begun: &Begun) -> Result<()> {
+        let now = self.region().now();
         self.region().catalog()?.write(|tx| {
             // From the moment this layer's row names its parent the parent stays; it may have begun to go before, or hold
             // what a fold has put into it since.
@@ -201,9 +322,13 @@ impl Job<'_> {
             {
                 return Err(CopyError::Overtaken { what: base_words(base) });
             }
-            tx.insert_snapshot(&begun.snapshot)?;
-            tx.set_tags(&begun.snapshot.id.to_string(), &details.tags)?;
-            Ok(tx.insert_task(&task)?)
+            let Snapshot { id, mac, changed_bytes, .. } = begun.snapshot;
+            if !tx.begin_snapshot(id, begun.row.id, mac, changed_bytes)? {
+                return Err(CopyError::Cancelled);
+            }
+            tx.start_task(begun.task.id, now)?;
+            tx.set_task_progress(begun.task.id, (0, self.plan.write_bytes()), 0, now)?;
+            Ok(())
         })
     }
 
@@ -214,15 +339,19 @@ impl Job<'_> {
             target_region: self.region().name().to_owned(),
         };
         let total = self.plan.write_bytes();
-        let mut written = Instant::now();
+        let done = || begun.bytes_done().min(total);
+        self.region().catalog()?.write(|tx| tx.start_task(begun.task.id, self.region().now()))?;
+        (watch.progress)(done(), total);
+        let mut speed = Speed::new(done());
         let mut watch_ship = || {
-            (watch.progress)(begun.bytes_done().min(total));
+            (watch.progress)(done(), total);
             if watch.cancel.load(Ordering::Relaxed) {
                 return Err(CopyError::Interrupted);
             }
-            if written.elapsed() >= CATALOG_INTERVAL {
-                written = Instant::now();
-                match self.write_progress(begun) {
+            Room::of(self.region())?.refuse_more(0, self.region())?;
+            if speed.since.elapsed() >= CATALOG_INTERVAL {
+                speed.look(done());
+                match self.write_progress(begun, speed.bytes_per_second) {
                     Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
                     // It is for those who look on: what was shipped is no worse for it.
                     Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
@@ -231,15 +360,19 @@ impl Job<'_> {
             }
             Ok(())
         };
+        let link = Link { target: &begun.layer, names: &names, shipped: &begun.shipped, pace: watch.pace };
         match begun.layer.is_ended() {
             true => begun.shipped.store(self.plan.ship_bytes, Ordering::Relaxed),
-            false => ship(&self.plan.difference, &begun.layer, &names, &begun.shipped, &mut watch_ship)?,
+            false => {
+                Room::of(self.region())?.refuse_more(total - done(), self.region())?;
+                ship(&self.plan.difference, &link, &mut watch_ship)?;
+            }
         }
-        (watch.progress)(total);
+        (watch.progress)(total, total);
         self.finish(begun, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
     }
 
-    fn write_progress(&self, begun: &Begun) -> Result<()> {
+    fn write_progress(&self, begun: &Begun, bytes_per_second: u64) -> Result<()> {
         let total = self.plan.write_bytes();
         // A fold of the source amid a copy may make it more than was planned.
         let done = begun.bytes_done().min(total);
@@ -251,7 +384,7 @@ impl Job<'_> {
             if !tx.set_snapshot_progress(begun.snapshot.id, percent, shipped)? {
                 return Err(CopyError::Cancelled);
             }
-            tx.set_task_progress(begun.task, done, total, now)?;
+            tx.set_task_progress(begun.task.id, (done, total), bytes_per_second, now)?;
             Ok(())
         })
     }
@@ -290,8 +423,9 @@ impl Job<'_> {
             tx.set_layer_seal(row.id, mark.generation, mark.mac)?;
             tx.set_layer_stored_bytes(row.id, stored)?;
             let total = self.plan.write_bytes();
-            tx.set_task_progress(begun.task, total, total, now)?;
-            tx.move_task(begun.task, TaskState::Running, TaskState::Succeeded, None, now)?;
+            tx.set_task_progress(begun.task.id, (total, total), 0, now)?;
+            let succeeded = TaskEnd { state: TaskState::Succeeded, error: None, exit: None };
+            tx.end_task(begun.task.id, succeeded, now)?;
             Ok(())
         })
     }
@@ -300,7 +434,7 @@ impl Job<'_> {
     fn keep(&self, begun: &Begun) -> bool {
         // Best effort: what is not durable is sent again.
         let kept = begun.layer.flush().map_err(CopyError::from);
-        match kept.and_then(|()| self.write_progress(begun)) {
+        match kept.and_then(|()| self.write_progress(begun, 0)) {
             Err(CopyError::Cancelled) => false,
             Err(error) => {
                 tracing::warn!(%error, "how far an interrupted copy is could not be written down");
@@ -309,29 +443,26 @@ impl Job<'_> {
             Ok(()) => true,
         }
     }
+}
 
-    /// Takes away what was begun; the error to report. Where the snapshot was deleted meanwhile, that is the reason.
-    fn undo(&self, begun: Begun, error: CopyError) -> CopyError {
-        let Begun { snapshot, row, layer, .. } = begun;
-        let snapshot = snapshot.id;
-        let read = self.region().catalog().map_err(CopyError::from);
-        let found = read.and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?)));
-        let is_gone = matches!(found, Ok(None));
-        let is_unfinished = is_gone || matches!(&found, Ok(Some(row)) if row.state != SnapshotState::Success);
-        let error = if is_gone { CopyError::Cancelled } else { error };
-        drop(layer);
-        let removed = remove(self.region(), snapshot, row.id, &error).or_else(|e| {
-            if !is_unfinished {
-                return Err(e);
-            }
-            // The file system below is so full that not even rows can go: the space first, then.
-            folder::remove_folder(self.region(), row.id)?;
-            remove(self.region(), snapshot, row.id, &error)
-        });
-        if let Err(e) = removed {
-            tracing::error!(snapshot = %snapshot, error = %e, "what the copy left could not be removed; `terrane snapshot delete` does");
-        }
-        error
+/// How fast a copy goes, as it is seen once a second.
+struct Speed {
+    since: Instant,
+    done: u64,
+    bytes_per_second: u64,
+}
+
+impl Speed {
+    fn new(done: u64) -> Self {
+        Self { since: Instant::now(), done, bytes_per_second: 0 }
+    }
+
+    /// Half of what was before, half of what is now.
+    fn look(&mut self, done: u64) {
+        let now =
+            (done.saturating_sub(self.done) as f64 / self.since.elapsed().as_secs_f64().max(1e-3)) as u64;
+        let before = if self.bytes_per_second == 0 { now } else { self.bytes_per_second };
+        *self = Self { since: Instant::now(), done, bytes_per_second: before / 2 + now / 2 };
     }
 }
 
@@ -340,14 +471,6 @@ fn base_words(base: &Base) -> String {
 }
 
 fn no_points(source: &Snapshot) -> CopyError {
-    LayerError::corrupted(format!("layer {}", source.layer), "a point, as every sealed layer has", "none")
-        .into()
-}
-
-/// Takes away a copy that is not whole; its task says why.
-fn remove(region: &Region, id: SnapshotId, layer: LayerId, why: &CopyError) -> Result<()> {
-    Ok(match why {
-        CopyError::Cancelled => remove_copy(region, id, layer, TaskState::Cancelled, None),
-        other => remove_copy(region, id, layer, TaskState::Failed, Some(&other.to_string())),
-    }?)
+    let what = format!("the layer of snapshot {}", source.id);
+    LayerError::corrupted(what, "a point, as every sealed layer has", "none").into()
 }

@@ -44,7 +44,7 @@ pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
 
 /// Where a snapshot is: its row's layer, and the row of that.
 fn find_source(tx: &ReadTx, id: SnapshotId) -> Result<(LayerId, Option<Layer>)> {
-    let layer = tx.snapshot(id)?.layer;
+    let layer = tx.layer_of_snapshot(id)?;
     Ok((layer, tx.find_layer(layer)?))
 }
 
@@ -79,7 +79,7 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
                 return Err(HostError::refused(message, "leave --size out, or give more"));
             }
             let points = vouch::header_of_snapshot(region, &snapshot)?.points;
-            (points.first().map(|point| (snapshot.layer, *point)), points)
+            (points.first().copied().zip(snapshot.layer).map(|(point, layer)| (layer, point)), points)
         }
     };
     let cipher = if spec.key.is_some() { Cipher::XtsAes256 } else { Cipher::Plain };
@@ -99,7 +99,7 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     let committed = footing::commit_made(region, row.id, |tx| -> Result<_> {
         // Before the row of its layer was there the snapshot may have gone, and a fold put something else into its layer.
         if let Some(snapshot) = spec.snapshot
-            && tx.layer(row.id)?.parent != Some(tx.snapshot(snapshot)?.layer)
+            && tx.layer(row.id)?.parent != tx.snapshot(snapshot)?.layer
         {
             return Err(HostError::refused("the snapshot was changed meanwhile", "try it again"));
         }

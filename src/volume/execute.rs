@@ -11,7 +11,7 @@ use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
 use super::vouch;
-use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskState, Volume};
+use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskEnd, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::{Anchor, Layer};
@@ -213,7 +213,8 @@ impl Host {
             return Err(HostError::unvouched(format!("volume {id}"), why));
         }
         // Before anything is thrown away: the snapshot can be read.
-        self.open_chain(snapshot.layer)?;
+        let layer = self.region.catalog()?.read(|tx| tx.layer_of_snapshot(snapshot.id))?;
+        self.open_chain(layer)?;
         self.refuse_open(&volume)?;
         // What is closed here is thrown away: that it is latched, or can't be written any more, is no reason to keep it.
         if let Err(e) = self.close_volume(id) {
@@ -224,7 +225,7 @@ impl Host {
         let spec = LayerSpec {
             account: volume.account,
             volume: id,
-            parent: header.points.first().map(|point| (snapshot.layer, *point)),
+            parent: header.points.first().map(|point| (layer, *point)),
             size_bytes: volume.size_bytes.max(snapshot.size_bytes),
             cipher: volume.cipher,
             key: volume.key,
@@ -328,13 +329,15 @@ impl Host {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
                 Err(e) => return Err(e),
-                Ok(()) => return folder::remove_unneeded(&self.region, snapshot.layer),
+                Ok(layer) => {
+                    return layer.map_or(Ok(()), |layer| folder::remove_unneeded(&self.region, layer));
+                }
             }
         }
     }
 
-    /// Where nobody has the snapshot's file open, here or in another process, nobody can until it is gone.
-    fn delete_snapshot_unless_open(&self, snapshot: &Snapshot) -> Result<()> {
+    /// Where nobody has the snapshot's file open, here or in another process, nobody can until it is gone. Its layer.
+    fn delete_snapshot_unless_open(&self, snapshot: &Snapshot) -> Result<Option<LayerId>> {
         let in_use = |by| HostError::InUse { what: format!("snapshot {}", snapshot.name), by };
         let _nobody_here = self
             .snapshot_openers
@@ -352,8 +355,11 @@ impl Host {
             // In here: a lock that is taken meanwhile is before this, and holds, or finds no row.
             refuse_locked(tx, snapshot, now)?;
             // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
-            tx.end_tasks_of(&snapshot.id.to_string(), TaskState::Cancelled, None, now)?;
-            Ok(tx.delete_snapshot(snapshot.id)?)
+            tx.end_tasks_of(&snapshot.id.to_string(), TaskEnd::CANCELLED, now)?;
+            // A copy that waited may have begun meanwhile.
+            let layer = tx.snapshot(snapshot.id)?.layer;
+            tx.delete_snapshot(snapshot.id)?;
+            Ok(layer)
         });
         if deleted.is_ok() {
             nobody_elsewhere.remove();
@@ -385,7 +391,7 @@ impl Host {
             account: shared.account,
             name: w.name.clone(),
             description: shared.description.clone(),
-            layer,
+            layer: Some(layer),
             volume: Some(w.volume.id),
             size_bytes: w.volume.size_bytes,
             kind: w.volume.kind,

@@ -304,7 +304,8 @@ impl Host {
 
     /// The disk of a snapshot.
     pub fn open_snapshot(&self, id: SnapshotId) -> Result<Stack> {
-        let layer_of = || -> Result<LayerId> { Ok(self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer) };
+        let layer_of =
+            || -> Result<LayerId> { Ok(self.region.catalog()?.read(|tx| tx.layer_of_snapshot(id))?) };
         let mut layer = layer_of()?;
         loop {
             let opened = self.open_vouched(id, layer);
@@ -359,7 +360,7 @@ impl Host {
 
     /// Whether a snapshot's chain is still of the layers that were opened.
     pub(super) fn is_of_now(&self, id: SnapshotId, stack: &Stack) -> Result<bool> {
-        let layer = self.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        let layer = self.region.catalog()?.read(|tx| tx.layer_of_snapshot(id))?;
         match footing::chain_rows(&self.region, layer) {
             Ok(rows) => {
                 Ok(stack.chain.layers().iter().rev().map(|l| l.id()).eq(rows.iter().map(|row| row.id)))

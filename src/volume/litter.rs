@@ -2,7 +2,7 @@
 
 use super::folder;
 use super::host_error::Result;
-use crate::catalog::{LayerState, Snapshot, SnapshotState, TaskState};
+use crate::catalog::{LayerState, Snapshot, SnapshotState, TaskEnd, TaskState};
 use crate::ids::{LayerId, SnapshotId};
 use crate::region::Region;
 
@@ -32,22 +32,24 @@ pub(super) fn remove_abandoned(region: &Region) -> Result<()> {
         // Its removal was begun, and cut.
         for copy in copies.iter().filter(|_| folder::has_lost_header(region, row.id)) {
             tracing::warn!(snapshot = %copy.id, name = %copy.name, "what is left of a copy that failed is removed");
-            remove_copy(region, copy.id, row.id, TaskState::Failed, Some("it could not be carried out"))?;
+            let why = Some("it could not be carried out");
+            let end = TaskEnd { state: TaskState::Failed, error: why, exit: Some(1) };
+            remove_copy(region, copy.id, Some(row.id), end)?;
         }
     }
     Ok(())
 }
 
-/// Whether a copy is not whole and nobody works on it: its process was killed. While one does, its layer's data file is locked.
+/// Whether a copy that has begun is not whole and nobody works on it. While one does, its layer's data file is locked.
 pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
-    if snapshot.state != SnapshotState::Processing {
+    let (SnapshotState::Processing, Some(layer)) = (snapshot.state, snapshot.layer) else {
         return Ok(false);
-    }
-    let layer = region.catalog()?.read(|tx| tx.find_layer(snapshot.layer))?;
+    };
+    let layer = region.catalog()?.read(|tx| tx.find_layer(layer))?;
     Ok(layer.is_none_or(|row| folder::is_abandoned(region, &row)))
 }
 
-/// Takes away a copy whose process was killed; its task is cancelled. Whether it was one.
+/// Takes away a copy that has begun and that nobody works on; its task is cancelled. Whether it was one.
 pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
     if snapshot.state != SnapshotState::Processing {
         return Ok(false);
@@ -57,24 +59,18 @@ pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> 
     if !is_interrupted(region, snapshot)? {
         return Ok(false);
     }
-    remove_copy(region, snapshot.id, snapshot.layer, TaskState::Cancelled, None)?;
+    remove_copy(region, snapshot.id, snapshot.layer, TaskEnd::CANCELLED)?;
     Ok(region.catalog()?.read(|tx| tx.find_snapshot(snapshot.id))?.is_none())
 }
 
-/// Takes away a copy that is not whole: its snapshot, then its layer. Its task ends in a state, with a reason.
-pub fn remove_copy(
-    region: &Region,
-    id: SnapshotId,
-    layer: LayerId,
-    end: TaskState,
-    why: Option<&str>,
-) -> Result<()> {
+/// Takes away a copy that is not whole: its snapshot, then its layer. Its task ends.
+pub fn remove_copy(region: &Region, id: SnapshotId, layer: Option<LayerId>, end: TaskEnd) -> Result<()> {
     let now = region.now();
     region.catalog()?.write(|tx| {
         if tx.find_snapshot(id)?.is_some_and(|s| s.state != SnapshotState::Success) {
             tx.delete_snapshot(id)?;
         }
-        tx.end_tasks_of(&id.to_string(), end, why, now)
+        tx.end_tasks_of(&id.to_string(), end, now)
     })?;
-    folder::remove_unneeded(region, layer)
+    layer.map_or(Ok(()), |layer| folder::remove_unneeded(region, layer))
 }

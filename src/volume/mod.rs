@@ -29,6 +29,7 @@ mod order;
 mod owner;
 mod read;
 mod repair;
+mod unfinished;
 pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
@@ -50,3 +51,4 @@ pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unop
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};
+pub use unfinished::finish_seals;

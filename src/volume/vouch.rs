@@ -2,13 +2,14 @@
 //!
 //! - A snapshot's row carries a MAC by a key derived from the root key, over what never changes in its life: whose moment it is,
 //!   its name, size and kind. The moment, the point, is that of its layer's header, under the layer's own key.
+//! - A task's row carries one over all that was asked.
 //! - A volume takes the layers that were made for it, by their headers, of the cipher, key and size that its row says; and of
 //!   those none before the one that this machine saw last.
 //! - A point is minted from the key of the layer that ends: nobody else can say it, and it needs no row to be known.
 
 use super::host_error::{HostError, Result};
 use super::{folder, footing};
-use crate::catalog::{Layer as LayerRow, Snapshot, Volume};
+use crate::catalog::{Layer as LayerRow, Snapshot, Task, Volume};
 use crate::crypto::{LayerKeys, Prf};
 use crate::ids::{LayerId, Point};
 use crate::layer::Layer;
@@ -66,6 +67,24 @@ pub fn is_vouched(region: &Region, row: &Snapshot, point: Point) -> Result<bool>
     Ok(row.mac == Some(snapshot_mac(region, row, point)?))
 }
 
+/// Puts the MAC into the row of a task: over all that was asked.
+pub fn sign_task(region: &Region, row: Task) -> Result<Task> {
+    let mac = Some(task_mac(region, &row)?);
+    Ok(Task { mac, ..row })
+}
+
+/// Whether a task's row asks what was asked.
+pub fn is_task_vouched(region: &Region, row: &Task) -> Result<bool> {
+    Ok(row.mac == Some(task_mac(region, row)?))
+}
+
+fn task_mac(region: &Region, row: &Task) -> Result<[u8; 16]> {
+    let resource = row.resource.as_deref().unwrap_or_default();
+    let (id, account) = (row.id.to_string(), row.account.to_string());
+    let text = ["task", &id, &account, &row.kind, resource, &row.detail].join("\0");
+    Ok(Prf::derive(region.root_key()?, "terrane catalog").mac(&[text.as_bytes(), &region.id().0]))
+}
+
 /// Refuses a snapshot whose row is not what was said when it was taken, or names a layer of another moment.
 pub(super) fn check_snapshot(
     region: &Region,
@@ -90,7 +109,10 @@ pub(super) fn check_snapshot(
 
 /// The header of a snapshot's layer, if the snapshot is what its row says.
 pub(super) fn header_of_snapshot(region: &Region, row: &Snapshot) -> Result<Header> {
-    let layer = region.catalog()?.read(|tx| tx.layer(row.layer))?;
+    let layer = region.catalog()?.read(|tx| match row.layer {
+        Some(layer) => tx.layer(layer),
+        None => tx.layer(tx.layer_of_snapshot(row.id)?),
+    })?;
     let (header, keys) = folder::checked_header(region, &layer)?;
     check_snapshot(region, row, &header, &keys)?;
     let points = points_of(header.layer, &keys, &header);

@@ -102,7 +102,8 @@ impl World {
     ) -> Result<SnapshotId, CopyError> {
         let (source, target) = (self.reader(from.0), self.reader(to));
         let plan = copy::plan(&source, from.1, &target, &name(called), &key)?;
-        let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+        let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+        let watch = Watch::new(&cancel, &mut progress);
         Copy::new(&source, &target, plan, self.details(to, called)).run(watch)
     }
 

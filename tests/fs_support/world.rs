@@ -88,7 +88,8 @@ impl World {
         let account = target.region().catalog()?.read(|tx| tx.default_account())?.id;
         let details =
             Details { account, name: name(called), description: None, tags: vec![], retention_days: None };
-        let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+        let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+        let watch = Watch::new(&cancel, &mut progress);
         Ok(Copy::new(&source, &target, plan, details).run(watch)?)
     }
 
@@ -105,7 +106,8 @@ impl World {
             let from = row.source_region.as_deref().expect("copies have a source");
             let source = Host::new(self.region(from)?, None);
             let rest = Copy::rest(&source, &target, Begun::take_up(&target, row)?)?;
-            let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+            let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+            let watch = Watch::new(&cancel, &mut progress);
             assert_eq!(rest.run(watch)?, row.id);
         }
         Ok(cut.len())

@@ -70,5 +70,5 @@ def _restic(context, folder, raw):
 
 def _copy(here, there, name, size):
     here.snapshot("disk", name)
-    copy = ["snapshot", "copy", name, "--to", there.name, "--key", "second", "--name", name]
+    copy = ["snapshot", "copy", "--wait", name, "--to", there.name, "--key", "second", "--name", name]
     return timed(size, here.stored_files(), there.dir, lambda: here.run(*copy))

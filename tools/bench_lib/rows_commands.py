@@ -66,7 +66,7 @@ def _fold_and_check(context, region):
         region.snapshot("disk", "next")
         region.unmount()
         machine.settle()
-        fold.add(COPY, size / MIB / region.run("snapshot", "copy", "base", "--to", region.name, "--key", "second", "--name", "copied"))
+        fold.add(COPY, size / MIB / region.run("snapshot", "copy", "--wait", "base", "--to", region.name, "--key", "second", "--name", "copied"))
         region.run("snapshot", "delete", "copied")
         machine.settle()
         stored = sum(os.stat(path).st_blocks * 512 for path in region.stored_files()) / MIB

@@ -80,7 +80,7 @@ class Ours:
         here.unmount()
 
     def seconds(self, number):
-        copy = ["snapshot", "copy", "base", "--to", self.there.name, "--key", "second", "--name", f"copied-{number}"]
+        copy = ["snapshot", "copy", "--wait", "base", "--to", self.there.name, "--key", "second", "--name", f"copied-{number}"]
         return timed(self.size, self.here.stored_files(), self.there.dir, lambda: self.here.run(*copy))
 
     def undo(self, number):

@@ -115,7 +115,10 @@ fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
     }
     for id in snapshots.iter().filter(|s| s.state == SnapshotState::Success).map(|s| s.id) {
         let look = || -> Result<_> {
-            let read = |tx: &ReadTx| Ok::<_, CatalogError>(tx.find_snapshot(id)?.map(|s| (s.layer, s)));
+            let read = |tx: &ReadTx| {
+                let row = tx.find_snapshot(id)?;
+                Ok::<_, CatalogError>(row.and_then(|s| s.layer.map(|layer| (layer, s))))
+            };
             Ok(host.region.catalog()?.read(read)?)
         };
         check_row(look, |row| vouch::header_of_snapshot(&host.region, row).map(drop), report)?;
@@ -299,8 +302,11 @@ fn needed_by(host: &Host, findings: &Findings) -> Result<HashMap<LayerId, Vec<St
             let name = v.name.map_or(v.id.to_string(), |name| format!("{name} ({})", v.id));
             (v.active, format!("volume {name}"))
         });
-        let snapshots =
-            tx.snapshots()?.into_iter().map(|s| (s.layer, format!("snapshot {} ({})", s.name, s.id)));
+        // A copy that waits has none.
+        let snapshots = tx.snapshots()?;
+        let snapshots = snapshots
+            .iter()
+            .filter_map(|s| s.layer.map(|layer| (layer, format!("snapshot {} ({})", s.name, s.id))));
         for (layer, who) in volumes.chain(snapshots) {
             for row in tx.layer_chain(layer)? {
                 if let Some(list) = found.get_mut(&row.id) {

@@ -52,7 +52,7 @@ pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> R
 fn open_all(host: &Host, id: SnapshotId) -> Result<(Vec<Arc<Layer>>, Findings)> {
     // A fold may move the snapshot to another layer.
     let chain = || -> Result<Vec<LayerRow>> {
-        let layer = host.region.catalog()?.read(|tx| tx.snapshot(id))?.layer;
+        let layer = host.region.catalog()?.read(|tx| tx.layer_of_snapshot(id))?;
         footing::chain_rows(&host.region, layer)
     };
     let mut rows = chain()?;

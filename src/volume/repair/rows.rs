@@ -66,7 +66,7 @@ pub(super) fn insert(
     // And one that can't be used may have been all that needed another.
     let lacks_names = old.lacks_names || kept.len() < old.snapshots.len() || !recovered.unusable.is_empty();
     // One whose parent has a name after all is left as it is.
-    let may_go_on = |fold: &Fold| fold.is_moved || kept.iter().all(|s| s.layer != fold.parent);
+    let may_go_on = |fold: &Fold| fold.is_moved || kept.iter().all(|s| s.layer != Some(fold.parent));
     let folds: Vec<_> = layers.iter().filter_map(FoundLayer::fold).filter(may_go_on).collect();
     // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once.
     let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.layers.contains(&layer.row.id);
@@ -84,7 +84,7 @@ pub(super) fn insert(
         }
         let known = kept_volume_names(&layers, old, &mut names, recovered);
         for layer in &layers {
-            let is_named = kept.iter().any(|s| s.layer == layer.row.id);
+            let is_named = kept.iter().any(|s| s.layer == Some(layer.row.id));
             // A fold takes it away, or puts it in another's place, since it had no name.
             let is_parent_in_fold = folds.iter().any(|fold| !fold.is_moved && fold.parent == layer.row.id);
             match layer.row.state {
@@ -124,7 +124,9 @@ fn kept_snapshots(
             // Where nothing vouches for it, it was made by an earlier version: the yes that follows does.
             let is_of = match row.mac {
                 Some(_) => vouch::is_vouched(region, row, point)?,
-                None => row.layer == found.row.id && row.volume.is_none_or(|v| v == found.header.volume),
+                None => {
+                    row.layer == Some(found.row.id) && row.volume.is_none_or(|v| v == found.header.volume)
+                }
             };
             if is_of {
                 layer = Some((found.row.id, point));
@@ -138,7 +140,7 @@ fn kept_snapshots(
                 if row.mac.is_none() {
                     recovered.notes.push(format!("nothing vouches for {what}: it is taken as its row says"));
                 }
-                let row = Snapshot { layer, ..row.clone() };
+                let row = Snapshot { layer: Some(layer), ..row.clone() };
                 kept.push(vouch::sign_snapshot(region, row, point)?);
             }
             None => recovered.notes.push(format!("{what}: its row is not believed, and its name is lost")),
@@ -242,7 +244,7 @@ fn insert_snapshot(
         account: row.account,
         name: name.clone(),
         description: None,
-        layer: row.id,
+        layer: Some(row.id),
         volume: row.volume,
         size_bytes: row.size_bytes,
         kind: kind(layer),

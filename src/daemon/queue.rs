@@ -1,0 +1,184 @@
+//! One region's queue, as the daemon sees it: whether to look at it, and its next task.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::backoff::Backoff;
+use crate::catalog::Task;
+use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken};
+use crate::ids::{RegionId, TaskId};
+use crate::region::{Config, KnownRegion, Region, RegionError};
+use crate::volume::Host;
+
+/// So many tasks are read at once.
+const PAGE: u32 = 64;
+/// What another process works on, and a region whose places are all taken, is looked at again so soon.
+const LATER: Duration = Duration::from_secs(1);
+
+/// What tells that a catalog changed, of its file and its log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
+
+impl Stamp {
+    fn of(dir: &Path) -> Self {
+        let of = |name: &str| {
+            let found = fs::symlink_metadata(dir.join(name)).ok()?;
+            Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+        };
+        Self(["catalog.db", "catalog.db-wal"].map(of))
+    }
+}
+
+/// Why a task is left alone, and until when.
+struct Rest {
+    until: Instant,
+    backoff: Backoff,
+}
+
+/// A task that this process works on now.
+pub struct Job {
+    /// The task's region.
+    pub target: Arc<Host>,
+    /// The task.
+    pub held: Held,
+    /// Its place.
+    pub slot: Slot,
+}
+
+/// The queue of one region.
+pub struct Queue {
+    id: RegionId,
+    dir: PathBuf,
+    /// As the catalog was when nothing in it was to be done.
+    idle: Option<Stamp>,
+    resting: HashMap<TaskId, Rest>,
+    /// Of the region itself, where it can't be opened.
+    rest: Option<Rest>,
+    /// What was said of it last.
+    said: Option<String>,
+}
+
+impl Queue {
+    /// Of a region that the configuration knows.
+    pub fn new(known: &KnownRegion) -> Self {
+        let (id, dir) = (known.id, known.directory.clone());
+        Self { id, dir, idle: None, resting: HashMap::new(), rest: None, said: None }
+    }
+
+    /// The region.
+    pub fn id(&self) -> RegionId {
+        self.id
+    }
+
+    /// Whether this is the queue of that entry.
+    pub fn is_of(&self, known: &KnownRegion) -> bool {
+        self.id == known.id && self.dir == known.directory
+    }
+
+    /// Takes its next task to work on it, if one is to be done now; what stands in the way of the region itself once.
+    pub fn next(&mut self, config: &Config) -> (Option<Job>, Option<String>) {
+        if !self.is_to_be_looked_at() {
+            return (None, None);
+        }
+        let before = Stamp::of(&self.dir);
+        match self.look(config) {
+            Ok(Some(job)) => {
+                (self.idle, self.rest, self.said) = (None, None, None);
+                (Some(job), None)
+            }
+            Ok(None) => {
+                (self.rest, self.said) = (None, None);
+                // The last to close a catalog empties its log. Another's change meanwhile looks the same: once more, then.
+                self.idle = Some(before).filter(|before| *before == Stamp::of(&self.dir));
+                (None, None)
+            }
+            Err(error) => {
+                let mut backoff = self.rest.take().map(|rest| rest.backoff).unwrap_or_default();
+                let until = Instant::now() + backoff.next();
+                self.rest = Some(Rest { until, backoff });
+                let words = error.to_string();
+                let is_new = self.said.as_ref() != Some(&words);
+                self.said = Some(words.clone());
+                (None, is_new.then_some(words))
+            }
+        }
+    }
+
+    /// Leaves a task alone for a while, longer each time; how long.
+    pub fn put_off(&mut self, task: TaskId) -> Duration {
+        let mut backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
+        let pause = backoff.next();
+        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff });
+        pause
+    }
+
+    fn is_to_be_looked_at(&self) -> bool {
+        let now = Instant::now();
+        if let Some(rest) = &self.rest {
+            return rest.until <= now;
+        }
+        let is_due = self.resting.values().any(|rest| rest.until <= now);
+        is_due || self.idle != Some(Stamp::of(&self.dir))
+    }
+
+    fn look(&mut self, config: &Config) -> Result<Option<Job>, CopyError> {
+        let region = Region::choose(Some(&self.id.to_string()), config)?;
+        if region.asks_for_passphrase() {
+            return Err(RegionError::Passphrase {
+                why: format!(
+                    "that of region {} is asked for on a terminal, and its queue is left to commands with --wait; \
+                     `terrane region add` with --passphrase-file lets the daemon do it",
+                    region.name()
+                ),
+            }
+            .into());
+        }
+        let mut place = None;
+        let mut seen = Vec::new();
+        let mut region = Some(region);
+        loop {
+            let Some(opened) = &region else { return Ok(None) };
+            let page = opened.catalog()?.read(|tx| Ok::<_, CopyError>(tx.open_tasks_behind(place, PAGE)?))?;
+            let Some(last) = page.last() else { break };
+            place = Some(last.place());
+            seen.extend(page.iter().map(|task| task.id));
+            for task in page.iter().filter(|task| task.kind == TASK_KIND) {
+                if let Some((held, slot)) = self.try_take(opened, task)? {
+                    let target = region.take().map(|region| Host::new(region, None));
+                    return Ok(target.map(|target| Job { target, held, slot }));
+                }
+            }
+        }
+        // What is over rests no more.
+        self.resting.retain(|id, _| seen.contains(id));
+        Ok(None)
+    }
+
+    fn try_take(&mut self, region: &Region, task: &Task) -> Result<Option<(Held, Slot)>, CopyError> {
+        let now = Instant::now();
+        if self.resting.get(&task.id).is_some_and(|rest| rest.until > now) {
+            return Ok(None);
+        }
+        let Some(slot) = Slot::take(region)? else {
+            self.leave(task.id, now);
+            return Ok(None);
+        };
+        match Held::take(region, task.id)? {
+            Taken::Held(held) => Ok(Some((*held, slot))),
+            Taken::Over => Ok(None),
+            Taken::Busy => {
+                self.leave(task.id, now);
+                Ok(None)
+            }
+        }
+    }
+
+    fn leave(&mut self, task: TaskId, now: Instant) {
+        let backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
+        self.resting.insert(task, Rest { until: now + LATER, backoff });
+    }
+}

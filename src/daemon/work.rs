@@ -1,0 +1,178 @@
+//! The daemon's loop: tasks are begun in the order they were asked for, as many at once as it may, until it is told to end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+
+use super::queue::{Job, Queue};
+use crate::catalog::Task;
+use crate::copy::{CopyError, Pace, Watch, carry_out};
+use crate::ids::{RegionId, TaskId};
+use crate::region::{Config, RegionError};
+
+/// An idle daemon looks so often whether anything changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a daemon is told.
+pub struct Settings<'a> {
+    /// The known regions.
+    pub config: &'a Config,
+    /// Only this one of them.
+    pub only: Option<RegionId>,
+    /// How many tasks are done at once.
+    pub jobs: usize,
+    /// How fast sectors may cross, all tasks together, in bytes a second.
+    pub max_rate: Option<u64>,
+    /// It ends when nothing is to be done now.
+    pub once: bool,
+    /// Set to end it: what is being done is interrupted, and stays queued.
+    pub cancel: &'a AtomicBool,
+    /// The number of those who wait for a copy that fails so.
+    pub exit_of: fn(&CopyError) -> u8,
+}
+
+/// What happened, for people.
+pub enum Event<'a> {
+    /// A task is being done.
+    Began {
+        /// Its region's name.
+        region: &'a str,
+        /// The task.
+        task: &'a Task,
+    },
+    /// A task ended, or was left.
+    Ended {
+        /// Its region's name.
+        region: &'a str,
+        /// The task as it was when it was begun.
+        task: &'a Task,
+        /// How; none: well.
+        error: Option<&'a CopyError>,
+        /// When it is tried again.
+        again_in: Option<Duration>,
+    },
+    /// A region could not be looked at.
+    Left {
+        /// Its name.
+        region: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+}
+
+/// What a daemon did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Tasks that ended well.
+    pub succeeded: u64,
+    /// Tasks that failed.
+    pub failed: u64,
+    /// Tasks, and regions, that had to wait for something, each time that they were tried.
+    pub put_off: u64,
+}
+
+struct Done {
+    queue: RegionId,
+    region: String,
+    task: Task,
+    error: Option<CopyError>,
+}
+
+/// Works off the queues until it is told to end, or with `once` until nothing is to be done now.
+pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary, RegionError> {
+    let pace = settings.max_rate.map(Pace::new);
+    let mut summary = Summary::default();
+    let mut queues: Vec<(String, Queue)> = Vec::new();
+    let (done_in, done) = unbounded::<Done>();
+    let is_told_to_end = || settings.cancel.load(Ordering::Relaxed);
+    std::thread::scope(|scope| -> Result<(), RegionError> {
+        let mut running = 0;
+        loop {
+            let mut began = false;
+            if !is_told_to_end() {
+                find_queues(settings, &mut queues)?;
+                for (name, queue) in &mut queues {
+                    if running >= settings.jobs {
+                        break;
+                    }
+                    let (job, problem) = queue.next(settings.config);
+                    if let Some(why) = problem {
+                        summary.put_off += 1;
+                        tell(Event::Left { region: name, why: &why });
+                    }
+                    let Some(job) = job else { continue };
+                    tell(Event::Began { region: name, task: job.held.task() });
+                    (running, began) = (running + 1, true);
+                    let (pace, done_in) = (pace.as_ref(), done_in.clone());
+                    scope.spawn(move || run(settings, job, pace, &done_in));
+                }
+            }
+            // One of each region at a time, so that none waits for all of another's.
+            if began && running < settings.jobs {
+                continue;
+            }
+            if running == 0 && (is_told_to_end() || settings.once) {
+                return Ok(());
+            }
+            let Ok(ended) = done.recv_timeout(LOOK) else { continue };
+            running -= 1;
+            count(&ended, &mut queues, &mut summary, tell);
+        }
+    })?;
+    Ok(summary)
+}
+
+/// The regions may be others than they were.
+fn find_queues(settings: &Settings, queues: &mut Vec<(String, Queue)>) -> Result<(), RegionError> {
+    let mut known = settings.config.known()?;
+    known.retain(|region| settings.only.is_none_or(|only| region.id == only));
+    queues.retain(|(_, queue)| known.iter().any(|region| queue.is_of(region)));
+    for region in &known {
+        if !queues.iter().any(|(_, queue)| queue.is_of(region)) {
+            queues.push((region.name.to_string(), Queue::new(region)));
+        }
+    }
+    Ok(())
+}
+
+fn run(settings: &Settings, job: Job, pace: Option<&Pace>, done: &Sender<Done>) {
+    let Job { target, held, slot } = job;
+    let task = held.task().clone();
+    let (queue, region) = (target.region().id(), target.region().name().to_owned());
+    let mut progress = |_, _| {};
+    let watch = Watch { pace, exit_of: settings.exit_of, ..Watch::new(settings.cancel, &mut progress) };
+    let find_source = |request: &crate::copy::Request| request.open_source(settings.config, &target);
+    // What panics is a fault of its own copy: the others go on.
+    let carried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        carry_out(&held, &slot, &target, find_source, None, watch)
+    }));
+    let error = match carried {
+        Ok(carried) => carried.err(),
+        Err(_) => Some(CopyError::Interrupted),
+    };
+    drop((held, slot, target));
+    let _ = done.send(Done { queue, region, task, error });
+}
+
+fn count(ended: &Done, queues: &mut [(String, Queue)], summary: &mut Summary, tell: &mut dyn FnMut(Event)) {
+    let queue = queues.iter_mut().map(|(_, queue)| queue).find(|queue| queue.id() == ended.queue);
+    let mut again_in = None;
+    let task: TaskId = ended.task.id;
+    match &ended.error {
+        None => summary.succeeded += 1,
+        Some(CopyError::Cancelled) => {}
+        Some(error) if error.is_kept() => {
+            summary.put_off += 1;
+            again_in = queue.map(|queue| queue.put_off(task));
+            tell(Event::Ended { region: &ended.region, task: &ended.task, error: Some(error), again_in });
+            return;
+        }
+        // One that is still there, such as what a person has to look at, is not tried again at once.
+        Some(_) => {
+            summary.failed += 1;
+            queue.map(|queue| queue.put_off(task));
+        }
+    }
+    tell(Event::Ended { region: &ended.region, task: &ended.task, error: ended.error.as_ref(), again_in });
+}
