@@ -147,6 +147,11 @@ impl ReadTx<'_> {
         )
     }
 
+    /// Copies that are not whole, oldest first.
+    pub fn processing_snapshots(&self) -> Result<Vec<Snapshot>, CatalogError> {
+        self.list(&format!("{SNAPSHOT} WHERE state = 'processing' ORDER BY created_at, id"), [], snapshot)
+    }
+
     /// Snapshots taken of this volume, oldest first.
     pub fn snapshots_of_volume(&self, volume: VolumeId) -> Result<Vec<Snapshot>, CatalogError> {
         self.list(

@@ -22,15 +22,8 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
     /// Bytes a second that may cross at most, all tasks together, as 100M
-    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     max_rate: Option<u64>,
-}
-
-fn parse_rate(text: &str) -> Result<u64, String> {
-    match parse_bytes(text)? {
-        0 => Err("nothing would ever cross".into()),
-        rate => Ok(rate),
-    }
 }
 
 /// Works until it is told to end.

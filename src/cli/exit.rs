@@ -188,7 +188,7 @@ pub(super) fn of_copy(error: &CopyError) -> Exit {
         CopyError::Damaged { .. } => Exit::Corrupted,
         CopyError::NoSpace { .. } => Exit::Other,
         CopyError::Away { .. } => Exit::NotFound,
-        CopyError::Overtaken { .. } => Exit::InUse,
+        CopyError::Overtaken { .. } | CopyError::Behind { .. } => Exit::InUse,
         CopyError::Interrupted | CopyError::Cancelled => Exit::Cancelled,
     }
 }

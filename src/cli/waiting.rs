@@ -59,7 +59,7 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
     let cancel = cancelled_by_signals()?;
     let Asked { source, target, snapshot, task, mut held } = asked;
     let region = target.region();
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut is_behind) = (Backoff::default(), false);
     loop {
         let (held, plan) = match held.take() {
             Some((held, plan)) => (held, Some(plan)),
@@ -74,6 +74,13 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
         };
         match carry_held(app, &held, (&source, &target), plan, &cancel) {
             Ok(id) => return app.output().id(id),
+            Err(error @ CopyError::Behind { .. }) => {
+                drop(held);
+                if !std::mem::replace(&mut is_behind, true) {
+                    app.output().note(error);
+                }
+                sleep(LOOK, &cancel)?;
+            }
             Err(error) if error.is_kept() && !matches!(error, CopyError::Interrupted) => {
                 drop(held);
                 let pause = backoff.next();

@@ -50,6 +50,12 @@ pub enum CopyError {
         /// What became of it.
         why: String,
     },
+    /// Another copy is being made that is to be its base.
+    #[error("it waits for copy {copy}, which will be its base")]
+    Behind {
+        /// That one's name.
+        copy: String,
+    },
     /// What the copy stands on was deleted as it began.
     #[error("{what} was deleted or moved while the copy began")]
     Overtaken {
@@ -111,7 +117,11 @@ impl CopyError {
     /// Whether what was done is kept and the copy waits in its region's queue: for the reason to pass, or for somebody to go on.
     pub fn is_kept(&self) -> bool {
         match self {
-            Self::NoSpace { .. } | Self::Away { .. } | Self::Overtaken { .. } | Self::Interrupted => true,
+            Self::NoSpace { .. }
+            | Self::Away { .. }
+            | Self::Behind { .. }
+            | Self::Overtaken { .. }
+            | Self::Interrupted => true,
             Self::Refused { .. } | Self::Damaged { .. } | Self::Cancelled => false,
             Self::Host(error) => may_pass(error),
         }
@@ -129,6 +139,7 @@ impl CopyError {
             }
             Self::NoSpace { .. } => "make room: the copy goes on where it was".into(),
             Self::Away { .. } => "bring it back, as by mounting its disk: the copy goes on where it was".into(),
+            Self::Behind { .. } => "it is made after that one".into(),
             Self::Overtaken { .. } => "copy again: it is planned anew".into(),
             Self::Interrupted => {
                 "it is queued: `terrane daemon` or the same command with --wait goes on where it was; `terrane task cancel` takes \

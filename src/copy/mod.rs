@@ -13,6 +13,7 @@
 //! Called by `cli` and `daemon`.
 
 mod begun;
+mod behind;
 mod difference;
 mod error;
 mod hold;

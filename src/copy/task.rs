@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::begun::Begun;
+use super::behind::refuse_behind;
 use super::error::{CopyError, Result};
 use super::hold::{Held, Slot};
 use super::pace::Pace;
@@ -151,6 +152,7 @@ pub fn carry_out(
             };
             let job = Job { source: &source, target, plan: planned };
             check_row(&copy, &job.plan)?;
+            refuse_behind(&source, region, &copy, &job.plan)?;
             match job.begin(&held.task) {
                 Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plans += 1,
                 begun => return begun.map(|begun| (job, begun)),

@@ -18,6 +18,8 @@ use crate::volume::Host;
 const PAGE: u32 = 64;
 /// What another process works on, and a region whose places are all taken, is looked at again so soon.
 const LATER: Duration = Duration::from_secs(1);
+/// What this process works on is not looked at before it says what came of it.
+const IN_HAND: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What tells that a catalog changed, of its file and its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +39,8 @@ impl Stamp {
 struct Rest {
     until: Instant,
     backoff: Backoff,
+    /// Another copy is made first; nothing is wrong.
+    is_behind: bool,
 }
 
 /// A task that this process works on now.
@@ -87,6 +91,7 @@ impl Queue {
         let before = Stamp::of(&self.dir);
         match self.look(config) {
             Ok(Some(job)) => {
+                self.leave(job.held.task().id, IN_HAND);
                 (self.idle, self.rest, self.said) = (None, None, None);
                 (Some(job), None)
             }
@@ -99,7 +104,7 @@ impl Queue {
             Err(error) => {
                 let mut backoff = self.rest.take().map(|rest| rest.backoff).unwrap_or_default();
                 let until = Instant::now() + backoff.next();
-                self.rest = Some(Rest { until, backoff });
+                self.rest = Some(Rest { until, backoff, is_behind: false });
                 let words = error.to_string();
                 let is_new = self.said.as_ref() != Some(&words);
                 self.said = Some(words.clone());
@@ -112,8 +117,26 @@ impl Queue {
     pub fn put_off(&mut self, task: TaskId) -> Duration {
         let mut backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
         let pause = backoff.next();
-        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff });
+        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, is_behind: false });
         pause
+    }
+
+    /// Leaves a task alone until another copy is made.
+    pub fn put_behind(&mut self, task: TaskId) {
+        self.leave(task, LATER);
+        self.resting.entry(task).and_modify(|rest| rest.is_behind = true);
+    }
+
+    /// Whether some task is to be done once another is.
+    pub fn has_behind(&self) -> bool {
+        self.resting.values().any(|rest| rest.is_behind)
+    }
+
+    /// A task that this process worked on is over.
+    pub fn forget(&mut self, task: TaskId) {
+        self.resting.remove(&task);
+        let now = Instant::now();
+        self.resting.values_mut().filter(|rest| rest.is_behind).for_each(|rest| rest.until = now);
     }
 
     fn is_to_be_looked_at(&self) -> bool {
@@ -164,21 +187,21 @@ impl Queue {
             return Ok(None);
         }
         let Some(slot) = Slot::take(region)? else {
-            self.leave(task.id, now);
+            self.leave(task.id, LATER);
             return Ok(None);
         };
         match Held::take(region, task.id)? {
             Taken::Held(held) => Ok(Some((*held, slot))),
             Taken::Over => Ok(None),
             Taken::Busy => {
-                self.leave(task.id, now);
+                self.leave(task.id, LATER);
                 Ok(None)
             }
         }
     }
 
-    fn leave(&mut self, task: TaskId, now: Instant) {
+    fn leave(&mut self, task: TaskId, pause: Duration) {
         let backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
-        self.resting.insert(task, Rest { until: now + LATER, backoff });
+        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, is_behind: false });
     }
 }

@@ -112,7 +112,8 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
             if began && running < settings.jobs {
                 continue;
             }
-            if running == 0 && (is_told_to_end() || settings.once) {
+            let is_idle = || !queues.iter().any(|(_, queue)| queue.has_behind());
+            if running == 0 && (is_told_to_end() || settings.once && is_idle()) {
                 return Ok(());
             }
             let Ok(ended) = done.recv_timeout(LOOK) else { continue };
@@ -160,8 +161,18 @@ fn count(ended: &Done, queues: &mut [(String, Queue)], summary: &mut Summary, te
     let mut again_in = None;
     let task: TaskId = ended.task.id;
     match &ended.error {
-        None => summary.succeeded += 1,
-        Some(CopyError::Cancelled) => {}
+        None | Some(CopyError::Cancelled) => {
+            summary.succeeded += u64::from(ended.error.is_none());
+            if let Some(queue) = queue {
+                queue.forget(task);
+            }
+        }
+        Some(CopyError::Behind { .. }) => {
+            if let Some(queue) = queue {
+                queue.put_behind(task);
+            }
+            return;
+        }
         Some(error) if error.is_kept() => {
             summary.put_off += 1;
             again_in = queue.map(|queue| queue.put_off(task));

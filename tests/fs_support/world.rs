@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use terrane::catalog::SnapshotState;
-use terrane::copy::{self, Begun, Copy, Details, KeyChoice, Watch};
+use terrane::copy::{self, Copy, Details, Held, KeyChoice, Slot, Taken, Watch, carry_out};
 use terrane::ids::{Name, SnapshotId, VolumeId};
 use terrane::kms;
 use terrane::region::{Config, InitRequest, Region, init};
@@ -100,15 +100,25 @@ impl World {
         let cut: Vec<_> = rows.into_iter().filter(|row| row.state == SnapshotState::Processing).collect();
         for row in &cut {
             if !go_on {
-                assert!(remove_interrupted(target.region(), row)?, "nobody makes the copy {}", row.name);
+                // One that waited has no layer.
+                if !remove_interrupted(target.region(), row)? {
+                    assert_eq!(row.layer, None, "nobody makes the copy {}", row.name);
+                    let delete = Order::DeleteSnapshot { snapshot: row.id.to_string() };
+                    self.owner(to)?.execute(&delete, false)?;
+                }
                 continue;
             }
             let from = row.source_region.as_deref().expect("copies have a source");
             let source = Host::new(self.region(from)?, None);
-            let rest = Copy::rest(&source, &target, Begun::take_up(&target, row)?)?;
+            let task = target.region().catalog()?.read(|tx| tx.task_of(&row.id.to_string()))?;
+            let task = task.expect("a copy that is not whole has a task").id;
+            let Taken::Held(held) = Held::take(target.region(), task)? else {
+                panic!("nobody makes the copy {}, and it is not over", row.name)
+            };
+            let slot = Slot::take(target.region())?.expect("no other copy is made");
             let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
             let watch = Watch::new(&cancel, &mut progress);
-            assert_eq!(rest.run(watch)?, row.id);
+            assert_eq!(carry_out(&held, &slot, &target, |_| Ok(source), None, watch)?, row.id);
         }
         Ok(cut.len())
     }
