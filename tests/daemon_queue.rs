@@ -347,6 +347,7 @@ fn a_full_target_is_waited_for() {
     // A daemon that stays goes on by itself once there is room, where it was.
     let daemon = Daemon::new(&world, &[]);
     std::thread::sleep(Duration::from_millis(300));
+    drop(file);
     std::fs::remove_file(&filler).unwrap();
     wait_until("it is made", || tasks_of(&world, &place)[0].state == TaskState::Succeeded);
     assert_eq!(daemon.end().0, 0);
@@ -562,16 +563,14 @@ fn a_queue_is_watched() {
     let (world, _disk, _) = pair(60);
     world.ok(&copy_args("north/one", "copied"));
     let mut watch = world.command(&["task", "list", "--watch", "--region", "south", "--output", "json"]);
-    let watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(watch.stdout.take().unwrap()))
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    assert_eq!(lines.next().unwrap()["state"], "queued");
     let daemon = Daemon::new(&world, &["--once", "--max-rate", "15M"]);
-    let output = watch.wait_with_output().unwrap();
+    let lines: Vec<Value> = lines.collect();
+    assert!(watch.wait().unwrap().success());
     assert_eq!(daemon.wait().0, 0);
-    let lines: Vec<Value> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(lines.first().unwrap()["state"], "queued");
     assert!(
         lines.iter().any(|line| line["state"] == "running" && line["bytes_per_second"].as_u64() > Some(0))
     );
