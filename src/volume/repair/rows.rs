@@ -112,6 +112,9 @@ fn kept_snapshots(
     recovered: &mut Recovered,
 ) -> Result<Vec<Snapshot>> {
     let mut kept: Vec<Snapshot> = Vec::new();
+    for copy in old.snapshots.iter().filter(|s| s.state == SnapshotState::Processing && s.layer.is_none()) {
+        recovered.notes.push(format!("copy {} ({}) waited to be made: ask for it again", copy.name, copy.id));
+    }
     let sealed = |l: &&FoundLayer| matches!(l.row.state, LayerState::Sealed | LayerState::Filling);
     for row in old.snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
         let agrees = |l: &FoundLayer| {
