@@ -28,6 +28,7 @@ fn world() -> (World, [Disk; 2], String) {
     world.ok(&[
         "snapshot",
         "copy",
+        "--wait",
         "north/origin",
         "--to",
         "south",

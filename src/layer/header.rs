@@ -12,7 +12,7 @@ use crate::ids::{KeyId, LayerId, Point, RegionId, VolumeId};
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// The version of `header.toml` and of the layer beside it.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// A header longer than this is not read (a chain of 10,000 points is 350 KiB).
 pub const HEADER_LEN_MAX: u64 = 1 << 20;
 
@@ -42,6 +42,9 @@ pub struct Header {
     pub key_version: u32,
     /// The data key.
     pub wrapped_key: Vec<u8>,
+    /// What its point is minted from, with its key and id: new each time it is opened to take writes. Of two copies of a region
+    /// that both went on, none has the other's moments.
+    pub mint: [u8; 16],
     /// The point minted at its seal (once sealed), then those of all layers below.
     pub points: Vec<Point>,
     /// Set once sealed.
@@ -84,6 +87,7 @@ struct Text {
     key_id: Option<String>,
     key_version: u32,
     wrapped_key: String,
+    mint: String,
     points: Vec<String>,
     sealed_generation: Option<u64>,
     sealed_mac: Option<String>,
@@ -136,6 +140,7 @@ impl Header {
             key_id: self.key.map(|k| k.to_string()),
             key_version: self.key_version,
             wrapped_key: hex(&self.wrapped_key),
+            mint: hex(&self.mint),
             points: self.points.iter().map(ToString::to_string).collect(),
             sealed_generation: self.sealed.map(|s| s.generation),
             sealed_mac: self.sealed.map(|s| hex(&s.mac)),
@@ -210,6 +215,8 @@ impl UntrustedHeader {
             }
             _ => return Err(bad("half a seal".into())),
         };
+        let mint = unhex(&t.mint).and_then(|m| m.try_into().ok());
+        let mint = mint.ok_or_else(|| bad("a malformed mint".into()))?;
         let reached = match (t.reached_generation, t.reached_confirmed) {
             (None, None) => None,
             (Some(generation), Some(confirmed)) => Some(Anchor { generation, confirmed }),
@@ -236,6 +243,7 @@ impl UntrustedHeader {
             key: t.key_id.map(|k| k.parse()).transpose().map_err(id)?,
             key_version: t.key_version,
             wrapped_key: unhex(&t.wrapped_key).ok_or_else(|| bad("a malformed wrapped key".into()))?,
+            mint,
             points: t.points.iter().map(|p| p.parse()).collect::<Result<_, _>>().map_err(id)?,
             sealed,
             turn: t.turn,
@@ -291,6 +299,7 @@ mod tests {
             key: None,
             key_version: 0,
             wrapped_key: vec![9; 93],
+            mint: [10; 16],
             points: vec![Point([5; 16]), Point([4; 16])],
             sealed: Some(SealedMark { generation: 3, mac: [6; 16] }),
             turn: 7,
@@ -314,13 +323,13 @@ mod tests {
     #[test]
     fn an_earlier_format_is_refused_in_words() {
         let earlier = |text: String| {
-            let gone = ["parent_point", "edition", "reached", "fills_from"];
+            let gone = ["mint"];
             let lines = text.lines().filter(|line| !gone.iter().any(|word| line.starts_with(word)));
-            lines.map(|line| format!("{line}\n")).collect::<String>().replace("format = 2", "format = 1")
+            lines.map(|line| format!("{line}\n")).collect::<String>().replace("format = 3", "format = 2")
         };
         assert!(refused(earlier).contains("of an earlier version"), "{}", refused(earlier));
-        let later = |text: String| text.replace("format = 2", "format = 3\nshape = \"new\"");
-        assert!(refused(later).contains("this program knows format 2"), "{}", refused(later));
+        let later = |text: String| text.replace("format = 3", "format = 4\nshape = \"new\"");
+        assert!(refused(later).contains("this program knows format 3"), "{}", refused(later));
     }
 
     #[test]

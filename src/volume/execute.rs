@@ -379,7 +379,7 @@ impl Host {
     /// The row of a snapshot: of the layer that was sealed for it, or of the one below where nothing was written.
     fn snapshot_row(&self, w: &Wanted, sealed: Option<&Arc<Layer>>, shared: &Shared) -> Result<Snapshot> {
         let (layer, point) = match sealed {
-            Some(layer) => (layer.id(), vouch::mint_point(layer.id(), layer.keys())),
+            Some(layer) => (layer.id(), vouch::own_point(&self.region, layer)?),
             None => {
                 let stack = w.open.disk.stack();
                 let top = stack.chain.layers().last().expect("asked before the seal");

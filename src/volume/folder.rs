@@ -127,6 +127,7 @@ fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerK
         key: row.key,
         key_version: row.key_version,
         wrapped_key: row.wrapped_key.clone(),
+        mint: LayerId::random().0,
         points: spec.points.clone(),
         sealed: None,
         turn: spec.turn,

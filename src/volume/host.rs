@@ -212,6 +212,9 @@ impl Host {
                 self.region.catalog()?.write(|tx| tx.set_volume_next(id, None))?;
                 folder::remove_unneeded(&self.region, next)?;
             }
+            let headers = self.headers.lock();
+            vouch::mint_anew(&self.region, &active)?;
+            drop(headers);
             let stack = Stack { active: Some(active), chain: Chain::new(layers) };
             OpenVolume::new(LiveVolume::new(id, stack))
         };
@@ -584,9 +587,11 @@ impl Host {
         seals: &[(VolumeId, &Layer, LayerId)],
         also: impl FnOnce(&crate::catalog::WriteTx) -> Result<()>,
     ) -> Result<()> {
+        let point = |(_, ended, _): &(VolumeId, &Layer, LayerId)| vouch::own_point(&self.region, ended);
+        let points = seals.iter().map(point).collect::<Result<Vec<_>>>()?;
         self.region.catalog()?.write(|tx| {
-            for (volume, ended, next) in seals {
-                tx.seal_layer(ended.id(), vouch::mint_point(ended.id(), ended.keys()))?;
+            for ((volume, ended, next), point) in seals.iter().zip(points) {
+                tx.seal_layer(ended.id(), point)?;
                 tx.set_layer_state(*next, LayerState::Active)?;
                 tx.set_layer_points(*next, &tx.layer_points(ended.id())?)?;
                 tx.set_volume_layers(*volume, *next, None)?;

@@ -5,7 +5,8 @@
 //! - A task's row carries one over all that was asked.
 //! - A volume takes the layers that were made for it, by their headers, of the cipher, key and size that its row says; and of
 //!   those none before the one that this machine saw last.
-//! - A point is minted from the key of the layer that ends: nobody else can say it, and it needs no row to be known.
+//! - A point is minted from the key of the layer that ends, and from what its header says since it was last opened: nobody else can
+//!   say it, it needs no row to be known, and a copy of the region has others.
 
 use super::host_error::{HostError, Result};
 use super::{folder, footing};
@@ -16,21 +17,30 @@ use crate::layer::Layer;
 use crate::layer::header::{Folding, Header};
 use crate::region::Region;
 
-/// The point that a layer is sealed at.
-pub fn mint_point(layer: LayerId, keys: &LayerKeys) -> Point {
-    Point(keys.header().mac(&[b"point\0", &layer.0]))
+/// The point that a layer is sealed at, by its header.
+pub fn mint_point(layer: LayerId, keys: &LayerKeys, header: &Header) -> Point {
+    Point(keys.header().mac(&[b"point\0", &layer.0, &header.mint]))
+}
+
+/// Gives a layer that is to take writes another point to end at than it had: the same layer of another copy of the region may have
+/// gone on to that. Before a next layer is made, which names it.
+pub(super) fn mint_anew(region: &Region, layer: &Layer) -> Result<()> {
+    let mint = LayerId::random().0;
+    folder::change_header(region, layer.id(), layer.keys(), |header| header.mint = mint)
 }
 
 /// The points of a layer that has ended, or is to, nearest first, by its header: its own, and those below.
 pub(super) fn points_of(layer: LayerId, keys: &LayerKeys, header: &Header) -> Vec<Point> {
     match header.sealed {
         Some(_) => header.points.clone(),
-        None => std::iter::once(mint_point(layer, keys)).chain(header.points.iter().copied()).collect(),
+        None => {
+            std::iter::once(mint_point(layer, keys, header)).chain(header.points.iter().copied()).collect()
+        }
     }
 }
 
 /// The moment that an open layer holds, by its own word.
-pub(super) fn own_point(region: &Region, layer: &Layer) -> Result<Point> {
+pub fn own_point(region: &Region, layer: &Layer) -> Result<Point> {
     let header = folder::header_by(region, layer.id(), layer.keys())?;
     Ok(point_in(layer.id(), layer.keys(), &header))
 }
@@ -39,7 +49,7 @@ pub(super) fn own_point(region: &Region, layer: &Layer) -> Result<Point> {
 pub(super) fn point_in(layer: LayerId, keys: &LayerKeys, header: &Header) -> Point {
     match (header.sealed, header.points.first()) {
         (Some(_), Some(point)) => *point,
-        _ => mint_point(layer, keys),
+        _ => mint_point(layer, keys, header),
     }
 }
 

@@ -273,7 +273,7 @@ fn examine_unsealed(
         Ok((open, ended)) => {
             layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
             layer.is_open = true;
-            let point = vouch::mint_point(id, open.keys());
+            let point = vouch::mint_point(id, open.keys(), &layer.header);
             layer.moment = Some(point);
             if ended {
                 layer.row.state = LayerState::Sealed;
