@@ -17,8 +17,7 @@ use terrane::volume::{Host, LayersLock, Order, SnapshotItem, remove_litter};
 const MIB: usize = 1 << 20;
 
 fn copy_whole(from: &Path, to: &Path) {
-    let done = std::process::Command::new("cp").arg("-a").args([from, to]).status().unwrap();
-    assert!(done.success());
+    copy_support::copy_files(from, to);
 }
 
 /// The region in this directory, with a configuration of its own, as on another machine.

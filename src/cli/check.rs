@@ -184,7 +184,6 @@ pub fn snapshot(app: &App, region: Region, text: &str, reading: &ReadingArgs) ->
         Some(id) => region.catalog()?.read(|tx| tx.find_volume(id))?.and_then(|v| v.name),
         None => None,
     };
-    super::copy::finish_seals(app, &region, text, &found)?;
     let cancel = cancelled_by_signals()?;
     let host = Host::new(region, None);
     let mut progress = Progress::new(app, "verifying", 0);

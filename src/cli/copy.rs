@@ -6,11 +6,10 @@ use serde::Serialize;
 use super::options::{DetailArgs, KeyArgs};
 use super::waiting::{Asked, carry_out};
 use super::{App, Outcome, size_text};
-use crate::catalog::{Snapshot, SnapshotState};
+use crate::catalog::Snapshot;
 use crate::copy::{self, Details, Plan, enqueue};
 use crate::ids::Name;
-use crate::region::Region;
-use crate::volume::{self, Host, HostError};
+use crate::volume::{Host, HostError};
 
 /// What `copy` takes.
 #[derive(Args)]
@@ -51,7 +50,6 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     let target = app.region_named(&args.to)?;
     let account = app.account(&mut target.catalog()?)?.id;
     let snapshot = source.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
-    finish_seals(app, &source, &args.snapshot, &snapshot)?;
     // Within a region one opening serves both sides: a passphrase is asked for once.
     let same = source.id() == target.id();
     let source = Host::new(source, None);
@@ -104,16 +102,6 @@ fn show_asked(app: &App, source: &Host, target: &Host, asked: &Snapshot) -> Outc
         Some(_) => format!("it was begun: {} % is there", asked.progress_percent),
     });
     show(app, &copy::plan_asked(source, target, asked)?)
-}
-
-/// Finishes the seals a killed mount left below a snapshot, where nobody else owns the layers who would.
-pub(super) fn finish_seals(app: &App, region: &Region, text: &str, snapshot: &Snapshot) -> Outcome {
-    match (snapshot.state, snapshot.layer) {
-        (SnapshotState::Success, Some(layer)) => {
-            volume::finish_seals(region, layer, || Ok(app.region_of_thing(text)?.0))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn show(app: &App, plan: &Plan) -> Outcome {

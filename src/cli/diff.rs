@@ -6,9 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
-use super::copy::finish_seals;
 use super::{App, Outcome, size_text};
-use crate::catalog::SnapshotState;
 use crate::region::{Region, RegionError};
 use crate::units::SECTOR_BYTES;
 use crate::volume::{ChangedRun, Changes, Holds, Host};
@@ -48,9 +46,6 @@ pub fn run(args: &DiffArgs, app: &App, region: Region) -> Outcome {
     let snapshots = region.catalog()?.read(|tx| {
         Ok::<_, RegionError>([tx.resolve_snapshot(&args.from)?, tx.resolve_snapshot(&args.to)?])
     })?;
-    for whole in snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
-        finish_seals(app, &region, &whole.id.to_string(), whole)?;
-    }
     let changes = Changes::between(&Host::new(region, None), snapshots[0].id, snapshots[1].id)?;
     if args.stat {
         return stat(app, &changes);

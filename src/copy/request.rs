@@ -12,7 +12,7 @@ use super::task::Details;
 use crate::catalog::{Snapshot, SnapshotState, Task, TaskState};
 use crate::ids::{KeyId, RegionId, SnapshotId, TaskId};
 use crate::region::{Config, Region, RegionError};
-use crate::volume::{Host, HostError, finish_seals, vouch};
+use crate::volume::{Host, HostError, vouch};
 
 /// The kind of its tasks.
 pub const TASK_KIND: &str = "copy";
@@ -48,15 +48,12 @@ struct Fields {
 }
 
 impl Request {
-    /// Opens the region of the source, its seals finished; for a copy within a region that is `target` itself.
+    /// Opens the region of the source; for a copy within a region that is `target` itself.
     pub fn open_source(&self, config: &Config, target: &Arc<Host>) -> Result<Arc<Host>> {
         if self.region == target.region().id() {
             return Ok(target.clone());
         }
-        let source = self.open(config)?;
-        let layer = source.catalog()?.read(|tx| Ok::<_, CopyError>(tx.layer_of_snapshot(self.snapshot)?))?;
-        finish_seals(&source, layer, || self.open(config))?;
-        Ok(Host::new(source, None))
+        Ok(Host::new(self.open(config)?, None))
     }
 
     fn open(&self, config: &Config) -> Result<Region> {

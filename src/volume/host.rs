@@ -284,7 +284,7 @@ impl Host {
         Ok(layer)
     }
 
-    /// Another process is finishing it.
+    /// Another process is finishing it; or, where nobody owns the layers since that was killed, this one does.
     fn wait_for_seal(&self, id: LayerId) -> Result<Arc<Layer>> {
         let since = Instant::now();
         loop {
@@ -296,6 +296,17 @@ impl Host {
                     &row,
                     Opening::Sealed(mark),
                 )?));
+            }
+            if let Ok(_owner) = LayersLock::take(&self.region, None)? {
+                // Who had it may just have finished.
+                let row = self.region.catalog()?.read(|tx| tx.layer(id))?;
+                if folder::sealed_mark(&row).is_some() {
+                    continue;
+                }
+                let opened = folder::open_layer(&self.region, &self.cache, &row, Opening::Recover(None))?;
+                let layer = self.register(opened);
+                self.finish_seal(&layer, &|| ())?;
+                return Ok(layer);
             }
             if since.elapsed() > SEAL_WAIT {
                 let hint = "mount the region, or run `terrane snapshot show` again later";

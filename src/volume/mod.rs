@@ -29,7 +29,6 @@ mod order;
 mod owner;
 mod read;
 mod repair;
-mod unfinished;
 pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
@@ -51,4 +50,3 @@ pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unop
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};
-pub use unfinished::finish_seals;

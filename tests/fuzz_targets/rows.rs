@@ -29,7 +29,7 @@ INSERT INTO snapshots VALUES ('snap-00000000000000001', 'acc-00000000000000001',
   1, NULL, 7, 1, zeroblob(16), 2, 'governance');
 INSERT INTO tags VALUES ('snap-00000000000000001', 'k', 'v');
 INSERT INTO tasks VALUES ('task-00000000000000001', 'acc-00000000000000001', 'copy', 'snap-00000000000000001', 'x', 'failed', 1, 2,
-  'words', 1, 1);
+  'words', 1, 1, 3, 6, zeroblob(16));
 ";
 
 /// A place for the file, in memory where there is such a folder; and what it holds before it is changed.
