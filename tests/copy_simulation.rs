@@ -331,13 +331,20 @@ impl Sim {
         let base = self.base_of(asked);
         self.counts.on_base += u64::from(base.is_some());
         let same_key = |s: &&Snap| s.region == asked.region && s.key == asked.key;
-        let there: Vec<u64> =
-            self.model.snaps.iter().filter(same_key).filter_map(|s| s.line.last().map(|(m, _)| *m)).collect();
-        let nearest = line.iter().rposition(|(moment, _)| there.contains(moment));
+        let of_moment = |moment: u64| {
+            let mut there = self.model.snaps.iter().filter(same_key);
+            there.find(|s| s.line.last().is_some_and(|(m, _)| *m == moment)).map(|s| s.bytes.clone())
+        };
+        let nearest = line.iter().rposition(|(moment, _)| of_moment(*moment).is_some());
         if let Some(nearest) = nearest.filter(|_| !was_begun) {
-            let (moments, above) = base.expect("the target has one under its key");
+            let (contents, above) = base.expect("the target has one under its key");
             let is_exact = above == Some(line.len() - nearest - 1);
-            assert!(moments.contains(&line[nearest].0), "{moments:?} of {line:?}");
+            // What was written may have been what was there: then two moments are one.
+            assert!(
+                contents.contains(&of_moment(line[nearest].0).unwrap()),
+                "not moment {}",
+                line[nearest].0
+            );
             // Else, as after folds, some layer holds more than was asked for.
             if is_exact {
                 let later = line[nearest + 1..].iter().flat_map(|(_, changed)| changed.iter().copied());
@@ -350,9 +357,9 @@ impl Sim {
         self.model.snaps.push(Snap { region: asked.region, id: asked.id, bytes, line, key: asked.key });
     }
 
-    /// The moments of the layer that a copy was put on; and how many layers of its source lie above that moment, if one ends there
+    /// What is in the layer that a copy was put on; and how many layers of its source lie above that moment, if one ends there
     /// and all those are as volumes wrote them.
-    fn base_of(&self, asked: &Pending) -> Option<(Vec<u64>, Option<usize>)> {
+    fn base_of(&self, asked: &Pending) -> Option<(Vec<Arc<Vec<u8>>>, Option<usize>)> {
         let layers = |region: usize, id: SnapshotId| {
             let region = self.world.region(REGIONS[region]);
             let chain = region.catalog().unwrap().read(|tx| tx.layer_chain(tx.layer_of_snapshot(id)?));
@@ -363,10 +370,10 @@ impl Sim {
         let region = self.world.region(REGIONS[asked.region]);
         let named = region.catalog().unwrap().read(|tx| tx.snapshots_of_layer(base.id)).unwrap();
         let of = self.model.snaps.iter().filter(|s| named.iter().any(|n| n.id == s.id));
-        let moments = of.filter_map(|s| s.line.last().map(|(m, _)| *m)).collect();
+        let contents = of.map(|s| s.bytes.clone()).collect();
         let above = source.iter().position(|layer| layer.point == base.point);
         let is_written = |volume: Option<VolumeId>| self.model.vols.iter().any(|v| Some(v.id) == volume);
-        Some((moments, above.filter(|n| source[..*n].iter().all(|layer| is_written(layer.volume)))))
+        Some((contents, above.filter(|n| source[..*n].iter().all(|layer| is_written(layer.volume)))))
     }
 
     fn call_off(&mut self, pending: usize) {

@@ -41,7 +41,7 @@ pub use salvage::Salvaged;
 pub use settings::Setting;
 pub use snapshots::{Snapshot, SnapshotState, check_description};
 pub use tags::{TAGS_MAX, Tag, check_tags};
-pub use tasks::{Task, TaskEnd, TaskState};
+pub use tasks::{QueuePlace, Task, TaskEnd, TaskState};
 pub use volumes::{DiskKind, Volume};
 
 /// The newest schema this version reads and writes.

@@ -128,5 +128,8 @@ CREATE INDEX snapshots_key ON snapshots (key);
 ALTER TABLE tasks ADD COLUMN bytes_per_second INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN exit INTEGER;
 ALTER TABLE tasks ADD COLUMN mac BLOB;
+UPDATE tasks SET state = 'failed', exit = 4,
+  error = 'it was begun by an earlier version, which alone could go on with it: delete its snapshot, and copy again'
+  WHERE state IN ('queued', 'running');
 CREATE INDEX tasks_resource ON tasks (resource);
 ";

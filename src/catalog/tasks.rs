@@ -84,6 +84,14 @@ impl TaskEnd<'_> {
     pub const CANCELLED: Self = Self { state: TaskState::Cancelled, error: None, exit: None };
 }
 
+/// A row's place in the order of the queue, whatever else it says.
+#[derive(Clone, Debug)]
+pub struct QueuePlace(i64, String);
+
+fn readable(task: Result<Task, CatalogError>) -> Option<Task> {
+    task.map_err(|error| tracing::warn!(%error, "a task is left out")).ok()
+}
+
 const TASK: &str =
     "SELECT id, account, kind, resource, detail, mac, state, bytes_done, bytes_total, bytes_per_second, error, exit,
     created_at, updated_at FROM tasks";
@@ -113,43 +121,30 @@ fn task(f: &Fields) -> Result<Task, CatalogError> {
 }
 
 impl ReadTx<'_> {
-    /// All tasks, in the order they were asked for.
+    /// All tasks, in the order they were asked for. A row that does not read is left out, with a warning: the others are none the
+    /// worse for it.
     pub fn tasks(&self) -> Result<Vec<Task>, CatalogError> {
-        self.list(&format!("{TASK} ORDER BY created_at, id"), [], task)
+        let rows = self.list(&format!("{TASK} ORDER BY created_at, id"), [], |f| Ok(task(f)))?;
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 
-    /// Tasks that are not over, in the order of the queue: so many at most, of those behind this place.
+    /// Tasks that are not over, in the order of the queue: of so many rows behind a place, those that read; and the last one's place,
+    /// if there was one.
     pub fn open_tasks_behind(
         &self,
-        place: Option<(Timestamp, TaskId)>,
+        place: Option<QueuePlace>,
         count_max: u32,
-    ) -> Result<Vec<Task>, CatalogError> {
-        let (time, id) =
-            place.map_or((i64::MIN, String::new()), |(t, id)| (t.as_microsecond(), id.to_string()));
-        self.list(
+    ) -> Result<(Vec<Task>, Option<QueuePlace>), CatalogError> {
+        let QueuePlace(time, id) = place.unwrap_or(QueuePlace(i64::MIN, String::new()));
+        let rows = self.list(
             &format!(
                 "{TASK} WHERE state IN ('queued', 'running') AND (created_at, id) > (?1, ?2) ORDER BY created_at, id LIMIT ?3"
             ),
             params![time, id, count_max],
-            task,
-        )
-    }
-
-    /// How many tasks wait before this place, and how many bytes those that wait or run before it have to do.
-    pub fn queue_before(&self, place: (Timestamp, TaskId)) -> Result<(u64, u64), CatalogError> {
-        let found = self.first(
-            "SELECT count(*) FILTER (WHERE state = 'queued') AS tasks, coalesce(sum(max(bytes_total - bytes_done, 0)), 0) AS bytes
-             FROM tasks WHERE state IN ('queued', 'running') AND (created_at, id) < (?1, ?2)",
-            params![place.0.as_microsecond(), place.1.to_string()],
-            |f| Ok((f.unsigned("tasks")?, f.unsigned("bytes")?)),
+            |f| Ok((task(f), QueuePlace(f.int("created_at")?, f.text("id")?.to_owned()))),
         )?;
-        Ok(found.unwrap_or_default())
-    }
-
-    /// How many tasks failed.
-    pub fn failed_tasks(&self) -> Result<u64, CatalogError> {
-        let count = "SELECT count(*) AS n FROM tasks WHERE state = 'failed'";
-        Ok(self.first(count, [], |f| f.unsigned("n"))?.unwrap_or(0))
+        let last = rows.last().map(|(_, place)| place.clone());
+        Ok((rows.into_iter().filter_map(|(task, _)| readable(task)).collect(), last))
     }
 
     /// The newest task on a resource.
@@ -249,6 +244,12 @@ impl WriteTx<'_> {
             ],
         )?;
         Ok(changed == 1)
+    }
+
+    /// Forgets a task that is over; whether it was one.
+    pub fn forget_task(&self, id: TaskId) -> Result<bool, CatalogError> {
+        let gone = "DELETE FROM tasks WHERE id = ?1 AND state NOT IN ('queued', 'running')";
+        Ok(self.execute(gone, [id.to_string()])? == 1)
     }
 
     /// Forgets tasks that ended before this moment.

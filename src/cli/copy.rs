@@ -4,11 +4,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::options::{DetailArgs, KeyArgs};
-use super::waiting::{Asked, carry_out};
+use super::waiting::{Asked, Sides, carry_out};
 use super::{App, Outcome, size_text};
 use crate::catalog::Snapshot;
 use crate::copy::{self, Details, Plan, enqueue};
 use crate::ids::Name;
+use crate::sys::process;
 use crate::volume::{Host, HostError};
 
 /// What `copy` takes.
@@ -45,15 +46,14 @@ struct ShownPlan {
 
 /// Asks for a copy of a snapshot and perhaps waits for it, or shows the plan.
 pub fn run(args: &CopyArgs, app: &App) -> Outcome {
+    // Two a layer, on either side.
+    process::raise_open_files();
     let tags = args.details.tags()?.to_vec();
-    let (source, text) = app.region_of_thing(&args.snapshot)?;
-    let target = app.region_named(&args.to)?;
-    let account = app.account(&mut target.catalog()?)?.id;
-    let snapshot = source.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
-    // Within a region one opening serves both sides: a passphrase is asked for once.
-    let same = source.id() == target.id();
-    let source = Host::new(source, None);
-    let target = if same { source.clone() } else { Host::new(target, None) };
+    let open = || open(args, app);
+    let (source, target) = open()?;
+    let text = args.snapshot.rsplit_once('/').map_or(args.snapshot.as_str(), |(_, thing)| thing);
+    let account = app.account(&mut target.region().catalog()?)?.id;
+    let snapshot = source.region().catalog()?.read(|tx| tx.resolve_snapshot(text))?;
     let details = Details {
         account,
         name: args.name.clone(),
@@ -73,18 +73,28 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
             let task = target.region().catalog()?.read(|tx| tx.task_of(&there.id.to_string()))?;
             let task =
                 task.ok_or_else(|| HostError::unvouched(format!("copy {}", there.name), "it has no task"))?;
-            Asked::before(source, target, there.id, task.id)
+            Asked::before((source, target), &open, there.id, task.id)
         }
         None => {
             let plan = copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?;
             let held = enqueue(source.region(), &target, &plan, &details)?;
-            Asked::now(source, target, held, plan)
+            Asked::now((source, target), &open, held, plan)
         }
     };
     match args.wait {
         true => carry_out(app, asked),
         false => say_queued(app, &args.name, &asked),
     }
+}
+
+/// Both sides. Within a region one opening serves both: a passphrase is asked for once.
+fn open(args: &CopyArgs, app: &App) -> anyhow::Result<Sides> {
+    let source = app.region_of_thing(&args.snapshot)?.0;
+    let target = app.region_named(&args.to)?;
+    let same = source.id() == target.id();
+    let source = Host::new(source, None);
+    let target = if same { source.clone() } else { Host::new(target, None) };
+    Ok((source, target))
 }
 
 fn say_queued(app: &App, name: &Name, asked: &Asked) -> Outcome {

@@ -11,6 +11,7 @@ use crate::catalog::Task;
 use crate::copy::CopyError;
 use crate::daemon::{Event, Settings, Summary, work};
 use crate::region::Region;
+use crate::sys::process;
 
 /// What `daemon` takes.
 #[derive(Args)]
@@ -29,6 +30,8 @@ pub struct DaemonArgs {
 /// Works until it is told to end.
 pub fn run(args: &DaemonArgs, app: &App) -> Outcome {
     let only = app.region_text().map(|_| Ok::<_, anyhow::Error>(known_id(app)?)).transpose()?;
+    process::raise_open_files();
+    process::limit_arenas();
     let cancel = cancelled_by_signals()?;
     let settings = Settings {
         config: app.config(),
@@ -76,6 +79,7 @@ fn tell(app: &App, event: &Event) {
             format!("{}: {error}; trying again in {} s", words(region, task), pause.as_secs())
         }
         Event::Ended { region, task, error: Some(error), .. } => format!("{}: {error}", words(region, task)),
+        Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),
     };
     app.output().note(line);

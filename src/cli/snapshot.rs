@@ -17,7 +17,7 @@ use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, Order, SnapshotItem, is_interrupted, remove_interrupted};
+use crate::volume::{HostState, Order, SnapshotItem, cancel_copy, is_interrupted};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -141,8 +141,8 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         Command::Unlock { snapshot } => lock::unlock(&snapshot, app, &region),
         Command::Delete { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
-            // What a killed copy left goes in any case, before the order is carried out.
-            if remove_interrupted(&region, &found)? {
+            // A copy that is not whole is nobody's layer but its maker's.
+            if found.state != SnapshotState::Success && cancel_copy(&region, found.id)? {
                 return Ok(());
             }
             owner::refuse_attached(

@@ -7,6 +7,7 @@ use super::exit::Exit;
 use super::volume::{could_not_be_opened, in_trouble};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{Snapshot, SnapshotState, TaskState};
+use crate::copy::is_held;
 use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::volume::{HostState, is_interrupted};
@@ -101,6 +102,11 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
 fn waits(region: &Region, copy: &Snapshot) -> Result<Option<String>> {
     let task = region.catalog()?.read(|tx| tx.task_of(&copy.id.to_string()))?;
     let what = format!("copy {} in region {}", copy.name, region.name());
+    if let Some(task) = &task
+        && is_held(region, task.id)?
+    {
+        return Ok(None);
+    }
     Ok(match task.and_then(|task| task.error) {
         Some(error) => Some(format!("{what} waits: {error}")),
         None if is_interrupted(region, copy)? => Some(format!(
@@ -129,7 +135,10 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
     }
     let failed = tasks.iter().filter(|t| t.state == TaskState::Failed).count();
     if failed > 0 {
-        problems.push(format!("{failed} failed tasks in region {}", region.name()));
+        problems.push(format!(
+            "{failed} failed tasks in region {}: `terrane task list` says why, `terrane task forget` is done with one",
+            region.name()
+        ));
     }
     let space = rustix::fs::statvfs(region.dir())?;
     Ok(RegionStatus {

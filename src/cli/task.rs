@@ -8,12 +8,12 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::progress::cancelled_by_signals;
-use super::{App, Failure, Outcome, owner, size_text, waiting};
+use super::{App, Failure, Outcome, size_text, waiting};
 use crate::catalog::{Task, TaskEnd, TaskState};
 use crate::copy::{self, Request};
 use crate::ids::SnapshotId;
 use crate::region::Region;
-use crate::volume::{Order, remove_interrupted};
+use crate::volume::cancel_copy;
 
 /// How often `--watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +41,11 @@ pub enum Command {
     },
     /// Call a task off: what it made is taken away
     Cancel {
+        /// The task
+        task: String,
+    },
+    /// Forget a task that is over, as one that failed; what it made stays
+    Forget {
         /// The task
         task: String,
     },
@@ -80,9 +85,19 @@ pub(super) fn run(command: &Command, app: &App) -> Outcome {
             app.output().object(&shown.ok_or_else(gone)?, fields)
         }
         Command::Wait { task } => waiting::until_over(app, &region, find(task)?.id),
+        Command::Forget { task } => {
+            let id = find(task)?.id;
+            match region.catalog()?.write(|tx| tx.forget_task(id))? {
+                true => Ok(()),
+                false => {
+                    let message = format!("task {id} is not over");
+                    Err(Failure::refused(message, format!("terrane task cancel {id}")))
+                }
+            }
+        }
         Command::Cancel { task } => {
             let task = find(task)?;
-            cancel(app, region, &task)
+            cancel(&region, &task)
         }
     }
 }
@@ -228,33 +243,30 @@ fn fields(t: &Shown) -> Vec<(&'static str, String)> {
 }
 
 /// A task that was cancelled is so: again is no error.
-fn cancel(app: &App, region: Region, task: &Task) -> Outcome {
+fn cancel(region: &Region, task: &Task) -> Outcome {
     match task.state {
         TaskState::Cancelled => return Ok(()),
-        TaskState::Succeeded | TaskState::Failed => {
-            let message = format!("task {} is over: it {}", task.id, task.state);
-            return Err(Failure::refused(message, "`terrane snapshot delete` takes a copy away"));
-        }
+        TaskState::Succeeded | TaskState::Failed => return Err(is_over(task, Some(task.clone()))),
         TaskState::Queued | TaskState::Running => {}
     }
     let id: Option<SnapshotId> = task.resource.as_deref().and_then(|id| id.parse().ok());
-    let found = match id {
-        Some(id) => region.catalog()?.read(|tx| tx.find_snapshot(id))?,
-        None => None,
-    };
-    let Some(snapshot) = found else {
+    if !id.map_or(Ok(false), |id| cancel_copy(region, id))? {
+        // Of no snapshot that is being made; or that has just become whole, and is the caller's.
         let now = region.now();
-        region.catalog()?.write(|tx| tx.end_task(task.id, TaskEnd::CANCELLED, now))?;
-        return Ok(());
-    };
-    if remove_interrupted(&region, &snapshot)? {
-        return Ok(());
+        if !region.catalog()?.write(|tx| tx.end_task(task.id, TaskEnd::CANCELLED, now))? {
+            return Err(is_over(task, region.catalog()?.read(|tx| tx.find_task(task.id))?));
+        }
     }
-    owner::perform(region, &Order::DeleteSnapshot { snapshot: snapshot.id.to_string() })?;
     // Who works on it sees that its row is gone within a second.
-    let (region, since) = (app.region()?, Instant::now());
-    while copy::is_held(&region, task.id)? && since.elapsed() < CLEARING {
+    let since = Instant::now();
+    while copy::is_held(region, task.id)? && since.elapsed() < CLEARING {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+fn is_over(task: &Task, now: Option<Task>) -> anyhow::Error {
+    let state = now.map_or(TaskState::Cancelled, |now| now.state);
+    let message = format!("task {} is over: it {state}", task.id);
+    Failure::refused(message, "`terrane snapshot delete` takes a copy away")
 }

@@ -13,16 +13,20 @@ use crate::catalog::{Kind, Task, TaskState};
 use crate::copy::{self, CopyError, Held, Plan, Slot, Taken, Watch};
 use crate::daemon::Backoff;
 use crate::ids::{SnapshotId, TaskId};
-use crate::region::Region;
+use crate::region::{Region, RootKeyPlace};
 use crate::volume::Host;
 
 /// How often the row of another's task is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Source and target of a copy.
+pub type Sides = (Arc<Host>, Arc<Host>);
+
 /// A copy that somebody asked for.
-pub struct Asked {
-    source: Arc<Host>,
-    target: Arc<Host>,
+pub struct Asked<'a> {
+    sides: Sides,
+    /// Opens them anew: a disk that was away may be another device now.
+    reopen: &'a dyn Fn() -> Result<Sides>,
     /// What it will be.
     pub snapshot: SnapshotId,
     /// Its task.
@@ -30,22 +34,27 @@ pub struct Asked {
     held: Option<(Held, Plan)>,
 }
 
-impl Asked {
+impl<'a> Asked<'a> {
     /// By this command.
-    pub fn now(source: Arc<Host>, target: Arc<Host>, held: Held, plan: Plan) -> Self {
+    pub fn now(sides: Sides, reopen: &'a dyn Fn() -> Result<Sides>, held: Held, plan: Plan) -> Self {
         let task = held.task().id;
         let snapshot = held.snapshot();
-        Self { source, target, snapshot, task, held: Some((held, plan)) }
+        Self { sides, reopen, snapshot, task, held: Some((held, plan)) }
     }
 
     /// By the same words before.
-    pub fn before(source: Arc<Host>, target: Arc<Host>, snapshot: SnapshotId, task: TaskId) -> Self {
-        Self { source, target, snapshot, task, held: None }
+    pub fn before(
+        sides: Sides,
+        reopen: &'a dyn Fn() -> Result<Sides>,
+        snapshot: SnapshotId,
+        task: TaskId,
+    ) -> Self {
+        Self { sides, reopen, snapshot, task, held: None }
     }
 
     /// The region it is made in.
     pub fn target(&self) -> &Region {
-        self.target.region()
+        self.sides.1.region()
     }
 }
 
@@ -57,10 +66,10 @@ pub fn exit_of(error: &CopyError) -> u8 {
 /// Makes a copy, or watches who does, until it is over. What stands in its way is waited for. Prints its id.
 pub fn carry_out(app: &App, asked: Asked) -> Outcome {
     let cancel = cancelled_by_signals()?;
-    let Asked { source, target, snapshot, task, mut held } = asked;
-    let region = target.region();
-    let (mut backoff, mut is_behind) = (Backoff::default(), false);
+    let Asked { mut sides, reopen, snapshot, task, mut held } = asked;
+    let mut backoff = Backoff::default();
     loop {
+        let region = sides.1.region();
         let (held, plan) = match held.take() {
             Some((held, plan)) => (held, Some(plan)),
             None => match Held::take(region, task)? {
@@ -72,20 +81,28 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
                 }
             },
         };
-        match carry_held(app, &held, (&source, &target), plan, &cancel) {
+        match carry_held(app, &held, &sides, plan, &cancel) {
             Ok(id) => return app.output().id(id),
-            Err(error @ CopyError::Behind { .. }) => {
+            Err(CopyError::Behind { copy, task }) => {
                 drop(held);
-                if !std::mem::replace(&mut is_behind, true) {
-                    app.output().note(error);
+                app.output().note(format!("it waits for copy {copy}, which will be its base"));
+                while copy::is_held(region, task)? {
+                    sleep(LOOK, &cancel)?;
                 }
-                sleep(LOOK, &cancel)?;
             }
             Err(error) if error.is_kept() && !matches!(error, CopyError::Interrupted) => {
                 drop(held);
                 let pause = backoff.next();
                 app.output().note(format!("{error}; trying again in {} s", pause.as_secs()));
                 sleep(pause, &cancel)?;
+                // A person would be asked anew as well.
+                let asks = |host: &Host| *host.region().root_key_place() == RootKeyPlace::Terminal;
+                if !asks(&sides.0) && !asks(&sides.1) {
+                    match reopen() {
+                        Ok(anew) => sides = anew,
+                        Err(error) => app.output().note(format!("{error:#}")),
+                    }
+                }
             }
             Err(error) => return Err(error.into()),
         }
@@ -95,7 +112,7 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
 fn carry_held(
     app: &App,
     held: &Held,
-    (source, target): (&Arc<Host>, &Arc<Host>),
+    (source, target): &Sides,
     plan: Option<Plan>,
     cancel: &AtomicBool,
 ) -> Result<SnapshotId, CopyError> {
@@ -195,7 +212,7 @@ fn as_outcome(task: &Task) -> Outcome {
     let (exit, message) = match task.state {
         TaskState::Cancelled => (Exit::Cancelled, format!("task {} was cancelled", task.id)),
         TaskState::Failed => (
-            task.exit.map_or(Exit::Other, |exit| Exit::of_number(exit.into())),
+            task.exit.filter(|exit| *exit != 0).map_or(Exit::Other, |exit| Exit::of_number(exit.into())),
             task.error.clone().unwrap_or_else(|| format!("task {} failed", task.id)),
         ),
         TaskState::Succeeded | TaskState::Queued | TaskState::Running => return Ok(()),

@@ -3,34 +3,51 @@
 
 use super::error::{CopyError, Result};
 use super::hold::is_held;
-use super::plan::Plan;
-use crate::catalog::{Snapshot, SnapshotState};
+use super::request::Request;
+use crate::catalog::{Snapshot, Task};
 use crate::ids::{Point, SnapshotId};
 use crate::region::Region;
-use crate::volume::Host;
 
-/// Refuses to begin `copy` while a nearer base than its plan's is being made under the same key. Rows alone are asked: what they
-/// say wrongly costs time or bytes, and no more.
-pub(super) fn refuse_behind(source: &Host, target: &Region, copy: &Snapshot, plan: &Plan) -> Result<()> {
+/// Refuses to begin a copy while a nearer base than the target has is being made there, which was asked for earlier. Rows alone are
+/// asked, before anything is planned: what they say wrongly costs time or bytes, and no more.
+pub(super) fn refuse_behind(source: &Region, target: &Region, task: &Task, request: &Request) -> Result<()> {
     let others = target.catalog()?.read(|tx| Ok::<_, CopyError>(tx.processing_snapshots()?))?;
-    let name = source.region().name();
-    for other in others.iter().filter(|other| other.id != copy.id && other.key == copy.key) {
-        if other.state != SnapshotState::Processing || other.source_region.as_deref() != Some(name) {
-            continue;
-        }
-        let is_nearer = point_of(source.region(), other)?.is_some_and(|point| is_nearer(plan, point));
-        if is_nearer && is_made(target, other)? {
-            return Err(CopyError::Behind { copy: other.name.to_string() });
+    let is_alike = |other: &&Snapshot| {
+        other.key == request.key
+            && other.source_region.as_deref() == Some(source.name())
+            && Some(other.id.to_string()) != task.resource
+    };
+    let mut points: Option<Vec<Point>> = None;
+    for other in others.iter().filter(is_alike) {
+        let found = target.catalog()?.read(|tx| Ok::<_, CopyError>(tx.task_of(&other.id.to_string())?))?;
+        let Some(earlier) = found.filter(|t| t.is_open() && t.place() < task.place()) else { continue };
+        let Some(point) = point_of(source, other)? else { continue };
+        let nearer = match &points {
+            Some(points) => points,
+            None => points.insert(nearer_points(source, target, request)?),
+        };
+        if nearer.contains(&point) && is_held(target, earlier.id)? {
+            return Err(CopyError::Behind { copy: other.name.to_string(), task: earlier.id });
         }
     }
     Ok(())
 }
 
-/// Whether a copy of that moment would be a better base than the one that was found. Of the very moment it is as well.
-fn is_nearer(plan: &Plan, point: Point) -> bool {
-    let place = |point: &Point| plan.points.iter().position(|p| p == point);
-    let base = plan.parent().and_then(|base| place(&base.point)).unwrap_or(usize::MAX);
-    place(&point).is_some_and(|at| at < base)
+/// The source's points that are nearer than the target's nearest under the same key. Of the very moment a base is as well.
+fn nearer_points(source: &Region, target: &Region, request: &Request) -> Result<Vec<Point>> {
+    let layer = source.catalog()?.read(|tx| Ok::<_, CopyError>(tx.layer_of_snapshot(request.snapshot)?))?;
+    let mut points = source.catalog()?.read(|tx| Ok::<_, CopyError>(tx.layer_points(layer)?))?;
+    let has = |point: &Point| -> Result<bool> {
+        let there = target.catalog()?.read(|tx| Ok::<_, CopyError>(tx.snapshots_at_point(*point)?))?;
+        Ok(there.iter().any(|row| row.key == request.key))
+    };
+    for (at, point) in points.iter().enumerate() {
+        if has(point)? {
+            points.truncate(at);
+            break;
+        }
+    }
+    Ok(points)
 }
 
 fn point_of(source: &Region, copy: &Snapshot) -> Result<Option<Point>> {
@@ -41,9 +58,4 @@ fn point_of(source: &Region, copy: &Snapshot) -> Result<Option<Point>> {
         let layer = tx.find_snapshot(id)?.and_then(|row| row.layer);
         Ok(layer.map(|layer| tx.find_layer(layer)).transpose()?.flatten().and_then(|row| row.point))
     })
-}
-
-fn is_made(target: &Region, copy: &Snapshot) -> Result<bool> {
-    let task = target.catalog()?.read(|tx| Ok::<_, CopyError>(tx.task_of(&copy.id.to_string())?))?;
-    task.map_or(Ok(false), |task| is_held(target, task.id))
 }

@@ -1,7 +1,9 @@
 //! What can go wrong with a copy.
 
+use std::io;
+
 use crate::catalog::CatalogError;
-use crate::ids::LayerId;
+use crate::ids::{LayerId, TaskId};
 use crate::kms::KmsError;
 use crate::layer::LayerError;
 use crate::region::RegionError;
@@ -55,6 +57,8 @@ pub enum CopyError {
     Behind {
         /// That one's name.
         copy: String,
+        /// And task.
+        task: TaskId,
     },
     /// What the copy stands on was deleted as it began.
     #[error("{what} was deleted or moved while the copy began")]
@@ -151,52 +155,47 @@ impl CopyError {
     }
 }
 
-/// Whether a reason may pass by itself or by somebody's hand that has nothing to do with the copy.
+/// Whether a reason may pass, by itself or by somebody's hand: all but what was lost, given up, forbidden, or is not what it was.
 fn may_pass(error: &HostError) -> bool {
     match error {
         HostError::Region(error) => region_may_pass(error),
         HostError::Catalog(error) => catalog_may_pass(error),
         HostError::Kms(error) => key_may_pass(error),
-        HostError::InUse { .. } => true,
-        HostError::Volume(VolumeError::Layer(error)) => matches!(error, LayerError::NoSpace),
-        HostError::Io { source, .. } => crate::layer::is_no_space(source),
-        HostError::Volume(_)
-        | HostError::Crypto(_)
+        HostError::Volume(error) => !error.is_corruption(),
+        // A file of a layer that is not what it should be, or not there.
+        HostError::Io { source, .. } => {
+            !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
+        }
+        HostError::InUse { .. } | HostError::Answered { .. } => true,
+        HostError::Crypto(_)
         | HostError::Unvouched { .. }
         | HostError::Misfit { .. }
-        | HostError::Refused { .. }
-        | HostError::Answered { .. } => false,
+        | HostError::Refused { .. } => false,
     }
 }
 
 fn region_may_pass(error: &RegionError) -> bool {
     match error {
-        RegionError::NotARegion { .. }
-        | RegionError::UnknownName { .. }
-        | RegionError::AnotherRegion { .. }
-        | RegionError::InUse { .. }
-        | RegionError::RootKeyUnknown { .. }
-        | RegionError::RootKeyFile { .. }
-        | RegionError::Passphrase { .. } => true,
+        RegionError::Corrupted { .. } | RegionError::Crypto { .. } => false,
         RegionError::Catalog(error) => catalog_may_pass(error),
         RegionError::Kms(error) => key_may_pass(error),
-        _ => false,
+        _ => true,
     }
 }
 
 fn catalog_may_pass(error: &CatalogError) -> bool {
-    matches!(
+    !matches!(
         error,
-        CatalogError::Busy { .. } | CatalogError::NoSpace { .. } | CatalogError::OlderSchema { .. }
+        CatalogError::NotFound { .. } | CatalogError::Corrupted { .. } | CatalogError::Refused { .. }
     )
 }
 
 /// One that is disabled may be enabled again; one that is to be deleted was given up.
 fn key_may_pass(error: &KmsError) -> bool {
     match error {
-        KmsError::Disabled { .. } => true,
+        KmsError::PendingDeletion { .. } | KmsError::NotFound { .. } | KmsError::Damaged { .. } => false,
         KmsError::Region(error) => region_may_pass(error),
         KmsError::Catalog(error) => catalog_may_pass(error),
-        _ => false,
+        KmsError::Disabled { .. } | KmsError::Io { .. } => true,
     }
 }

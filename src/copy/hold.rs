@@ -100,7 +100,8 @@ impl Drop for TaskLock {
 pub fn is_held(region: &Region, id: TaskId) -> Result<bool> {
     let path = path(region, id);
     match owned::open(&path, true) {
-        Ok(file) => Ok(!try_lock(&file).map_err(io_of(&path))?),
+        // Shared: two who ask at once don't take each other for the holder.
+        Ok(file) => Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(io_of(&path)(e)),
     }

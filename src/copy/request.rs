@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{CopyError, Result};
 use super::hold::{Held, TaskLock};
 use super::plan::{KeyChoice, Plan, copy_words, key_of_copy};
-use super::task::Details;
+use super::task::{Details, away};
 use crate::catalog::{Snapshot, SnapshotState, Task, TaskState};
 use crate::ids::{KeyId, RegionId, SnapshotId, TaskId};
 use crate::region::{Config, Region, RegionError};
@@ -53,7 +53,16 @@ impl Request {
         if self.region == target.region().id() {
             return Ok(target.clone());
         }
-        Ok(Host::new(self.open(config)?, None))
+        let entry = config.entry(self.region)?;
+        let directory = entry.as_ref().map_or(&self.directory, |entry| &entry.directory);
+        let source = self.open(config).map_err(|e| away(e, directory, &self.region_name))?;
+        if source.asks_for_passphrase() {
+            return Err(RegionError::Passphrase {
+                why: format!("that of region {} is asked for on a terminal", source.name()),
+            }
+            .into());
+        }
+        Ok(Host::new(source, None))
     }
 
     fn open(&self, config: &Config) -> Result<Region> {

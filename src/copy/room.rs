@@ -1,6 +1,7 @@
 //! Space on the file system below: copies leave the last of it to volumes, whose writes nobody can put off.
 
 use super::error::{CopyError, Result};
+use crate::ids::TaskId;
 use crate::region::Region;
 use crate::volume::HostError;
 
@@ -25,6 +26,21 @@ impl Room {
         })?;
         let [free, total] = [space.f_bavail, space.f_blocks].map(|n| n.saturating_mul(space.f_frsize));
         Ok(Self { free, total })
+    }
+
+    /// Without what other copies that have begun will still take.
+    pub fn beside_others(region: &Region, task: TaskId) -> Result<Self> {
+        let begun = region.catalog()?.read(|tx| -> Result<u64> {
+            let mut bytes = 0u64;
+            for copy in tx.processing_snapshots()?.iter().filter(|copy| copy.layer.is_some()) {
+                let other = tx.task_of(&copy.id.to_string())?.filter(|other| other.id != task);
+                let left = other.map_or(0, |other| other.bytes_total.saturating_sub(other.bytes_done));
+                bytes = bytes.saturating_add(left);
+            }
+            Ok(bytes)
+        })?;
+        let Self { free, total } = Self::of(region)?;
+        Ok(Self { free: free.saturating_sub(begun), total })
     }
 
     /// What copies may take.

@@ -131,7 +131,9 @@ pub fn carry_out(
     let prepare = || -> Result<_> {
         let copy = copy_of(region, &held.task)?;
         let request = Request::of_task(&held.task)?;
-        let source = find_source(&request).map_err(|e| away(e, &request.directory, &request.region_name))?;
+        // Before anything that the row names is looked at.
+        request.check(region, &held.task, &copy)?;
+        let source = find_source(&request)?;
         Ok((copy, request, source))
     };
     let settle = |error, watch: &Watch| settle(region, &held.task, error, watch);
@@ -143,7 +145,7 @@ pub fn carry_out(
     }
     let mut plan = plan;
     let mut begin = || -> Result<(Job, Begun)> {
-        request.check(region, &held.task, &copy)?;
+        refuse_behind(source.region(), region, &held.task, &request)?;
         let mut plans = 1;
         loop {
             let planned = match plan.take() {
@@ -152,7 +154,6 @@ pub fn carry_out(
             };
             let job = Job { source: &source, target, plan: planned };
             check_row(&copy, &job.plan)?;
-            refuse_behind(&source, region, &copy, &job.plan)?;
             match job.begin(&held.task) {
                 Err(CopyError::Overtaken { .. }) if plans < PLANS_MAX => plans += 1,
                 begun => return begun.map(|begun| (job, begun)),
@@ -172,7 +173,7 @@ fn copy_of(region: &Region, task: &Task) -> Result<Snapshot> {
 }
 
 /// An error of a region that is not where it was is told as that.
-fn away(error: CopyError, directory: &std::path::Path, name: &str) -> CopyError {
+pub(super) fn away(error: CopyError, directory: &std::path::Path, name: &str) -> CopyError {
     if matches!(error, CopyError::Interrupted | CopyError::Cancelled) {
         return error;
     }
@@ -195,7 +196,8 @@ fn settle(region: &Region, task: &Task, error: CopyError, watch: &Watch) -> Copy
 
 /// Puts a task back into the queue, with what it waits for.
 fn requeue(region: &Region, task: &Task, error: CopyError) -> CopyError {
-    let words = (!matches!(error, CopyError::Interrupted)).then(|| error.to_string());
+    let is_well = matches!(error, CopyError::Interrupted | CopyError::Behind { .. });
+    let words = (!is_well).then(|| error.to_string());
     let now = region.now();
     let written = region.catalog().map_err(CopyError::from).and_then(|mut catalog| {
         catalog.write(|tx| Ok::<_, CopyError>(tx.requeue_task(task.id, words.as_deref(), now)?))
@@ -235,7 +237,8 @@ fn give_up(
     };
     let remove = || remove_copy(region, snapshot, layer, end).map_err(CopyError::from);
     let removed = remove().or_else(|e| {
-        let Some(layer) = layer.filter(|_| is_unfinished) else { return Err(e) };
+        let is_its_own = |layer: &LayerId| folder::is_made_for(region, *layer, snapshot.as_volume());
+        let Some(layer) = layer.filter(|layer| is_unfinished && is_its_own(layer)) else { return Err(e) };
         // The file system below is so full that not even rows can go: the space first, then.
         folder::remove_folder(region, layer)?;
         remove()
@@ -272,7 +275,7 @@ impl Job<'_> {
     }
 
     fn begin_in(&self, task: &Task) -> Result<Begun> {
-        Room::of(self.region())?.refuse_more(self.plan.write_bytes(), self.region())?;
+        Room::beside_others(self.region(), task.id)?.refuse_more(self.plan.write_bytes(), self.region())?;
         let waiting = copy_of(self.region(), task)?;
         let source = &self.plan.source;
         let spec = LayerSpec {

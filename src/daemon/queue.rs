@@ -1,6 +1,6 @@
 //! One region's queue, as the daemon sees it: whether to look at it, and its next task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
-use crate::catalog::Task;
-use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken};
+use crate::catalog::{ReadTx, Task};
+use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken, is_held};
 use crate::ids::{RegionId, TaskId};
 use crate::region::{Config, KnownRegion, Region, RegionError};
 use crate::volume::Host;
@@ -18,8 +18,6 @@ use crate::volume::Host;
 const PAGE: u32 = 64;
 /// What another process works on, and a region whose places are all taken, is looked at again so soon.
 const LATER: Duration = Duration::from_secs(1);
-/// What this process works on is not looked at before it says what came of it.
-const IN_HAND: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// What tells that a catalog changed, of its file and its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +37,8 @@ impl Stamp {
 struct Rest {
     until: Instant,
     backoff: Backoff,
-    /// Another copy is made first; nothing is wrong.
-    is_behind: bool,
+    /// Another task is done first; nothing is wrong.
+    behind: Option<TaskId>,
 }
 
 /// A task that this process works on now.
@@ -60,6 +58,8 @@ pub struct Queue {
     /// As the catalog was when nothing in it was to be done.
     idle: Option<Stamp>,
     resting: HashMap<TaskId, Rest>,
+    /// What this process works on.
+    in_hand: HashSet<TaskId>,
     /// Of the region itself, where it can't be opened.
     rest: Option<Rest>,
     /// What was said of it last.
@@ -70,7 +70,7 @@ impl Queue {
     /// Of a region that the configuration knows.
     pub fn new(known: &KnownRegion) -> Self {
         let (id, dir) = (known.id, known.directory.clone());
-        Self { id, dir, idle: None, resting: HashMap::new(), rest: None, said: None }
+        Self { id, dir, idle: None, resting: HashMap::new(), in_hand: HashSet::new(), rest: None, said: None }
     }
 
     /// The region.
@@ -91,7 +91,7 @@ impl Queue {
         let before = Stamp::of(&self.dir);
         match self.look(config) {
             Ok(Some(job)) => {
-                self.leave(job.held.task().id, IN_HAND);
+                self.in_hand.insert(job.held.task().id);
                 (self.idle, self.rest, self.said) = (None, None, None);
                 (Some(job), None)
             }
@@ -104,7 +104,7 @@ impl Queue {
             Err(error) => {
                 let mut backoff = self.rest.take().map(|rest| rest.backoff).unwrap_or_default();
                 let until = Instant::now() + backoff.next();
-                self.rest = Some(Rest { until, backoff, is_behind: false });
+                self.rest = Some(Rest { until, backoff, behind: None });
                 let words = error.to_string();
                 let is_new = self.said.as_ref() != Some(&words);
                 self.said = Some(words.clone());
@@ -117,26 +117,34 @@ impl Queue {
     pub fn put_off(&mut self, task: TaskId) -> Duration {
         let mut backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
         let pause = backoff.next();
-        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, is_behind: false });
+        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, behind: None });
         pause
     }
 
-    /// Leaves a task alone until another copy is made.
-    pub fn put_behind(&mut self, task: TaskId) {
+    /// Leaves a task alone until nobody works on another one any more.
+    pub fn put_behind(&mut self, task: TaskId, other: TaskId) {
         self.leave(task, LATER);
-        self.resting.entry(task).and_modify(|rest| rest.is_behind = true);
+        self.resting.entry(task).and_modify(|rest| rest.behind = Some(other));
     }
 
-    /// Whether some task is to be done once another is.
+    /// Whether some task is to be done as soon as another is, which this process or another has in hand.
     pub fn has_behind(&self) -> bool {
-        self.resting.values().any(|rest| rest.is_behind)
+        self.rest.is_none() && self.resting.values().any(|rest| rest.behind.is_some())
     }
 
     /// A task that this process worked on is over.
     pub fn forget(&mut self, task: TaskId) {
         self.resting.remove(&task);
+    }
+
+    /// This process works on a task no more.
+    pub fn is_let_go(&mut self, task: TaskId) {
+        self.in_hand.remove(&task);
         let now = Instant::now();
-        self.resting.values_mut().filter(|rest| rest.is_behind).for_each(|rest| rest.until = now);
+        let behind = self.resting.values_mut().filter(|rest| rest.behind == Some(task));
+        behind.for_each(|rest| rest.until = now);
+        // Others may have waited for its place.
+        self.idle = None;
     }
 
     fn is_to_be_looked_at(&self) -> bool {
@@ -165,12 +173,19 @@ impl Queue {
         let mut region = Some(region);
         loop {
             let Some(opened) = &region else { return Ok(None) };
-            let page = opened.catalog()?.read(|tx| Ok::<_, CopyError>(tx.open_tasks_behind(place, PAGE)?))?;
-            let Some(last) = page.last() else { break };
-            place = Some(last.place());
+            let read = |tx: &ReadTx| Ok::<_, CopyError>(tx.open_tasks_behind(place.take(), PAGE)?);
+            let (page, last) = opened.catalog()?.read(read)?;
+            let Some(last) = last else { break };
+            place = Some(last);
             seen.extend(page.iter().map(|task| task.id));
             for task in page.iter().filter(|task| task.kind == TASK_KIND) {
-                if let Some((held, slot)) = self.try_take(opened, task)? {
+                // What is wrong with one is no end of the others' turns.
+                let taken = self.try_take(opened, task).unwrap_or_else(|error| {
+                    let pause = self.put_off(task.id);
+                    tracing::warn!(task = %task.id, %error, "left alone for {} s", pause.as_secs());
+                    None
+                });
+                if let Some((held, slot)) = taken {
                     let target = region.take().map(|region| Host::new(region, None));
                     return Ok(target.map(|target| Job { target, held, slot }));
                 }
@@ -182,8 +197,14 @@ impl Queue {
     }
 
     fn try_take(&mut self, region: &Region, task: &Task) -> Result<Option<(Held, Slot)>, CopyError> {
-        let now = Instant::now();
-        if self.resting.get(&task.id).is_some_and(|rest| rest.until > now) {
+        let rest = self.resting.get(&task.id);
+        if self.in_hand.contains(&task.id) || rest.is_some_and(|rest| rest.until > Instant::now()) {
+            return Ok(None);
+        }
+        if let Some(other) = rest.and_then(|rest| rest.behind)
+            && is_held(region, other)?
+        {
+            self.put_behind(task.id, other);
             return Ok(None);
         }
         let Some(slot) = Slot::take(region)? else {
@@ -202,6 +223,6 @@ impl Queue {
 
     fn leave(&mut self, task: TaskId, pause: Duration) {
         let backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
-        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, is_behind: false });
+        self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, behind: None });
     }
 }

@@ -52,6 +52,11 @@ pub enum Event<'a> {
         /// When it is tried again.
         again_in: Option<Duration>,
     },
+    /// The configuration could not be read: what was known of it is gone on with.
+    Troubled {
+        /// Why.
+        why: &'a str,
+    },
     /// A region could not be looked at.
     Left {
         /// Its name.
@@ -84,18 +89,33 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
     let pace = settings.max_rate.map(Pace::new);
     let mut summary = Summary::default();
     let mut queues: Vec<(String, Queue)> = Vec::new();
+    find_queues(settings, &mut queues)?;
+    let mut trouble: Option<String> = None;
     let (done_in, done) = unbounded::<Done>();
     let is_told_to_end = || settings.cancel.load(Ordering::Relaxed);
-    std::thread::scope(|scope| -> Result<(), RegionError> {
+    std::thread::scope(|scope| {
         let mut running = 0;
         loop {
             let mut began = false;
             if !is_told_to_end() {
-                find_queues(settings, &mut queues)?;
-                for (name, queue) in &mut queues {
+                match find_queues(settings, &mut queues) {
+                    Ok(()) => trouble = None,
+                    // Those that were known are served on.
+                    Err(error) => {
+                        let words = error.to_string();
+                        if trouble.as_ref() != Some(&words) {
+                            tell(Event::Troubled { why: &words });
+                        }
+                        trouble = Some(words);
+                    }
+                }
+                // In turn: the one that was served comes last.
+                for _ in 0..queues.len() {
                     if running >= settings.jobs {
                         break;
                     }
+                    queues.rotate_left(1);
+                    let Some((name, queue)) = queues.last_mut() else { break };
                     let (job, problem) = queue.next(settings.config);
                     if let Some(why) = problem {
                         summary.put_off += 1;
@@ -114,13 +134,13 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
             }
             let is_idle = || !queues.iter().any(|(_, queue)| queue.has_behind());
             if running == 0 && (is_told_to_end() || settings.once && is_idle()) {
-                return Ok(());
+                return;
             }
             let Ok(ended) = done.recv_timeout(LOOK) else { continue };
             running -= 1;
             count(&ended, &mut queues, &mut summary, tell);
         }
-    })?;
+    });
     Ok(summary)
 }
 
@@ -157,9 +177,12 @@ fn run(settings: &Settings, job: Job, pace: Option<&Pace>, done: &Sender<Done>) 
 }
 
 fn count(ended: &Done, queues: &mut [(String, Queue)], summary: &mut Summary, tell: &mut dyn FnMut(Event)) {
-    let queue = queues.iter_mut().map(|(_, queue)| queue).find(|queue| queue.id() == ended.queue);
+    let mut queue = queues.iter_mut().map(|(_, queue)| queue).find(|queue| queue.id() == ended.queue);
     let mut again_in = None;
     let task: TaskId = ended.task.id;
+    if let Some(queue) = &mut queue {
+        queue.is_let_go(task);
+    }
     match &ended.error {
         None | Some(CopyError::Cancelled) => {
             summary.succeeded += u64::from(ended.error.is_none());
@@ -167,9 +190,9 @@ fn count(ended: &Done, queues: &mut [(String, Queue)], summary: &mut Summary, te
                 queue.forget(task);
             }
         }
-        Some(CopyError::Behind { .. }) => {
+        Some(CopyError::Behind { task: other, .. }) => {
             if let Some(queue) = queue {
-                queue.put_behind(task);
+                queue.put_behind(task, *other);
             }
             return;
         }

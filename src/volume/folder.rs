@@ -560,6 +560,11 @@ pub fn is_abandoned(region: &Region, row: &LayerRow) -> bool {
     }
 }
 
+/// Whether a layer's header says that it was made for this volume; its MAC is not checked.
+pub fn is_made_for(region: &Region, layer: LayerId, volume: VolumeId) -> bool {
+    untrusted_header(region, layer).is_ok_and(|header| header.claims().volume == volume)
+}
+
 /// Bytes a layer's files take on the file system below.
 pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
     let dir = region.layer_dir(layer);

@@ -309,8 +309,8 @@ impl Host {
                 return Ok(layer);
             }
             if since.elapsed() > SEAL_WAIT {
-                let hint = "mount the region, or run `terrane snapshot show` again later";
-                return Err(HostError::refused(format!("layer {id} is not sealed yet"), hint));
+                let by = "the owner of the layers, which has not finished its seal".into();
+                return Err(HostError::InUse { what: format!("layer {id}"), by });
             }
             std::thread::sleep(Duration::from_millis(20));
         }

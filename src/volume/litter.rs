@@ -49,18 +49,21 @@ pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
     Ok(layer.is_none_or(|row| folder::is_abandoned(region, &row)))
 }
 
-/// Takes away a copy that has begun and that nobody works on; its task is cancelled. Whether it was one.
-pub fn remove_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
-    if snapshot.state != SnapshotState::Processing {
-        return Ok(false);
-    }
-    // Nobody takes it up meanwhile.
-    let _one = folder::lock_copies(region)?;
-    if !is_interrupted(region, snapshot)? {
-        return Ok(false);
-    }
-    remove_copy(region, snapshot.id, snapshot.layer, TaskEnd::CANCELLED)?;
-    Ok(region.catalog()?.read(|tx| tx.find_snapshot(snapshot.id))?.is_none())
+/// Calls off a copy that is not whole, whether somebody works on it, who learns of it by the row that is gone (S34), or nobody. Whether
+/// it was one; one that has just become whole stays.
+pub fn cancel_copy(region: &Region, id: SnapshotId) -> Result<bool> {
+    let now = region.now();
+    let cancelled = region.catalog()?.write(|tx| -> Result<_> {
+        let Some(row) = tx.find_snapshot(id)?.filter(|row| row.state != SnapshotState::Success) else {
+            return Ok(None);
+        };
+        tx.delete_snapshot(id)?;
+        tx.end_tasks_of(&id.to_string(), TaskEnd::CANCELLED, now)?;
+        Ok(Some(row.layer))
+    })?;
+    let Some(layer) = cancelled else { return Ok(false) };
+    layer.map_or(Ok(()), |layer| folder::remove_unneeded(region, layer))?;
+    Ok(true)
 }
 
 /// Takes away a copy that is not whole: its snapshot, then its layer. Its task ends.

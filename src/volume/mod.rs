@@ -41,7 +41,7 @@ pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
 pub use host::{Host, Moments};
 pub use host_error::HostError;
-pub use litter::{is_interrupted, remove_copy, remove_interrupted, remove_litter};
+pub use litter::{cancel_copy, is_interrupted, remove_copy, remove_litter};
 pub use live::{LiveVolume, Seal, chunks_of_bytes, seal_together};
 pub use locks::{lock_snapshot, unlock_snapshot};
 pub use open_snapshot::OpenSnapshot;

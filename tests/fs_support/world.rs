@@ -10,7 +10,7 @@ use terrane::ids::{Name, SnapshotId, VolumeId};
 use terrane::kms;
 use terrane::region::{Config, InitRequest, Region, init};
 use terrane::volume::{
-    CheckWatch, Host, LayersLock, LiveVolume, Order, SnapshotItem, Stack, check_region, remove_interrupted,
+    CheckWatch, Host, LayersLock, LiveVolume, Order, SnapshotItem, Stack, cancel_copy, check_region,
     remove_litter,
 };
 
@@ -100,12 +100,7 @@ impl World {
         let cut: Vec<_> = rows.into_iter().filter(|row| row.state == SnapshotState::Processing).collect();
         for row in &cut {
             if !go_on {
-                // One that waited has no layer.
-                if !remove_interrupted(target.region(), row)? {
-                    assert_eq!(row.layer, None, "nobody makes the copy {}", row.name);
-                    let delete = Order::DeleteSnapshot { snapshot: row.id.to_string() };
-                    self.owner(to)?.execute(&delete, false)?;
-                }
+                assert!(cancel_copy(target.region(), row.id)?, "copy {} is not whole", row.name);
                 continue;
             }
             let from = row.source_region.as_deref().expect("copies have a source");
