@@ -659,7 +659,9 @@ mod tests {
                      INSERT INTO snapshots (id, account, name, layer, size_bytes, kind, cipher, state, progress_percent,
                        created_by, changed_bytes, shipped_bytes, stored_bytes, created_at)
                      VALUES ('snap-00000000000000001', 'acc-00000000000000001', 'old', '{layer}', 4096, 'data', 'none',
-                       'success', 100, 'snapshot create', 0, 0, 0, 0);"
+                       'success', 100, 'snapshot create', 0, 0, 0, 0);
+                     INSERT INTO tasks (id, account, kind, detail, state, bytes_done, bytes_total, created_at, updated_at)
+                     VALUES ('task-00000000000000001', 'acc-00000000000000001', 'copy', '{{}}', 'running', 1, 2, 0, 0);"
                 ))
                 .unwrap();
             }
@@ -675,6 +677,10 @@ mod tests {
             pool.migrate().unwrap();
             let locked = pool.catalog().unwrap().write(|tx| {
                 let old = tx.resolve_snapshot("old")?;
+                // Nobody can go on with what a version before the queue began.
+                let task = tx.tasks()?.remove(0);
+                assert_eq!((task.state, task.exit), (super::super::TaskState::Failed, Some(4)));
+                assert!(task.error.unwrap().contains("an earlier version"));
                 assert_eq!(tx.snapshot_lock(old.id)?, None);
                 let until = jiff::Timestamp::UNIX_EPOCH;
                 let lock = super::super::SnapshotLock { until, mode: super::super::LockMode::Compliance };

@@ -147,9 +147,10 @@ impl ReadTx<'_> {
         Ok((rows.into_iter().filter_map(|(task, _)| readable(task)).collect(), last))
     }
 
-    /// The newest task on a resource.
+    /// The newest task on a resource, if it reads.
     pub fn task_of(&self, resource: &str) -> Result<Option<Task>, CatalogError> {
-        self.first(&format!("{TASK} WHERE resource = ?1 ORDER BY created_at DESC, id"), [resource], task)
+        let of = format!("{TASK} WHERE resource = ?1 ORDER BY created_at DESC, id LIMIT 1");
+        Ok(self.first(&of, [resource], |f| Ok(task(f)))?.and_then(readable))
     }
 
     /// The task of this id.

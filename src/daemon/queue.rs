@@ -60,6 +60,8 @@ pub struct Queue {
     resting: HashMap<TaskId, Rest>,
     /// What this process works on.
     in_hand: HashSet<TaskId>,
+    /// After a task that others waited for, which of them was taken first.
+    followed_by: HashMap<TaskId, TaskId>,
     /// Of the region itself, where it can't be opened.
     rest: Option<Rest>,
     /// What was said of it last.
@@ -70,7 +72,16 @@ impl Queue {
     /// Of a region that the configuration knows.
     pub fn new(known: &KnownRegion) -> Self {
         let (id, dir) = (known.id, known.directory.clone());
-        Self { id, dir, idle: None, resting: HashMap::new(), in_hand: HashSet::new(), rest: None, said: None }
+        Self {
+            id,
+            dir,
+            idle: None,
+            resting: HashMap::new(),
+            in_hand: HashSet::new(),
+            followed_by: HashMap::new(),
+            rest: None,
+            said: None,
+        }
     }
 
     /// The region.
@@ -140,9 +151,9 @@ impl Queue {
     /// This process works on a task no more.
     pub fn is_let_go(&mut self, task: TaskId) {
         self.in_hand.remove(&task);
+        // All that wait for some other: looked at in their order, so that the nearest comes first.
         let now = Instant::now();
-        let behind = self.resting.values_mut().filter(|rest| rest.behind == Some(task));
-        behind.for_each(|rest| rest.until = now);
+        self.resting.values_mut().filter(|rest| rest.behind.is_some()).for_each(|rest| rest.until = now);
         // Others may have waited for its place.
         self.idle = None;
     }
@@ -193,6 +204,9 @@ impl Queue {
         }
         // What is over rests no more.
         self.resting.retain(|id, _| seen.contains(id));
+        if !self.has_behind() {
+            self.followed_by.clear();
+        }
         Ok(None)
     }
 
@@ -201,11 +215,20 @@ impl Queue {
         if self.in_hand.contains(&task.id) || rest.is_some_and(|rest| rest.until > Instant::now()) {
             return Ok(None);
         }
-        if let Some(other) = rest.and_then(|rest| rest.behind)
-            && is_held(region, other)?
-        {
-            self.put_behind(task.id, other);
-            return Ok(None);
+        if let Some(other) = rest.and_then(|rest| rest.behind) {
+            // Of those that waited for one the first is taken, and the others wait for that: one is tried at a time, and not all.
+            let mut last = other;
+            for _ in 0..self.followed_by.len() {
+                last = *self.followed_by.get(&last).unwrap_or(&last);
+            }
+            if last != task.id && is_held(region, last)? {
+                self.put_behind(task.id, last);
+                return Ok(None);
+            }
+            // Each once: no chain bites its tail.
+            if last != task.id && self.followed_by.values().all(|follower| *follower != task.id) {
+                self.followed_by.insert(last, task.id);
+            }
         }
         let Some(slot) = Slot::take(region)? else {
             self.leave(task.id, LATER);

@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 pub mod common;
+pub mod daemon;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
