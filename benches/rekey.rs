@@ -79,7 +79,8 @@ fn copied(source: &Host, snapshot: SnapshotId, target: &Arc<Host>) -> Duration {
     };
     let begin = Instant::now();
     let plan = plan(source, snapshot, target, &details.name, &KeyChoice::Default).expect("a plan");
-    let watch = Watch { cancel: &AtomicBool::new(false), progress: &mut |_| {} };
+    let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+    let watch = Watch::new(&cancel, &mut progress);
     let id = Copy::new(source, target, plan, details).run(watch).expect("a copy");
     let spent = begin.elapsed();
     target.execute(&Order::DeleteSnapshot { snapshot: id.to_string() }, false).expect("it goes");

@@ -4,7 +4,6 @@
 //!
 //! `SEED=n` begins with that seed; `TERRANE_CRASH_SEEDS=n` runs so many.
 
-#[allow(dead_code)]
 mod copy_support;
 
 use std::collections::HashSet;
@@ -24,6 +23,9 @@ const DISK: usize = 5 << 20;
 const STEPS: u32 = 150;
 const VOLUMES_MAX: usize = 5;
 const SNAPSHOTS_MAX: usize = 24;
+
+/// All bytes of a disk.
+type Content = Arc<Vec<u8>>;
 
 /// Moments of a disk, oldest first, each with the sectors written or discarded before it.
 type Line = Vec<(u64, Arc<HashSet<usize>>)>;
@@ -359,7 +361,7 @@ impl Sim {
 
     /// What is in the layer that a copy was put on; and how many layers of its source lie above that moment, if one ends there
     /// and all those are as volumes wrote them.
-    fn base_of(&self, asked: &Pending) -> Option<(Vec<Arc<Vec<u8>>>, Option<usize>)> {
+    fn base_of(&self, asked: &Pending) -> Option<(Vec<Content>, Option<usize>)> {
         let layers = |region: usize, id: SnapshotId| {
             let region = self.world.region(REGIONS[region]);
             let chain = region.catalog().unwrap().read(|tx| tx.layer_chain(tx.layer_of_snapshot(id)?));

@@ -92,7 +92,7 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
             }
             Err(error) if error.is_kept() && !matches!(error, CopyError::Interrupted) => {
                 drop(held);
-                let pause = backoff.next();
+                let pause = backoff.pause();
                 app.output().note(format!("{error}; trying again in {} s", pause.as_secs()));
                 sleep(pause, &cancel)?;
                 // A person would be asked anew as well.

@@ -12,8 +12,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    /// The next one.
+    pub fn pause(&mut self) -> Duration {
         let next = self.last.map_or(FIRST, |last| (last * 2).min(LONGEST));
         self.last = Some(next);
         next
@@ -27,7 +27,7 @@ mod tests {
     #[test]
     fn pauses_grow_to_five_minutes() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<u64> = (0..11).map(|_| backoff.next().as_secs()).collect();
+        let pauses: Vec<u64> = (0..11).map(|_| backoff.pause().as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
     }
 }

@@ -114,7 +114,7 @@ impl Queue {
             }
             Err(error) => {
                 let mut backoff = self.rest.take().map(|rest| rest.backoff).unwrap_or_default();
-                let until = Instant::now() + backoff.next();
+                let until = Instant::now() + backoff.pause();
                 self.rest = Some(Rest { until, backoff, behind: None });
                 let words = error.to_string();
                 let is_new = self.said.as_ref() != Some(&words);
@@ -127,7 +127,7 @@ impl Queue {
     /// Leaves a task alone for a while, longer each time; how long.
     pub fn put_off(&mut self, task: TaskId) -> Duration {
         let mut backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
-        let pause = backoff.next();
+        let pause = backoff.pause();
         self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, behind: None });
         pause
     }
