@@ -76,6 +76,7 @@ fn copied(source: &Host, snapshot: SnapshotId, target: &Arc<Host>) -> Duration {
         description: None,
         tags: vec![],
         retention_days: None,
+        group: None,
     };
     let begin = Instant::now();
     let plan = plan(source, snapshot, target, &details.name, &KeyChoice::Default).expect("a plan");

@@ -307,7 +307,11 @@ fn an_interrupted_copy_is_nothing_else() {
     let world = large();
     let before = world.holdings("south");
     let running = start(&world);
-    // However slow the next command is, it meets this one at work.
+    // However slow the next command is, it meets this one at work; not amid a transaction, which would keep everybody out.
+    let data = data_of_copy(&world);
+    while std::fs::metadata(&data).unwrap().len() < 40 << 20 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let pid = rustix::process::Pid::from_child(&running);
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
     let mut second = world.command(COPY_LARGE).stderr(Stdio::piped()).spawn().unwrap();

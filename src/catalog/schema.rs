@@ -125,6 +125,7 @@ ALTER TABLE snapshots_5 RENAME TO snapshots;
 CREATE INDEX snapshots_layer ON snapshots (layer);
 CREATE INDEX snapshots_volume ON snapshots (volume);
 CREATE INDEX snapshots_key ON snapshots (key);
+CREATE INDEX snapshots_group ON snapshots (group_id);
 ALTER TABLE tasks ADD COLUMN bytes_per_second INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tasks ADD COLUMN exit INTEGER;
 ALTER TABLE tasks ADD COLUMN mac BLOB;

@@ -147,6 +147,11 @@ impl ReadTx<'_> {
         )
     }
 
+    /// Snapshots of one moment, by name.
+    pub fn snapshots_of_group(&self, group: GroupId) -> Result<Vec<Snapshot>, CatalogError> {
+        self.list(&format!("{SNAPSHOT} WHERE group_id = ?1 ORDER BY name"), [group.to_string()], snapshot)
+    }
+
     /// Copies that are not whole, oldest first.
     pub fn processing_snapshots(&self) -> Result<Vec<Snapshot>, CatalogError> {
         self.list(&format!("{SNAPSHOT} WHERE state = 'processing' ORDER BY created_at, id"), [], snapshot)

@@ -5,22 +5,23 @@ use serde::Serialize;
 
 use super::options::{DetailArgs, KeyArgs};
 use super::waiting::{Asked, Sides, carry_out};
-use super::{App, Outcome, size_text};
+use super::{App, Failure, Outcome, size_text};
 use crate::catalog::Snapshot;
-use crate::copy::{self, Details, Plan, enqueue};
-use crate::ids::Name;
+use crate::copy::{self, Details, enqueue_all};
+use crate::ids::{GroupId, Name, TaskId};
+use crate::region::Region;
 use crate::sys::process;
 use crate::volume::{Host, HostError};
 
 /// What `copy` takes.
 #[derive(Args)]
 pub struct CopyArgs {
-    /// The snapshot, or REGION/SNAPSHOT
+    /// The snapshot, or REGION/SNAPSHOT; or the id of a group, for all its snapshots
     snapshot: String,
     /// The region the copy is made in; may be the same one
     #[arg(long, value_name = "REGION")]
     to: String,
-    /// Its name
+    /// Its name; of a group: the beginning of their names, NAME-SNAPSHOT
     #[arg(long)]
     name: Name,
     #[command(flatten)]
@@ -37,6 +38,7 @@ pub struct CopyArgs {
 
 #[derive(Serialize)]
 struct ShownPlan {
+    name: String,
     base_snapshot_id: Option<String>,
     ship_bytes: u64,
     reencrypt_bytes: u64,
@@ -44,47 +46,97 @@ struct ShownPlan {
     key_id: Option<String>,
 }
 
-/// Asks for a copy of a snapshot and perhaps waits for it, or shows the plan.
+/// Asks for copies of a snapshot, or of those of a group, and perhaps waits for them, or shows the plans.
 pub fn run(args: &CopyArgs, app: &App) -> Outcome {
     // Two a layer, on either side.
     process::raise_open_files();
-    let tags = args.details.tags()?.to_vec();
     let open = || open(args, app);
     let (source, target) = open()?;
-    let text = args.snapshot.rsplit_once('/').map_or(args.snapshot.as_str(), |(_, thing)| thing);
-    let account = app.account(&mut target.region().catalog()?)?.id;
-    let snapshot = source.region().catalog()?.read(|tx| tx.resolve_snapshot(text))?;
-    let details = Details {
-        account,
-        name: args.name.clone(),
-        description: args.details.description.clone(),
-        tags,
-        retention_days: args.details.retention_days,
-    };
-    let asked = copy::find_asked(&source, snapshot.id, &target, &args.key.choice(), &details)?;
+    let mut wanted = wanted(args, app, &source, &target)?;
     if args.dry_run {
-        return match &asked {
-            None => show(app, &copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?),
-            Some(asked) => show_asked(app, &source, &target, asked),
-        };
+        return show_all(app, &source, &target, args, &wanted);
     }
-    let asked = match asked {
-        Some(there) => {
-            let task = target.region().catalog()?.read(|tx| tx.task_of(&there.id.to_string()))?;
-            let task =
-                task.ok_or_else(|| HostError::unvouched(format!("copy {}", there.name), "it has no task"))?;
-            Asked::before((source, target), &open, there.id, task.id)
+    // Those that nobody asked for yet: all of them, or none.
+    let group = wanted
+        .iter()
+        .find_map(|(.., asked)| asked.as_ref()?.group)
+        .or_else(|| (wanted.len() > 1).then(GroupId::random));
+    wanted.iter_mut().for_each(|(_, details, _)| details.group = group);
+    let mut plans = Vec::new();
+    for (snapshot, details, _) in wanted.iter().filter(|(.., asked)| asked.is_none()) {
+        let plan = copy::plan(&source, snapshot.id, &target, &details.name, &args.key.choice())?;
+        plans.push((plan, details));
+    }
+    let new: Vec<_> = plans.iter().map(|(plan, details)| (plan, *details)).collect();
+    let held = enqueue_all(source.region(), &target, &new)?;
+    let mut new = held.into_iter().zip(plans).map(|(held, (plan, _))| (held, plan));
+    let mut all = Vec::new();
+    for (_, details, asked) in &wanted {
+        let sides = (source.clone(), target.clone());
+        all.push((
+            &details.name,
+            match asked {
+                Some(there) => Asked::before(sides, &open, there.id, task_of(target.region(), there)?),
+                None => {
+                    let Some((held, plan)) = new.next() else { continue };
+                    Asked::now(sides, &open, held, plan)
+                }
+            },
+        ));
+    }
+    // What is not waited for yet may be made by others meanwhile.
+    for (name, asked) in all {
+        match args.wait {
+            true => carry_out(app, asked)?,
+            false => say_queued(app, name, &asked)?,
         }
-        None => {
-            let plan = copy::plan(&source, snapshot.id, &target, &args.name, &args.key.choice())?;
-            let held = enqueue(source.region(), &target, &plan, &details)?;
-            Asked::now((source, target), &open, held, plan)
-        }
+    }
+    Ok(())
+}
+
+/// Each snapshot that is to be copied, under what details; and the copy that the same words asked for before.
+type Wanted = (Snapshot, Details, Option<Snapshot>);
+
+/// The one of this name or id; or those of a group, each called by the name that was given and its own.
+fn wanted(args: &CopyArgs, app: &App, source: &Host, target: &Host) -> anyhow::Result<Vec<Wanted>> {
+    let text = args.snapshot.rsplit_once('/').map_or(args.snapshot.as_str(), |(_, thing)| thing);
+    let mut catalog = source.region().catalog()?;
+    let of_group = match text.parse::<GroupId>() {
+        Ok(group) => catalog.read(|tx| tx.snapshots_of_group(group))?,
+        Err(_) => Vec::new(),
     };
-    match args.wait {
-        true => carry_out(app, asked),
-        false => say_queued(app, &args.name, &asked),
+    let is_group = !of_group.is_empty();
+    let snapshots = match is_group {
+        true => of_group,
+        false => vec![catalog.read(|tx| tx.resolve_snapshot(text))?],
+    };
+    let account = app.account(&mut target.region().catalog()?)?.id;
+    let mut wanted = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        let name = match is_group {
+            true => format!("{}-{}", args.name, snapshot.name)
+                .parse()
+                .map_err(|e| Failure::usage(format!("{e}")))?,
+            false => args.name.clone(),
+        };
+        let details = Details {
+            account,
+            name,
+            description: args.details.description.clone(),
+            tags: args.details.tags()?.to_vec(),
+            retention_days: args.details.retention_days,
+            group: None,
+        };
+        let asked = copy::find_asked(source, snapshot.id, target, &args.key.choice(), &details)?;
+        wanted.push((snapshot, details, asked));
     }
+    Ok(wanted)
+}
+
+fn task_of(region: &Region, copy: &Snapshot) -> anyhow::Result<TaskId> {
+    let task = region.catalog()?.read(|tx| tx.task_of(&copy.id.to_string()))?;
+    let none = || HostError::unvouched(format!("copy {}", copy.name), "it has no task");
+    Ok(task.ok_or_else(none)?.id)
 }
 
 /// Both sides. Within a region one opening serves both: a passphrase is asked for once.
@@ -106,32 +158,47 @@ fn say_queued(app: &App, name: &Name, asked: &Asked) -> Outcome {
     app.output().id(asked.snapshot)
 }
 
-fn show_asked(app: &App, source: &Host, target: &Host, asked: &Snapshot) -> Outcome {
-    app.output().note(match asked.layer {
-        None => "it waits in the queue".into(),
-        Some(_) => format!("it was begun: {} % is there", asked.progress_percent),
-    });
-    show(app, &copy::plan_asked(source, target, asked)?)
+/// The plan of a copy, or those of a group's.
+fn show_all(app: &App, source: &Host, target: &Host, args: &CopyArgs, wanted: &[Wanted]) -> Outcome {
+    let mut shown = Vec::new();
+    for (snapshot, details, asked) in wanted {
+        let plan = match asked {
+            None => copy::plan(source, snapshot.id, target, &details.name, &args.key.choice())?,
+            Some(asked) => {
+                app.output().note(match asked.layer {
+                    None => format!("{} waits in the queue", asked.name),
+                    Some(_) => format!("{} was begun: {} % is there", asked.name, asked.progress_percent),
+                });
+                copy::plan_asked(source, target, asked)?
+            }
+        };
+        shown.push(ShownPlan {
+            name: details.name.to_string(),
+            base_snapshot_id: plan.base.as_ref().map(|b| b.snapshot.to_string()),
+            ship_bytes: plan.ship_bytes,
+            reencrypt_bytes: plan.reencrypt_bytes,
+            changed_bytes: plan.changed_bytes,
+            key_id: plan.key.map(|k| k.to_string()),
+        });
+    }
+    match shown.as_slice() {
+        [plan] => app.output().object(plan, |plan| fields(plan)),
+        plans => {
+            let columns = ["name", "base", "to ship", "to re-encrypt", "changed", "key"];
+            app.output()
+                .list(plans, &columns, |plan| fields(plan).into_iter().map(|(_, value)| value).collect())
+        }
+    }
 }
 
-fn show(app: &App, plan: &Plan) -> Outcome {
-    let shown = ShownPlan {
-        base_snapshot_id: plan.base.as_ref().map(|b| b.snapshot.to_string()),
-        ship_bytes: plan.ship_bytes,
-        reencrypt_bytes: plan.reencrypt_bytes,
-        changed_bytes: plan.changed_bytes,
-        key_id: plan.key.map(|k| k.to_string()),
-    };
-    app.output().object(&shown, |plan| {
-        vec![
-            (
-                "base",
-                plan.base_snapshot_id.clone().unwrap_or_else(|| "none: all that is stored is shipped".into()),
-            ),
-            ("to ship", size_text(plan.ship_bytes)),
-            ("to re-encrypt", size_text(plan.reencrypt_bytes)),
-            ("changed", size_text(plan.changed_bytes)),
-            ("key", plan.key_id.clone().unwrap_or_else(|| "none: not encrypted".into())),
-        ]
-    })
+fn fields(plan: &ShownPlan) -> Vec<(&'static str, String)> {
+    let base = plan.base_snapshot_id.clone().unwrap_or_else(|| "none: all that is stored is shipped".into());
+    vec![
+        ("name", plan.name.clone()),
+        ("base", base),
+        ("to ship", size_text(plan.ship_bytes)),
+        ("to re-encrypt", size_text(plan.reencrypt_bytes)),
+        ("changed", size_text(plan.changed_bytes)),
+        ("key", plan.key_id.clone().unwrap_or_else(|| "none: not encrypted".into())),
+    ]
 }

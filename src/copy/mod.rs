@@ -29,5 +29,5 @@ pub use error::CopyError;
 pub use hold::{COPIES_MAX, Held, Slot, Taken, is_held};
 pub use pace::Pace;
 pub use plan::{Base, KeyChoice, Plan, plan, plan_asked};
-pub use request::{Request, TASK_KIND, enqueue, find_asked};
+pub use request::{Request, TASK_KIND, enqueue, enqueue_all, find_asked};
 pub use task::{Copy, Details, Watch, carry_out};

@@ -124,11 +124,52 @@ fn unvouched(task: &Task, why: &str) -> CopyError {
     HostError::unvouched(format!("task {}", task.id), why).into()
 }
 
-/// Writes down a copy to be made, as it was planned, under these details: in one transaction of the target's catalog the task, and
-/// a snapshot, `processing`, without a layer. It is this process's until what is returned is dropped; then anybody's.
+/// Writes down a copy to be made: [`enqueue_all`] of one.
 pub fn enqueue(source: &Region, target: &Host, plan: &Plan, details: &Details) -> Result<Held> {
+    let mut held = enqueue_all(source, target, &[(plan, details)])?;
+    held.pop().ok_or(CopyError::Cancelled)
+}
+
+/// Writes down copies to be made, as they were planned, each under its details: in one transaction of the target's catalog for each
+/// its task, and a snapshot, `processing`, without a layer. They are this process's until what is returned is dropped; then
+/// anybody's.
+pub fn enqueue_all(source: &Region, target: &Host, wanted: &[(&Plan, &Details)]) -> Result<Vec<Held>> {
     let region = target.region();
-    let (id, task) = (SnapshotId::random(), TaskId::random());
+    let now = region.now();
+    let (mut rows, mut held) = (Vec::new(), Vec::new());
+    for (plan, details) in wanted {
+        let id = SnapshotId::random();
+        let task = task_that_waits(id, source, region, plan, details, now)?;
+        // Nobody can have it before it has a row.
+        let lock = TaskLock::take(region, task.id)?.ok_or_else(|| HostError::InUse {
+            what: format!("task {}", task.id),
+            by: "another process".into(),
+        })?;
+        rows.push((row_that_waits(id, source, plan, details, now), task.clone(), &details.tags));
+        held.push(Held::new(task, lock));
+    }
+    region.catalog()?.write(|tx| -> Result<()> {
+        for (snapshot, task, tags) in &rows {
+            tx.insert_snapshot(snapshot)?;
+            tx.set_tags(&snapshot.id.to_string(), tags)?;
+            tx.insert_task(task)?;
+        }
+        if let Ok(before) = now.checked_sub(TOLD) {
+            tx.forget_tasks(before)?;
+        }
+        Ok(())
+    })?;
+    Ok(held)
+}
+
+fn task_that_waits(
+    id: SnapshotId,
+    source: &Region,
+    region: &Region,
+    plan: &Plan,
+    details: &Details,
+    now: jiff::Timestamp,
+) -> Result<Task> {
     let request = Request {
         region: source.id(),
         region_name: source.name().to_owned(),
@@ -137,42 +178,23 @@ pub fn enqueue(source: &Region, target: &Host, plan: &Plan, details: &Details) -
         key: plan.key,
         name: details.name.to_string(),
     };
-    let now = region.now();
-    let task = vouch::sign_task(
-        region,
-        Task {
-            id: task,
-            account: details.account,
-            kind: TASK_KIND.into(),
-            resource: Some(id.to_string()),
-            detail: request.to_text(),
-            mac: None,
-            state: TaskState::Queued,
-            bytes_done: 0,
-            bytes_total: plan.write_bytes(),
-            bytes_per_second: 0,
-            error: None,
-            exit: None,
-            created_at: now,
-            updated_at: now,
-        },
-    )?;
-    let snapshot = row_that_waits(id, source, plan, details, now);
-    // Nobody can have it before it has a row.
-    let lock = TaskLock::take(region, task.id)?.ok_or_else(|| HostError::InUse {
-        what: format!("task {}", task.id),
-        by: "another process".into(),
-    })?;
-    region.catalog()?.write(|tx| -> Result<()> {
-        tx.insert_snapshot(&snapshot)?;
-        tx.set_tags(&id.to_string(), &details.tags)?;
-        tx.insert_task(&task)?;
-        if let Ok(before) = now.checked_sub(TOLD) {
-            tx.forget_tasks(before)?;
-        }
-        Ok(())
-    })?;
-    Ok(Held::new(task, lock))
+    let task = Task {
+        id: TaskId::random(),
+        account: details.account,
+        kind: TASK_KIND.into(),
+        resource: Some(id.to_string()),
+        detail: request.to_text(),
+        mac: None,
+        state: TaskState::Queued,
+        bytes_done: 0,
+        bytes_total: plan.write_bytes(),
+        bytes_per_second: 0,
+        error: None,
+        exit: None,
+        created_at: now,
+        updated_at: now,
+    };
+    Ok(vouch::sign_task(region, task)?)
 }
 
 fn row_that_waits(
@@ -202,7 +224,7 @@ fn row_that_waits(
         changed_bytes: plan.changed_bytes,
         shipped_bytes: 0,
         stored_bytes: 0,
-        group: None,
+        group: details.group,
         retention_days: details.retention_days,
         created_at: now,
         mac: None,

@@ -14,7 +14,7 @@ use super::request::{Request, check_row, enqueue};
 use super::room::Room;
 use super::ship::{Link, Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
-use crate::ids::{AccountId, LayerId, Name, Point, SnapshotId};
+use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::LayerError;
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec};
@@ -38,6 +38,8 @@ pub struct Details {
     pub tags: Vec<Tag>,
     /// Days after which it may go.
     pub retention_days: Option<u32>,
+    /// Copies of the snapshots of one moment share it, as those do.
+    pub group: Option<GroupId>,
 }
 
 /// How a caller sees and ends a copy.

@@ -81,7 +81,14 @@ impl World {
 
     pub fn details(&self, region: &str, called: &str) -> Details {
         let account = self.region(region).catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-        Details { account, name: name(called), description: None, tags: vec![], retention_days: None }
+        Details {
+            account,
+            name: name(called),
+            description: None,
+            tags: vec![],
+            retention_days: None,
+            group: None,
+        }
     }
 
     pub fn plan(

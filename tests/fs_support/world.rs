@@ -86,8 +86,14 @@ impl World {
         let key = KeyChoice::Named(OTHER_KEY.into());
         let plan = copy::plan(&source, id, &target, &name(called), &key)?;
         let account = target.region().catalog()?.read(|tx| tx.default_account())?.id;
-        let details =
-            Details { account, name: name(called), description: None, tags: vec![], retention_days: None };
+        let details = Details {
+            account,
+            name: name(called),
+            description: None,
+            tags: vec![],
+            retention_days: None,
+            group: None,
+        };
         let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
         let watch = Watch::new(&cancel, &mut progress);
         Ok(Copy::new(&source, &target, plan, details).run(watch)?)
