@@ -282,7 +282,9 @@ fn a_killed_copy_goes_on_where_it_was() {
     let whole: SnapshotId = world.ok(COPY_LARGE).parse().unwrap();
     assert_eq!(Some(whole), id);
     let row = named(&world, "south", "copied");
-    assert_eq!((row.state, row.shipped_bytes), (SnapshotState::Success, planned));
+    assert_eq!(row.state, SnapshotState::Success);
+    let bound = planned..=planned + kills * AT_ONCE;
+    assert!(bound.contains(&row.shipped_bytes), "{} shipped after {kills} kills", row.shipped_bytes);
     let len = std::fs::metadata(data_of_copy(&world)).unwrap().len();
     let room = terrane::layer::slot_offset(terrane::units::SlotNo(0)) + MIB as u64;
     assert!(

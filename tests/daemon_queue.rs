@@ -131,9 +131,12 @@ fn killed_daemons_lose_nothing() {
     assert!(kills > 0, "the copy was over before it was killed");
     world.ok(&["daemon", "--once"]);
     let row = copied();
-    assert_eq!((row.state, row.shipped_bytes), (SnapshotState::Success, 200 << 20));
+    assert_eq!(row.state, SnapshotState::Success);
+    // What crossed: planned, and for each kill what two jobs had in hand.
+    let bound = (200 << 20)..=(200 << 20) + kills * 2 * (2 << 20);
+    assert!(bound.contains(&row.shipped_bytes), "{} shipped after {kills} kills", row.shipped_bytes);
     world.equal("south", row.id, &disk.model);
-    // What crossed twice lies in slots of its own: planned, and for each kill what two jobs had in hand.
+    // What crossed twice lies in slots of its own, whoever counted it.
     let data = world.region("south").layer_dir(row.layer.unwrap()).join("data");
     let room = terrane::layer::slot_offset(terrane::units::SlotNo(0)) + MIB as u64;
     let len = std::fs::metadata(data).unwrap().len();

@@ -3,10 +3,9 @@
 //! A copy whose process was killed is taken up from what its layer holds: each sector there was checked when it was read, and is
 //! vouched for by the layer's own key, so that nothing else of what was done needs to be known. All the rest is planned anew.
 
-use std::sync::atomic::AtomicU64;
-
 use super::error::{CopyError, Result};
 use super::plan::{Plan, copy_words};
+use super::ship::Crossed;
 use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState, Task};
 use crate::ids::{LayerId, Point};
 use crate::layer::Layer;
@@ -25,8 +24,8 @@ pub struct Begun {
     pub(super) layer: Layer,
     /// The layer below, as it is now, and the moment that it holds.
     pub(super) stands_on: Option<(LayerId, Point)>,
-    /// Bytes that are there of the source, as far as was counted.
-    pub(super) shipped: AtomicU64,
+    /// What crossed.
+    pub(super) crossed: Crossed,
 }
 
 impl Begun {
@@ -67,11 +66,11 @@ impl Begun {
         let header = folder::header_by(region, row.id, layer.keys())?;
         Ok(Self {
             task,
+            crossed: Crossed::since(snapshot.shipped_bytes),
             snapshot,
             stands_on: row.parent.zip(header.parent_point),
             row,
             layer,
-            shipped: AtomicU64::new(0),
         })
     }
 

@@ -31,14 +31,43 @@ struct Job {
     carried: Box<Chunk>,
 }
 
+/// Bytes of the source that crossed to the target, in all processes that made a copy: what an earlier one lost is counted twice, as
+/// far as it said how far it was.
+#[derive(Default)]
+pub struct Crossed {
+    /// As the row said when this process took it up.
+    before: u64,
+    /// Found at the target from before.
+    found: AtomicU64,
+    /// In this process.
+    now: AtomicU64,
+}
+
+impl Crossed {
+    /// Of a copy that is taken up, which said so much of itself.
+    pub fn since(before: u64) -> Self {
+        Self { before, ..Self::default() }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.now.load(Ordering::Relaxed) + self.found.load(Ordering::Relaxed).max(self.before)
+    }
+
+    /// The layer was whole already: nothing is left to cross.
+    pub fn all_was_there(&self, bytes: u64) {
+        self.found.store(bytes, Ordering::Relaxed);
+    }
+}
+
 /// Where to, and how.
 pub struct Link<'a> {
     /// The layer that is filled.
     pub target: &'a Layer,
     /// What errors name.
     pub names: &'a Names,
-    /// Counts the bytes of the source that are there, from before or from now.
-    pub shipped: &'a AtomicU64,
+    /// Counts what crosses.
+    pub crossed: &'a Crossed,
     /// How fast sectors of the source may cross.
     pub pace: Option<&'a Pace>,
 }
@@ -48,7 +77,7 @@ struct Shared<'a> {
     difference: &'a Difference,
     target: &'a Layer,
     names: &'a Names,
-    shipped: &'a AtomicU64,
+    crossed: &'a Crossed,
     pace: Option<&'a Pace>,
     stop: AtomicBool,
     first_error: Mutex<Option<CopyError>>,
@@ -70,10 +99,6 @@ impl Shared<'_> {
         self.stop.store(true, Ordering::Release);
     }
 
-    fn add_shipped(&self, sectors: u64) {
-        self.shipped.fetch_add(sectors * SECTOR_BYTES, Ordering::Relaxed);
-    }
-
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -82,9 +107,9 @@ impl Shared<'_> {
 /// Writes to the target all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
 /// by an error. Nothing is durable before the target is flushed.
 pub fn ship(difference: &Difference, link: &Link, mut watch: impl FnMut() -> Result<()>) -> Result<()> {
-    let Link { target, names, shipped, pace } = *link;
+    let Link { target, names, crossed, pace } = *link;
     let (stop, first_error) = (AtomicBool::new(false), Mutex::new(None));
-    let shared = Shared { difference, target, names, shipped, pace, stop, first_error };
+    let shared = Shared { difference, target, names, crossed, pace, stop, first_error };
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, WORKERS_MAX);
     std::thread::scope(|scope| {
         let (jobs_in, jobs) = bounded::<Job>(AHEAD);
@@ -164,7 +189,7 @@ fn leave_out(
             *carried = Carried::Nothing;
         }
     }
-    shared.add_shipped(found);
+    shared.crossed.found.fetch_add(found * SECTOR_BYTES, Ordering::Relaxed);
     carried.iter().any(|c| *c != Carried::Nothing)
 }
 
@@ -182,7 +207,7 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
         let instead = read_chunk(shared, &job, &mut plain, &mut tags)?;
         write_chunk(shared, &job, &plain)
             .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
-        shared.add_shipped(of_source + instead);
+        shared.crossed.now.fetch_add((of_source + instead) * SECTOR_BYTES, Ordering::Relaxed);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
         if shared.target.needs_checkpoint() {
             let done = shared.target.checkpoint_closed();

@@ -1,7 +1,7 @@
 //! A copy from its first row to its last: all of them in the target's catalog, none left where it does not end well.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::begun::Begun;
@@ -12,7 +12,7 @@ use super::pace::Pace;
 use super::plan::{Base, Plan, plan_rest, plan_waiting};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
-use super::ship::{Link, Names, ship};
+use super::ship::{Crossed, Link, Names, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::LayerError;
@@ -301,7 +301,7 @@ impl Job<'_> {
         let snapshot = Snapshot { layer: Some(row.id), changed_bytes: self.plan.changed_bytes, ..waiting };
         let snapshot = vouch::sign_snapshot(self.region(), snapshot, self.point()?)?;
         let (task, stands_on) = (task.clone(), spec.parent);
-        let begun = Begun { task, snapshot, row, layer, stands_on, shipped: AtomicU64::new(0) };
+        let begun = Begun { task, snapshot, row, layer, stands_on, crossed: Crossed::default() };
         match self.begin_rows(&begun) {
             Ok(()) => Ok(begun),
             Err(error) => {
@@ -367,9 +367,9 @@ impl Job<'_> {
             }
             Ok(())
         };
-        let link = Link { target: &begun.layer, names: &names, shipped: &begun.shipped, pace: watch.pace };
+        let link = Link { target: &begun.layer, names: &names, crossed: &begun.crossed, pace: watch.pace };
         match begun.layer.is_ended() {
-            true => begun.shipped.store(self.plan.ship_bytes, Ordering::Relaxed),
+            true => begun.crossed.all_was_there(self.plan.ship_bytes),
             false => {
                 Room::of(self.region())?.refuse_more(total - done(), self.region())?;
                 ship(&self.plan.difference, &link, &mut watch_ship)?;
@@ -383,8 +383,7 @@ impl Job<'_> {
         let total = self.plan.write_bytes();
         // A fold of the source amid a copy may make it more than was planned.
         let done = begun.bytes_done().min(total);
-        // What is there from before is counted as it is met.
-        let shipped = begun.shipped.load(Ordering::Relaxed).max(begun.snapshot.shipped_bytes);
+        let shipped = begun.crossed.bytes();
         let percent = (done.saturating_mul(100)).checked_div(total).unwrap_or(0).min(99) as u32;
         let now = self.region().now();
         self.region().catalog()?.write(|tx| {
@@ -418,7 +417,7 @@ impl Job<'_> {
         // 3. The rows, at once.
         let now = self.region().now();
         let point = self.point()?;
-        let shipped = begun.shipped.load(Ordering::Relaxed);
+        let shipped = begun.crossed.bytes();
         footing::commit_made(self.region(), row.id, |tx| {
             if cancel.load(Ordering::Relaxed) {
                 return Err(CopyError::Interrupted);
