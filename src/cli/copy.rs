@@ -182,7 +182,7 @@ fn show_all(app: &App, source: &Host, target: &Host, args: &CopyArgs, wanted: &[
         });
     }
     match shown.as_slice() {
-        [plan] => app.output().object(plan, |plan| fields(plan)),
+        [plan] => app.output().object(plan, fields),
         plans => {
             let columns = ["name", "base", "to ship", "to re-encrypt", "changed", "key"];
             app.output()
