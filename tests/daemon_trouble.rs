@@ -264,3 +264,28 @@ fn no_region_waits_for_all_of_anothers_queue() {
     let in_south: Vec<bool> = begun.iter().map(|line| line.contains("region south")).collect();
     assert!(in_south.windows(2).all(|pair| pair[0] != pair[1]), "{said}");
 }
+
+/// A rebuilt catalog has no queue: what waited is told, and can be asked for again.
+#[test]
+fn a_repair_tells_what_waited() {
+    let (world, disk, _) = pair(1);
+    world.ok(&[&copy_args("north/one", "whole")[..], &["--wait"]].concat());
+    world.ok(&copy_args("north/one", "copied"));
+    let shown = world.json(&["status", "--region", "south"]);
+    assert_eq!(shown["regions"][0]["open_tasks"], 1);
+    let catalog = rusqlite::Connection::open(world.path("south/catalog.db")).unwrap();
+    assert!(catalog.execute("UPDATE keys SET state = 'nonsense'", []).unwrap() > 0);
+    drop(catalog);
+    let output = world.run(&["region", "check", "--repair", "--yes", "--region", "south"]);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("copy copied (snap-") && said.contains("ask for it again"),
+        "{said}"
+    );
+    assert!(named(&world, "south", "copied").is_none() && tasks(&world, "south").is_empty());
+    world.ok(&[&copy_args("north/one", "copied")[..], &["--wait"]].concat());
+    let row = named(&world, "south", "copied").unwrap();
+    world.equal("south", row.id, &disk.model);
+    assert_eq!(row.shipped_bytes, 0, "on the one that was kept");
+}

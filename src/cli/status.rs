@@ -29,6 +29,7 @@ struct RegionStatus {
     total_bytes: u64,
     volumes: usize,
     snapshots: usize,
+    open_tasks: usize,
     failed_tasks: usize,
 }
 
@@ -95,6 +96,7 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
         ("log", r.log.clone()),
         ("space", format!("{} free of {}", size_text(r.free_bytes), size_text(r.total_bytes))),
         ("holds", format!("{} volumes, {} snapshots", r.volumes, r.snapshots)),
+        ("tasks", format!("{} queued or being done, {} failed", r.open_tasks, r.failed_tasks)),
     ]
 }
 
@@ -150,6 +152,7 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         total_bytes: space.f_blocks * space.f_frsize,
         volumes: volumes.len(),
         snapshots: snapshots.len(),
+        open_tasks: tasks.iter().filter(|t| t.is_open()).count(),
         failed_tasks: failed,
     })
 }
