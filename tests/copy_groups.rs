@@ -46,6 +46,8 @@ fn a_copied_group_is_a_group() {
     assert_eq!((again.lines().next(), again.lines().count()), (ids.lines().next(), 2));
     let [logs, web] = ["off-night-logs", "off-night-web"].map(|name| named(&world, "south", name).unwrap());
     assert_eq!((logs.state, web.state), (SnapshotState::Success, SnapshotState::Success));
+    // All are there: it is what was asked.
+    assert_eq!(world.ok(&[&copy[..], &["--wait"]].concat()), again);
     let of = |row: &terrane::catalog::Snapshot| row.group.unwrap().to_string();
     assert!(of(&web) == of(&logs) && of(&web) != group, "a group of its own");
     world.equal("south", web.id, &models[0]);
@@ -95,4 +97,24 @@ fn all_of_a_group_is_asked_for_or_nothing() {
         .collect();
     states.sort_by_key(|state| state.as_str());
     assert_eq!(states, [TaskState::Failed, TaskState::Succeeded]);
+}
+
+/// Volumes made from one snapshot, that nobody wrote to: snapshots of the very same moment, each a base of the other.
+#[test]
+fn a_group_of_clones_does_not_wait_for_itself() {
+    let (world, models, _) = group();
+    for name in ["one", "two", "three"] {
+        world.ok(&["volume", "create", "--snapshot", "night-web", "--name", name, "--region", "north"]);
+    }
+    world.ok(&["snapshot", "create", "one", "two", "three", "--name", "same", "--region", "north"]);
+    let group = world.json(&["snapshot", "show", "same-one", "--region", "north"])["group_id"].clone();
+    let source = format!("north/{}", group.as_str().unwrap());
+    world.ok(&["snapshot", "copy", &source, "--to", "south", "--name", "off", "--wait"]);
+    let mut shipped = 0;
+    for name in ["one", "two", "three"] {
+        let row = named(&world, "south", &format!("off-same-{name}")).unwrap();
+        world.equal("south", row.id, &models[0]);
+        shipped += row.shipped_bytes;
+    }
+    assert_eq!(shipped, MIB as u64, "once for all of them");
 }

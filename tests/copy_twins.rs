@@ -155,3 +155,36 @@ fn a_region_put_back_goes_on_as_another() {
     world.equal("south", after, &disk.model);
     world.equal("south", lost, &lost_model);
 }
+
+/// A layer had ended, and the catalog was not told before the process was killed: the one that follows it takes writes in either copy.
+#[test]
+fn twins_of_a_seal_that_was_cut_are_two() {
+    let (world, mut disk) = world();
+    let (cut, host) = disk.change_and_die(&world, "cut", |c| c.write(0, &[5; 4096]));
+    drop(host);
+    let sql = |statement: &str| {
+        let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+        assert_eq!(catalog.execute(statement, []).unwrap(), 1, "{statement}");
+    };
+    let region = world.region("north");
+    let ended = world.snapshot("north", cut).layer.unwrap();
+    let next = region.catalog().unwrap().read(|tx| tx.volume(disk.id)).unwrap().active;
+    drop(region);
+    // The rows as they were before the commit.
+    sql(&format!("DELETE FROM snapshots WHERE id = '{cut}'"));
+    sql(&format!("UPDATE volumes SET active = '{ended}', next = '{next}'"));
+    sql(&format!("UPDATE layers SET state = 'active', point = NULL WHERE id = '{ended}'"));
+    sql(&format!(
+        "DELETE FROM layer_points WHERE place = (SELECT min(place) FROM layer_points WHERE layer = '{ended}') AND layer = '{ended}'"
+    ));
+    sql(&format!("UPDATE layers SET state = 'next' WHERE id = '{next}'"));
+    let twin = Twin::new(&world, "north", "twin");
+    let mut other = disk.model.clone();
+    let ours = disk.change(&world, "ours", |c| c.write(4096, &[1; 4096]));
+    let theirs = twin.change(disk.id, "theirs", 4096, &[2; 4096]);
+    other[4096..8192].fill(2);
+    let ours = copy_to_south(&world, &world.reader("north"), ours, "ours");
+    let theirs = copy_to_south(&world, &twin.reader(), theirs, "theirs");
+    world.equal("south", ours, &disk.model);
+    world.equal("south", theirs, &other);
+}

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::options::{DetailArgs, KeyArgs};
 use super::waiting::{Asked, Sides, carry_out};
 use super::{App, Failure, Outcome, size_text};
-use crate::catalog::Snapshot;
+use crate::catalog::{Snapshot, SnapshotState};
 use crate::copy::{self, Details, enqueue_all};
 use crate::ids::{GroupId, Name, TaskId};
 use crate::region::Region;
@@ -68,30 +68,43 @@ pub fn run(args: &CopyArgs, app: &App) -> Outcome {
         plans.push((plan, details));
     }
     let new: Vec<_> = plans.iter().map(|(plan, details)| (plan, *details)).collect();
-    let held = enqueue_all(source.region(), &target, &new)?;
-    let mut new = held.into_iter().zip(plans).map(|(held, (plan, _))| (held, plan));
-    let mut all = Vec::new();
-    for (_, details, asked) in &wanted {
-        let sides = (source.clone(), target.clone());
-        all.push((
-            &details.name,
-            match asked {
-                Some(there) => Asked::before(sides, &open, there.id, task_of(target.region(), there)?),
-                None => {
-                    let Some((held, plan)) = new.next() else { continue };
-                    Asked::now(sides, &open, held, plan)
-                }
-            },
-        ));
+    let mut held = enqueue_all(source.region(), &target, &new)?.into_iter();
+    let sides = (source, target);
+    if let ([_], [_]) = (wanted.as_slice(), plans.as_slice())
+        && let (Some(held), Some((plan, _))) = (held.next(), plans.pop())
+    {
+        return wait_or_say(args, app, Asked::now(sides, &open, held, plan));
     }
-    // What is not waited for yet may be made by others meanwhile.
-    for (name, asked) in all {
-        match args.wait {
-            true => carry_out(app, asked)?,
-            false => say_queued(app, name, &asked)?,
-        }
+    // Of several each is anybody's until its turn comes: one may be the base of another.
+    drop((held, plans));
+    let mut ended = Ok(());
+    for (snapshot, details, asked) in &wanted {
+        let there = match asked {
+            Some(there) => Some(there.clone()),
+            None => sides.1.region().catalog()?.read(|tx| tx.find_snapshot_by_name(details.name.as_str()))?,
+        };
+        let there = there.ok_or_else(|| HostError::InUse {
+            what: format!("the copy of {}", snapshot.name),
+            by: "somebody who has deleted it".into(),
+        })?;
+        let one = match there.state {
+            SnapshotState::Success => app.output().id(there.id),
+            _ => {
+                let task = task_of(sides.1.region(), &there)?;
+                wait_or_say(args, app, Asked::before(sides.clone(), &open, there.id, task))
+            }
+        };
+        // One that can't be made is no end of the others.
+        ended = ended.and(one);
     }
-    Ok(())
+    ended
+}
+
+fn wait_or_say(args: &CopyArgs, app: &App, asked: Asked) -> Outcome {
+    match args.wait {
+        true => carry_out(app, asked),
+        false => say_queued(app, &asked),
+    }
 }
 
 /// Each snapshot that is to be copied, under what details; and the copy that the same words asked for before.
@@ -127,7 +140,9 @@ fn wanted(args: &CopyArgs, app: &App, source: &Host, target: &Host) -> anyhow::R
             retention_days: args.details.retention_days,
             group: None,
         };
+        // Some of a group may be whole already; of one alone the name is taken then.
         let asked = copy::find_asked(source, snapshot.id, target, &args.key.choice(), &details)?;
+        let asked = asked.filter(|row| is_group || row.state == SnapshotState::Processing);
         wanted.push((snapshot, details, asked));
     }
     Ok(wanted)
@@ -149,8 +164,10 @@ fn open(args: &CopyArgs, app: &App) -> anyhow::Result<Sides> {
     Ok((source, target))
 }
 
-fn say_queued(app: &App, name: &Name, asked: &Asked) -> Outcome {
+fn say_queued(app: &App, asked: &Asked) -> Outcome {
     let region = asked.target().name().to_owned();
+    let found = asked.target().catalog()?.read(|tx| tx.find_snapshot(asked.snapshot))?;
+    let name = found.map_or_else(|| asked.snapshot.to_string(), |row| row.name.to_string());
     app.output().note(format!(
         "copy {name} is queued in region {region} as {}: `terrane daemon` makes it, and so does the same command with --wait",
         asked.task

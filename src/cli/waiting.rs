@@ -95,17 +95,38 @@ pub fn carry_out(app: &App, asked: Asked) -> Outcome {
                 let pause = backoff.pause();
                 app.output().note(format!("{error}; trying again in {} s", pause.as_secs()));
                 sleep(pause, &cancel)?;
-                // A person would be asked anew as well.
-                let asks = |host: &Host| *host.region().root_key_place() == RootKeyPlace::Terminal;
-                if !asks(&sides.0) && !asks(&sides.1) {
-                    match reopen() {
-                        Ok(anew) => sides = anew,
-                        Err(error) => app.output().note(format!("{error:#}")),
-                    }
-                }
+                sides = open_again(app, sides, reopen, &mut backoff, &cancel)?;
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Both sides anew, once they are there and are the same regions as before. Where a person would be asked for a passphrase again, as they
+/// were.
+fn open_again(
+    app: &App,
+    sides: Sides,
+    reopen: &dyn Fn() -> Result<Sides>,
+    backoff: &mut Backoff,
+    cancel: &AtomicBool,
+) -> Result<Sides, CopyError> {
+    let asks = |host: &Host| *host.region().root_key_place() == RootKeyPlace::Terminal;
+    if asks(&sides.0) || asks(&sides.1) {
+        return Ok(sides);
+    }
+    let ids = |sides: &Sides| (sides.0.region().id(), sides.1.region().id());
+    let before = ids(&sides);
+    drop(sides);
+    loop {
+        let why = match reopen() {
+            Ok(anew) if ids(&anew) == before => return Ok(anew),
+            Ok(_) => "another region is in its place".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        let pause = backoff.pause();
+        app.output().note(format!("{why}; trying again in {} s", pause.as_secs()));
+        sleep(pause, cancel)?;
     }
 }
 

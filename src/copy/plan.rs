@@ -153,12 +153,22 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
             return find_base_beside(target, points, size_bytes, key);
         };
         let base = Base { snapshot: begun.snapshot.id, layer, point, is_reencrypted: false };
-        let disk = target.open_chain(layer)?.chain;
+        // A fold may have put another layer in its place since the copy was taken up: it is taken up again.
+        let opened = target.open_chain(layer).map_err(|error| match &error {
+            HostError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => overtaken(),
+            missing if missing.is_missing_layer() => overtaken(),
+            _ => error.into(),
+        });
+        let disk = opened?.chain;
         if let Some(top) = disk.layers().last() {
             footing::check_pair(target.region(), top, &begun.layer)?;
         }
         Ok(Some(FoundBase { base, disk, lock: None }))
     })
+}
+
+fn overtaken() -> CopyError {
+    CopyError::Overtaken { what: "the layer that it stands on".into() }
 }
 
 /// A key that was chosen before.

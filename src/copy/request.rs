@@ -231,8 +231,8 @@ fn row_that_waits(
     }
 }
 
-/// The copy that the same words asked for and that is not whole, if there is one: of this snapshot, under this name and key, with
-/// these details. It waits, or has begun.
+/// The copy that the same words asked for, if there is one: of this snapshot, under this name and key, with these details. It waits,
+/// has begun, or is whole.
 pub fn find_asked(
     source: &Host,
     snapshot: SnapshotId,
@@ -242,7 +242,7 @@ pub fn find_asked(
 ) -> Result<Option<Snapshot>> {
     let region = target.region();
     let found = region.catalog()?.read(|tx| tx.find_snapshot_by_name(details.name.as_str()))?;
-    let Some(asked) = found.filter(|row| row.state == SnapshotState::Processing) else { return Ok(None) };
+    let Some(asked) = found.filter(|row| row.state != SnapshotState::Failed) else { return Ok(None) };
     let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == region.id();
     let (key, tags) = region.catalog()?.read(|tx| -> Result<_> {

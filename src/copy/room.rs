@@ -1,6 +1,8 @@
 //! Space on the file system below: copies leave the last of it to volumes, whose writes nobody can put off.
 
 use super::error::{CopyError, Result};
+use super::hold::is_held;
+use crate::catalog::Task;
 use crate::ids::TaskId;
 use crate::region::Region;
 use crate::volume::HostError;
@@ -34,6 +36,11 @@ impl Room {
             let mut bytes = 0u64;
             for copy in tx.processing_snapshots()?.iter().filter(|copy| copy.layer.is_some()) {
                 let other = tx.task_of(&copy.id.to_string())?.filter(|other| other.id != task);
+                // One that waits for something may wait for long.
+                let goes_on = |other: &Task| {
+                    other.is_open() && (other.error.is_none() || is_held(region, other.id).unwrap_or(false))
+                };
+                let other = other.filter(goes_on);
                 let left = other.map_or(0, |other| other.bytes_total.saturating_sub(other.bytes_done));
                 bytes = bytes.saturating_add(left);
             }

@@ -139,7 +139,8 @@ pub fn carry_out(
         Ok((copy, request, source))
     };
     let settle = |error, watch: &Watch| settle(region, &held.task, error, watch);
-    let (copy, request, source) = prepare().map_err(|e| settle(e, &watch))?;
+    let (copy, request, source) = prepare().map_err(|e| settle(away_of(e, region), &watch))?;
+    let settle = |error, watch: &Watch| settle(away_of(away_of(error, source.region()), region), watch);
     if copy.layer.is_some() {
         let begun = Begun::take_up(target, &copy);
         let rest = begun.and_then(|begun| Copy::rest(&source, target, begun));
@@ -164,6 +165,10 @@ pub fn carry_out(
     };
     let (job, begun) = begin().map_err(|e| settle(e, &watch))?;
     job.run(begun, &mut watch)
+}
+
+fn away_of(error: CopyError, region: &Region) -> CopyError {
+    away(error, region.dir(), region.name())
 }
 
 /// The snapshot that a task makes.
@@ -260,8 +265,7 @@ impl Job<'_> {
     fn run(&self, begun: Begun, watch: &mut Watch) -> Result<SnapshotId> {
         let id = begun.snapshot.id;
         let Err(error) = self.fill(&begun, watch) else { return Ok(id) };
-        let error = away(error, self.source.region().dir(), self.source.region().name());
-        let error = away(error, self.region().dir(), self.region().name());
+        let error = away_of(away_of(error, self.source.region()), self.region());
         let is_kept = error.is_kept() && self.keep(&begun);
         let Begun { task, row, layer, .. } = begun;
         drop(layer);
@@ -277,6 +281,8 @@ impl Job<'_> {
     }
 
     fn begin_in(&self, task: &Task) -> Result<Begun> {
+        // Of two that begin together the second sees the first.
+        let _one = folder::lock_copies(self.region())?;
         Room::beside_others(self.region(), task.id)?.refuse_more(self.plan.write_bytes(), self.region())?;
         let waiting = copy_of(self.region(), task)?;
         let source = &self.plan.source;

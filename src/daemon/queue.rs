@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::backoff::Backoff;
 use crate::catalog::{ReadTx, Task};
 use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken, is_held};
-use crate::ids::{RegionId, TaskId};
+use crate::ids::{RegionId, SnapshotId, TaskId};
 use crate::region::{Config, KnownRegion, Region, RegionError};
 use crate::volume::Host;
 
@@ -49,6 +49,14 @@ pub struct Job {
     pub held: Held,
     /// Its place.
     pub slot: Slot,
+}
+
+/// What a look at a queue gives.
+enum Look {
+    Job(Box<Job>),
+    Nothing,
+    /// All places of the region are taken.
+    Full,
 }
 
 /// The queue of one region.
@@ -101,12 +109,17 @@ impl Queue {
         }
         let before = Stamp::of(&self.dir);
         match self.look(config) {
-            Ok(Some(job)) => {
+            Ok(Look::Job(job)) => {
                 self.in_hand.insert(job.held.task().id);
                 (self.idle, self.rest, self.said) = (None, None, None);
-                (Some(job), None)
+                (Some(*job), None)
             }
-            Ok(None) => {
+            // Another process gives one back without a word in the catalog.
+            Ok(Look::Full) => {
+                self.idle = None;
+                (None, None)
+            }
+            Ok(Look::Nothing) => {
                 (self.rest, self.said) = (None, None);
                 // The last to close a catalog empties its log. Another's change meanwhile looks the same: once more, then.
                 self.idle = Some(before).filter(|before| *before == Stamp::of(&self.dir));
@@ -167,7 +180,7 @@ impl Queue {
         is_due || self.idle != Some(Stamp::of(&self.dir))
     }
 
-    fn look(&mut self, config: &Config) -> Result<Option<Job>, CopyError> {
+    fn look(&mut self, config: &Config) -> Result<Look, CopyError> {
         let region = Region::choose(Some(&self.id.to_string()), config)?;
         if region.asks_for_passphrase() {
             return Err(RegionError::Passphrase {
@@ -179,11 +192,15 @@ impl Queue {
             }
             .into());
         }
+        let mut slot = Some(match Slot::take(&region)? {
+            Some(slot) => slot,
+            None => return Ok(Look::Full),
+        });
         let mut place = None;
         let mut seen = Vec::new();
         let mut region = Some(region);
         loop {
-            let Some(opened) = &region else { return Ok(None) };
+            let Some(opened) = &region else { return Ok(Look::Nothing) };
             let read = |tx: &ReadTx| Ok::<_, CopyError>(tx.open_tasks_behind(place.take(), PAGE)?);
             let (page, last) = opened.catalog()?.read(read)?;
             let Some(last) = last else { break };
@@ -196,9 +213,11 @@ impl Queue {
                     tracing::warn!(task = %task.id, %error, "left alone for {} s", pause.as_secs());
                     None
                 });
-                if let Some((held, slot)) = taken {
+                if let Some(held) = taken {
+                    let Some(slot) = slot.take() else { return Ok(Look::Nothing) };
                     let target = region.take().map(|region| Host::new(region, None));
-                    return Ok(target.map(|target| Job { target, held, slot }));
+                    return Ok(target
+                        .map_or(Look::Nothing, |target| Look::Job(Box::new(Job { target, held, slot }))));
                 }
             }
         }
@@ -207,22 +226,24 @@ impl Queue {
         if !self.has_behind() {
             self.followed_by.clear();
         }
-        Ok(None)
+        Ok(Look::Nothing)
     }
 
-    fn try_take(&mut self, region: &Region, task: &Task) -> Result<Option<(Held, Slot)>, CopyError> {
+    fn try_take(&mut self, region: &Region, task: &Task) -> Result<Option<Held>, CopyError> {
         let rest = self.resting.get(&task.id);
         if self.in_hand.contains(&task.id) || rest.is_some_and(|rest| rest.until > Instant::now()) {
             return Ok(None);
         }
         if let Some(other) = rest.and_then(|rest| rest.behind) {
-            // Of those that waited for one the first is taken, and the others wait for that: one is tried at a time, and not all.
+            // Of those that waited for one the first is taken, and until that has begun, and says itself whether it is in their way, the
+            // others wait for it: one is tried at a time, and not all.
             let mut last = other;
             for _ in 0..self.followed_by.len() {
                 last = *self.followed_by.get(&last).unwrap_or(&last);
             }
-            if last != task.id && is_held(region, last)? {
-                self.put_behind(task.id, last);
+            let is_in_the_way = last != task.id && is_held(region, last)? && !has_begun(region, last)?;
+            if is_held(region, other)? || is_in_the_way {
+                self.resting.entry(task.id).and_modify(|rest| rest.until = Instant::now() + LATER);
                 return Ok(None);
             }
             // Each once: no chain bites its tail.
@@ -230,12 +251,8 @@ impl Queue {
                 self.followed_by.insert(last, task.id);
             }
         }
-        let Some(slot) = Slot::take(region)? else {
-            self.leave(task.id, LATER);
-            return Ok(None);
-        };
         match Held::take(region, task.id)? {
-            Taken::Held(held) => Ok(Some((*held, slot))),
+            Taken::Held(held) => Ok(Some(*held)),
             Taken::Over => Ok(None),
             Taken::Busy => {
                 self.leave(task.id, LATER);
@@ -248,4 +265,13 @@ impl Queue {
         let backoff = self.resting.get(&task).map(|rest| rest.backoff).unwrap_or_default();
         self.resting.insert(task, Rest { until: Instant::now() + pause, backoff, behind: None });
     }
+}
+
+/// Whether a copy has its layer.
+fn has_begun(region: &Region, task: TaskId) -> Result<bool, CopyError> {
+    let copy = region.catalog()?.read(|tx| -> Result<_, CopyError> {
+        let made = tx.find_task(task)?.and_then(|task| task.resource?.parse::<SnapshotId>().ok());
+        Ok(made.map(|id| tx.find_snapshot(id)).transpose()?.flatten())
+    })?;
+    Ok(copy.is_none_or(|copy| copy.layer.is_some()))
 }

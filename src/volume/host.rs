@@ -200,6 +200,10 @@ impl Host {
             let ended_header = folder::header_by(&self.region, active.id(), active.keys())?;
             vouch::check_next(&row, &active, &ended_header, &next_row, &next_header)?;
             let next = folder::open_layer(&self.region, &self.cache, &next_row, Opening::Recover(None))?;
+            // It takes writes from here on, in whichever copy of the region.
+            let headers = self.headers.lock();
+            vouch::mint_anew(&self.region, &next)?;
+            drop(headers);
             self.commit_seals(&[(id, &active, next_id)], |_| Ok(()))?;
             layers.push(active.clone());
             let stack = Stack { active: Some(self.register(next)), chain: Chain::new(layers) };
@@ -304,9 +308,8 @@ impl Host {
                     continue;
                 }
                 let opened = folder::open_layer(&self.region, &self.cache, &row, Opening::Recover(None))?;
-                let layer = self.register(opened);
-                self.finish_seal(&layer, &|| ())?;
-                return Ok(layer);
+                self.finish_seal(&opened, &|| ())?;
+                return Ok(self.register(opened));
             }
             if since.elapsed() > SEAL_WAIT {
                 let by = "the owner of the layers, which has not finished its seal".into();
