@@ -3,6 +3,9 @@
 
 mod copy_support;
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use copy_support::daemon::{Daemon, MIB, Tmpfs, copy_args, named, pair, states, tasks, wait_until};
@@ -288,4 +291,39 @@ fn a_repair_tells_what_waited() {
     let row = named(&world, "south", "copied").unwrap();
     world.equal("south", row.id, &disk.model);
     assert_eq!(row.shipped_bytes, 0, "on the one that was kept");
+}
+
+/// A command that waits outlives a source that goes and comes back meanwhile, and throws nothing away.
+#[test]
+fn a_waiting_command_outlives_its_source() {
+    let (world, disk, _) = pair(120);
+    let there = begun(&world);
+    let lock = |n: u32| {
+        let path = world.path(&format!("south/run/copies-{n}.lock"));
+        let file = std::fs::File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        file
+    };
+    // It has the source open, and waits for its turn.
+    let taken: Vec<_> = (0..terrane::copy::COPIES_MAX).map(lock).collect();
+    let mut waiting = world.command(&[&copy_args("north/one", "copied")[..], &["--wait"]].concat());
+    let mut waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(waiting.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut next = |words: &str| {
+        let line = said.find(|line| line.contains(words));
+        assert!(line.is_some(), "it did not say {words:?}");
+    };
+    next("waits for its turn");
+    std::fs::rename(world.path("north"), world.path("elsewhere")).unwrap();
+    drop(taken);
+    next("region north is not there");
+    next("trying again in 2 s");
+    assert!(tasks(&world, "south")[0].bytes_done >= there);
+    assert_eq!(named(&world, "south", "copied").unwrap().state, SnapshotState::Processing);
+    std::fs::rename(world.path("elsewhere"), world.path("north")).unwrap();
+    assert!(waiting.wait().unwrap().success());
+    let row = named(&world, "south", "copied").unwrap();
+    assert!(row.shipped_bytes >= there);
+    world.equal("south", row.id, &disk.model);
 }
