@@ -327,3 +327,29 @@ fn a_waiting_command_outlives_its_source() {
     assert!(row.shipped_bytes >= there);
     world.equal("south", row.id, &disk.model);
 }
+
+/// Not a byte is free: what is wrong is said, not that the disk fails; and what waits for a copy from there waits on.
+#[test]
+fn a_full_source_is_told_and_waited_for() {
+    let (world, _disk, _) = pair(1);
+    let Some(place) = Tmpfs::new(world.path("small"), 40) else { return };
+    world.ok(&["region", "init", &format!("{}/r", place.0.display()), "--name", "small"]);
+    world.ok(&["volume", "create", "--size", "1M", "--name", "vol", "--region", "small"]);
+    world.ok(&["snapshot", "create", "vol", "--name", "theirs", "--region", "small"]);
+    world.ok(&copy_args("small/theirs", "theirs"));
+    let filler = place.0.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    drop(file);
+    world.fails(
+        &["volume", "list", "--region", "small"],
+        1,
+        &["no space is left for the catalog", "free some space"],
+    );
+    let (exit, said) = Daemon::new(&world, &["--once", "--region", "south"]).wait();
+    assert!(exit == 0 && said.contains("no space is left for the catalog of region small"), "{exit} {said}");
+    assert_eq!(states(&world, "south"), [TaskState::Queued]);
+    std::fs::remove_file(&filler).unwrap();
+    world.ok(&["daemon", "--once", "--region", "south"]);
+    assert_eq!(states(&world, "south"), [TaskState::Succeeded]);
+}

@@ -205,6 +205,8 @@ pub(super) fn from_sqlite(region: &str, source: rusqlite::Error) -> CatalogError
                 damaged(source.to_string())
             }
             ErrorCode::DiskFull => CatalogError::NoSpace { region },
+            // SQLITE_IOERR_SHMSIZE: the file beside the log can't be made as large as it must be.
+            ErrorCode::SystemIoFailure if failure.extended_code == 4874 => CatalogError::NoSpace { region },
             // SQLITE_CONSTRAINT_FOREIGNKEY
             ErrorCode::ConstraintViolation if failure.extended_code == 787 => {
                 CatalogError::Needed { what: "this".into(), region }
