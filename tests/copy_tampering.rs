@@ -100,3 +100,28 @@ fn a_targets_rows_make_no_base() {
     assert!(copied >= 1, "{copied}");
     scene.world.equal("south", scene.copied, &scene.models[0]);
 }
+
+/// A row that says of the layer which takes a volume's writes that it has ended: who only reads writes nothing there.
+#[test]
+fn a_reader_ends_no_layer_on_the_word_of_a_row() {
+    let world = World::new(&["north"]);
+    let mut disk = Disk::new(&world, "north", 4 << 20, Some(world.default_key("north")), DiskKind::Data);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; 4096]));
+    let active = world.region("north").catalog().unwrap().read(|tx| tx.volume(disk.id)).unwrap().active;
+    let files = || {
+        let dir = world.region("north").layer_dir(active);
+        ["header.toml", "data", "map"].map(|name| std::fs::read(dir.join(name)).unwrap())
+    };
+    let before = files();
+    let catalog = rusqlite::Connection::open(world.path("north/catalog.db")).unwrap();
+    for lie in [
+        format!("UPDATE layers SET state = 'sealed' WHERE id = '{active}'"),
+        format!("UPDATE snapshots SET layer = '{active}' WHERE id = '{first}'"),
+    ] {
+        assert_eq!(catalog.execute(&lie, []).unwrap(), 1);
+    }
+    drop(catalog);
+    let Err(refused) = world.reader("north").open_snapshot(first) else { panic!("a lie was believed") };
+    assert!(refused.to_string().contains("it has not"), "{refused}");
+    assert!(files() == before, "a reader wrote to it");
+}

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use copy_support::{Disk, Random, World, name};
+use copy_support::{Disk, Random, World, name, take};
 use terrane::catalog::DiskKind;
 use terrane::copy::{self, Copy, KeyChoice, Watch};
 use terrane::ids::{SnapshotId, VolumeId};
 use terrane::region::{Config, Region};
-use terrane::volume::{Host, LayersLock, Order, SnapshotItem, remove_litter};
+use terrane::volume::{Host, LayersLock, remove_litter};
 
 const MIB: usize = 1 << 20;
 
@@ -53,22 +53,6 @@ impl Twin {
         host.close().unwrap();
         id
     }
-}
-
-fn take(host: &Arc<Host>, volume: VolumeId, called: &str) -> SnapshotId {
-    let account = host.region().catalog().unwrap().read(|tx| tx.default_account()).unwrap().id;
-    let id = SnapshotId::random();
-    let item = SnapshotItem { volume: volume.to_string(), snapshot: id.to_string(), name: called.into() };
-    let order = Order::Snapshot {
-        items: vec![item],
-        account: account.to_string(),
-        group: None,
-        description: None,
-        tags: vec![],
-        retention_days: None,
-    };
-    host.execute(&order, true).unwrap();
-    id
 }
 
 fn copy_to_south(world: &World, source: &Arc<Host>, id: SnapshotId, called: &str) -> SnapshotId {

@@ -239,6 +239,32 @@ fn one_bad_task_is_no_end_of_the_others() {
     assert_eq!(named(&world, "south", "third").unwrap().state, SnapshotState::Success);
     assert_eq!(tasks(&world, "south").len(), 2, "that which does not read is left out");
     assert_eq!(world.json(&["task", "list", "--region", "south"]).as_array().unwrap().len(), 2);
+    // Numbers that no disk has.
+    sql(
+        &world,
+        "south",
+        &format!(
+            "UPDATE tasks SET bytes_total = {max}, bytes_per_second = {max} WHERE id = '{}'",
+            ids[1],
+            max = i64::MAX
+        ),
+    );
+    sql(
+        &world,
+        "south",
+        &format!("UPDATE tasks SET exit = NULL, bytes_total = {max} WHERE id = '{}'", ids[0], max = i64::MAX),
+    );
+    sql(
+        &world,
+        "south",
+        &format!(
+            "UPDATE tasks SET state = 'queued', bytes_done = 0, bytes_total = {max} WHERE id = '{}'",
+            ids[2],
+            max = i64::MAX
+        ),
+    );
+    assert_eq!(world.json(&["task", "list", "--region", "south"]).as_array().unwrap().len(), 3);
+    sql(&world, "south", &format!("UPDATE tasks SET state = 'succeeded' WHERE id = '{}'", ids[2]));
     // What stays can be taken away.
     world.ok(&["snapshot", "delete", "first", "--region", "south"]);
     world.ok(&["task", "cancel", "second", "--region", "south"]);

@@ -182,9 +182,12 @@ fn show_all(app: &App, source: &Host, target: &Host, args: &CopyArgs, wanted: &[
         let plan = match asked {
             None => copy::plan(source, snapshot.id, target, &details.name, &args.key.choice())?,
             Some(asked) => {
-                app.output().note(match asked.layer {
-                    None => format!("{} waits in the queue", asked.name),
-                    Some(_) => format!("{} was begun: {} % is there", asked.name, asked.progress_percent),
+                app.output().note(match (asked.state, asked.layer) {
+                    (SnapshotState::Success, _) => format!("{} is there", asked.name),
+                    (_, None) => format!("{} waits in the queue", asked.name),
+                    (_, Some(_)) => {
+                        format!("{} was begun: {} % is there", asked.name, asked.progress_percent)
+                    }
                 });
                 copy::plan_asked(source, target, asked)?
             }

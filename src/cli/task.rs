@@ -160,11 +160,12 @@ fn shown_tasks(region: &Region) -> Result<Vec<Shown>> {
     let (mut position, mut left) = (0, 0u64);
     let states: Vec<TaskState> = tasks.iter().map(|task| state(region, task)).collect();
     let running = tasks.iter().zip(&states).filter(|(_, state)| **state == TaskState::Running);
-    let rate: u64 = running.map(|(task, _)| task.bytes_per_second).sum();
+    // Rows may say anything.
+    let rate = running.fold(0u64, |sum, (task, _)| sum.saturating_add(task.bytes_per_second));
     for (task, state) in tasks.into_iter().zip(states) {
         let own = task.bytes_total.saturating_sub(task.bytes_done);
         if task.is_open() {
-            left += own;
+            left = left.saturating_add(own);
         }
         let (place, eta) = match state {
             TaskState::Queued => {

@@ -134,6 +134,10 @@ pub fn enqueue(source: &Region, target: &Host, plan: &Plan, details: &Details) -
 /// its task, and a snapshot, `processing`, without a layer. They are this process's until what is returned is dropped; then
 /// anybody's.
 pub fn enqueue_all(source: &Region, target: &Host, wanted: &[(&Plan, &Details)]) -> Result<Vec<Held>> {
+    // All were asked for before.
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
     let region = target.region();
     let now = region.now();
     let (mut rows, mut held) = (Vec::new(), Vec::new());

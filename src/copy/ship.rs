@@ -16,6 +16,7 @@ use super::pace::Pace;
 use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{
     CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo,
+    VOLUME_BYTES_MAX,
 };
 use crate::volume::{VolumeError, recorded};
 
@@ -44,9 +45,9 @@ pub struct Crossed {
 }
 
 impl Crossed {
-    /// Of a copy that is taken up, which said so much of itself.
+    /// Of a copy that is taken up, whose row says so much of it: more than any disk has is not believed.
     pub fn since(before: u64) -> Self {
-        Self { before, ..Self::default() }
+        Self { before: before.min(VOLUME_BYTES_MAX), ..Self::default() }
     }
 
     /// All of it.

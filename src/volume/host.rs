@@ -307,6 +307,14 @@ impl Host {
                 if folder::sealed_mark(&row).is_some() {
                     continue;
                 }
+                // Not on the word of a row: recovery writes, and only to what has ended by its own log.
+                let (_, has_ended) = folder::inspect_layer(&self.region, &self.cache, &row, None)?;
+                if !has_ended {
+                    return Err(HostError::unvouched(
+                        format!("layer {id}"),
+                        "its row says that it has ended, and it has not",
+                    ));
+                }
                 let opened = folder::open_layer(&self.region, &self.cache, &row, Opening::Recover(None))?;
                 self.finish_seal(&opened, &|| ())?;
                 return Ok(self.register(opened));
