@@ -89,6 +89,7 @@ fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::
         kind: row.kind,
         points: Vec::new(),
         turn: 100,
+        proof_key: None,
     };
     folder::make_layer(region, &Arc::new(PageCache::new(1)), &spec).unwrap();
 }

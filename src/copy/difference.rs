@@ -107,6 +107,14 @@ impl Difference {
         }
     }
 
+    /// What the copy's layer is put on.
+    pub fn below(&self) -> Chain {
+        match &self.standing {
+            Standing::Above(base) => base.clone(),
+            Standing::Alone | Standing::Beside(_) => Chain::new(Vec::new()),
+        }
+    }
+
     /// The first chunk from `at` on that may carry something.
     pub fn next(&self, at: u64) -> Result<Option<ChunkNo>> {
         let mut first = None;

@@ -36,6 +36,18 @@ pub enum CopyError {
         /// The source region's name.
         region: String,
     },
+    /// What was written does not read as what was read, or the source's own proof says otherwise.
+    #[error("the copy differs from snapshot {snapshot} of region {source_region}: the 2 MiB at byte {offset} read otherwise in region {target}")]
+    Unproven {
+        /// Where the first chunk lies that does.
+        offset: u64,
+        /// The snapshot that was read.
+        snapshot: String,
+        /// The source region's name.
+        source_region: String,
+        /// The target region's name.
+        target: String,
+    },
     /// The file system below the target is full.
     #[error("no space is left for copies below region {region}{details}")]
     NoSpace {
@@ -126,7 +138,7 @@ impl CopyError {
             | Self::Behind { .. }
             | Self::Overtaken { .. }
             | Self::Interrupted => true,
-            Self::Refused { .. } | Self::Damaged { .. } | Self::Cancelled => false,
+            Self::Refused { .. } | Self::Damaged { .. } | Self::Unproven { .. } | Self::Cancelled => false,
             Self::Host(error) => may_pass(error),
         }
     }
@@ -139,6 +151,12 @@ impl CopyError {
             Self::Damaged { snapshot, .. } => {
                 format!(
                     "copy another snapshot than {snapshot}; its other sectors can be read through a mount"
+                )
+            }
+            Self::Unproven { snapshot, .. } => {
+                format!(
+                    "nothing of it is kept; `terrane region check` of both regions and `terrane snapshot verify {snapshot} --deep` say \
+                     which side is at fault"
                 )
             }
             Self::NoSpace { .. } => "make room: the copy goes on where it was".into(),

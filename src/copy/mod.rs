@@ -5,7 +5,8 @@
 //! a disk; decides nothing about how sectors are stored (`layer` does).
 //!
 //! Invariants: a copy is rows of the target's catalog alone, and each start plans anew from both sides; a sector is
-//! shipped only after its tag was checked; what is not whole is never listed as `success`; a copy that fails or is
+//! shipped only after its tag was checked; a copy counts only after it
+//! was read back and proven equal to what was read; what is not whole is never listed as `success`; a copy that fails or is
 //! cancelled leaves neither snapshot nor layer. Copies wait in their target's queue ([`enqueue`]) until somebody carries them
 //! out ([`carry_out`]): he holds the task's lock, one of the region's places ([`Slot`]), and the lock of the layer's data file,
 //! never anything by time; a copy whose process was killed stays, `processing`, until it is taken up ([`Begun`]) or deleted.
@@ -19,6 +20,7 @@ mod error;
 mod hold;
 mod pace;
 mod plan;
+mod prove;
 mod request;
 mod room;
 mod ship;

@@ -1,10 +1,12 @@
 //! Whether a copy may be made, on what, and what it has to carry. Reads catalogs and maps, and no sector.
 
+use std::sync::Arc;
+
 use super::begun::Begun;
 use super::difference::{Difference, Standing};
 use super::error::{CopyError, Result};
 use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
-use crate::crypto::Cipher;
+use crate::crypto::{Cipher, ProofKey};
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::{self, KmsError};
 use crate::units::SECTOR_BYTES;
@@ -63,6 +65,8 @@ pub struct Plan {
     pub key: Option<KeyId>,
     /// How its sectors are encrypted.
     pub cipher: Cipher,
+    /// What the content of the disk is known by, on both sides.
+    pub(super) proof_key: Arc<ProofKey>,
     pub(super) difference: Difference,
     /// While they are held neither the source nor a base that is read can be deleted.
     _locks: (ReadLock, Option<ReadLock>),
@@ -195,6 +199,7 @@ fn plan_by(
     }
     // All by its layers' own word: what a row says would leave out what differs.
     let (stack, Moments { of_layers, all: points }) = source.open_snapshot_with_moments(snapshot)?;
+    let proof_key = proof_key_of(source, &stack.chain)?;
     let found = find_base(&points, row.size_bytes)?;
     let over = |found: Option<&FoundBase>| {
         let difference = difference_over(found, &points, &of_layers, &stack.chain, row.size_bytes);
@@ -218,10 +223,17 @@ fn plan_by(
         changed_bytes: (counts.data + counts.zero) * SECTOR_BYTES,
         key,
         cipher: cipher_of(key),
+        proof_key,
         difference,
         source: row,
         _locks: (lock, base_lock.flatten()),
     })
+}
+
+/// What the content of a snapshot's disk is known by.
+fn proof_key_of(host: &Host, disk: &Chain) -> Result<Arc<ProofKey>> {
+    let top = disk.layers().last().ok_or_else(|| CopyError::Overtaken { what: "a snapshot's layer".into() })?;
+    Ok(Arc::new(folder::proof_key(host.region(), top.id(), top.keys())?))
 }
 
 /// What the layers of the disk `source`, each of its moment in `own`, oldest first, record over a base.

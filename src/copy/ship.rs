@@ -3,6 +3,7 @@
 //!
 //! Plaintext lies in each worker's one buffer, which zeroes itself; what the target's writing keeps is ciphertext.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
 use super::pace::Pace;
+use crate::crypto::ProofKey;
 use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{
     CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_BYTES, SECTOR_LEN, SectorNo,
@@ -30,7 +32,12 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 struct Job {
     chunk: ChunkNo,
     carried: Box<Chunk>,
+    /// Nothing of it was there from an earlier process.
+    is_whole: bool,
 }
+
+/// What the sectors that were read are known by, a chunk: the XOR of their words. Of chunks that this process carried whole.
+pub type Words = Mutex<HashMap<u64, u128>>;
 
 /// Bytes of the source that crossed to the target, in all processes that made a copy: what an earlier one lost is counted twice, as
 /// far as it said how far it was.
@@ -71,15 +78,16 @@ pub struct Link<'a> {
     pub crossed: &'a Crossed,
     /// How fast sectors of the source may cross.
     pub pace: Option<&'a Pace>,
+    /// By which their content is known.
+    pub proof_key: &'a ProofKey,
+    /// Told what was read.
+    pub words: &'a Words,
 }
 
 /// What workers share.
 struct Shared<'a> {
     difference: &'a Difference,
-    target: &'a Layer,
-    names: &'a Names,
-    crossed: &'a Crossed,
-    pace: Option<&'a Pace>,
+    link: &'a Link<'a>,
     stop: AtomicBool,
     first_error: Mutex<Option<CopyError>>,
 }
@@ -108,9 +116,8 @@ impl Shared<'_> {
 /// Writes to the target all that `difference` carries and it lacks. `watch` is asked all the while, on this thread, and ends it
 /// by an error. Nothing is durable before the target is flushed.
 pub fn ship(difference: &Difference, link: &Link, mut watch: impl FnMut() -> Result<()>) -> Result<()> {
-    let Link { target, names, crossed, pace } = *link;
     let (stop, first_error) = (AtomicBool::new(false), Mutex::new(None));
-    let shared = Shared { difference, target, names, crossed, pace, stop, first_error };
+    let shared = Shared { difference, link, stop, first_error };
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(2, WORKERS_MAX);
     std::thread::scope(|scope| {
         let (jobs_in, jobs) = bounded::<Job>(AHEAD);
@@ -134,7 +141,7 @@ pub fn ship(difference: &Difference, link: &Link, mut watch: impl FnMut() -> Res
         });
         while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             // The disk works from the first moment on, so that the flush at the end finds little to do.
-            shared.target.begin_write_back();
+            shared.link.target.begin_write_back();
             if !shared.is_stopped()
                 && let Err(e) = watch()
             {
@@ -153,11 +160,13 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
     while let Some(chunk) = shared.difference.next(at)? {
         let mut carried = Box::new([Carried::Nothing; CHUNK_SECTORS as usize]);
         let mut any = shared.difference.chunk(chunk, &mut carried)?;
-        if let Some(there) = recorded(shared.target, chunk)? {
-            any = leave_out(shared, chunk, &mut carried, &there);
+        let mut is_whole = true;
+        if let Some(there) = recorded(shared.link.target, chunk)? {
+            is_whole = !leave_out(shared, chunk, &mut carried, &there);
+            any = carried.iter().any(|c| *c != Carried::Nothing);
         }
         // A closed channel: the workers have ended, and said why.
-        if shared.is_stopped() || any && jobs.send(Job { chunk, carried }).is_err() {
+        if shared.is_stopped() || any && jobs.send(Job { chunk, carried, is_whole }).is_err() {
             return Ok(());
         }
         at = chunk.0 + 1;
@@ -165,7 +174,7 @@ fn feed(shared: &Shared, jobs: &Sender<Job>) -> Result<()> {
     Ok(())
 }
 
-/// Leaves out what the target has from an earlier process, and reads well; whether anything is left.
+/// Leaves out what the target has from an earlier process, and reads well; whether it has anything.
 fn leave_out(
     shared: &Shared,
     chunk: ChunkNo,
@@ -173,7 +182,7 @@ fn leave_out(
     there: &[Entry; CHUNK_SECTORS as usize],
 ) -> bool {
     let mut cipher = [0; SECTOR_LEN];
-    let mut found = 0;
+    let (mut any, mut found) = (false, 0);
     for (i, (carried, entry)) in carried.iter_mut().zip(there).enumerate() {
         let sector = SectorNo(chunk.first_sector().0 + i as u64);
         let is_there = match (&carried, entry.state()) {
@@ -181,17 +190,18 @@ fn leave_out(
             (Carried::Zero, state) => state == State::Zero,
             // It may have waited for long.
             (Carried::Data { .. }, State::Data(slot)) => {
-                shared.target.read_cipher(sector, slot, &[entry.tag()], &mut cipher).is_ok()
+                shared.link.target.read_cipher(sector, slot, &[entry.tag()], &mut cipher).is_ok()
             }
             (Carried::Data { .. }, _) => false,
         };
         if is_there {
+            any = true;
             found += u64::from(is_of_source(shared, carried));
             *carried = Carried::Nothing;
         }
     }
-    shared.crossed.found.fetch_add(found * SECTOR_BYTES, Ordering::Relaxed);
-    carried.iter().any(|c| *c != Carried::Nothing)
+    shared.link.crossed.found.fetch_add(found * SECTOR_BYTES, Ordering::Relaxed);
+    any
 }
 
 fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
@@ -202,17 +212,22 @@ fn work(shared: &Shared, jobs: &Receiver<Job>) -> Result<()> {
             return Ok(());
         }
         let of_source = job.carried.iter().filter(|c| is_of_source(shared, c)).count() as u64;
-        if !shared.pace.is_none_or(|pace| pace.claim(of_source * SECTOR_BYTES, || shared.is_stopped())) {
+        if !shared.link.pace.is_none_or(|pace| pace.claim(of_source * SECTOR_BYTES, || shared.is_stopped())) {
             return Ok(());
         }
-        let instead = read_chunk(shared, &job, &mut plain, &mut tags)?;
+        let (difference, names) = (shared.difference, shared.link.names);
+        let instead = read_chunk(difference, names, job.chunk, &job.carried, &mut plain, &mut tags)?;
+        if job.is_whole {
+            let words = words_of(shared.link.proof_key, job.chunk, &job.carried, &plain);
+            shared.link.words.lock().insert(job.chunk.0, words);
+        }
         write_chunk(shared, &job, &plain)
-            .map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
-        shared.crossed.now.fetch_add((of_source + instead) * SECTOR_BYTES, Ordering::Relaxed);
+            .map_err(|e| CopyError::of_target(e, &shared.link.names.target_region))?;
+        shared.link.crossed.now.fetch_add((of_source + instead) * SECTOR_BYTES, Ordering::Relaxed);
         // Both log halves full would stop every worker; this way only one of them is busy with the map.
-        if shared.target.needs_checkpoint() {
-            let done = shared.target.checkpoint_closed();
-            done.map_err(|e| CopyError::of_target(e, &shared.names.target_region))?;
+        if shared.link.target.needs_checkpoint() {
+            let done = shared.link.target.checkpoint_closed();
+            done.map_err(|e| CopyError::of_target(e, &shared.link.names.target_region))?;
         }
     }
     Ok(())
@@ -224,31 +239,38 @@ fn is_of_source(shared: &Shared, carried: &Carried) -> bool {
 
 /// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each. How many sectors
 /// that are damaged in the base were read from the source instead.
-fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>) -> Result<u64> {
+pub(super) fn read_chunk(
+    difference: &Difference,
+    names: &Names,
+    chunk: ChunkNo,
+    carried: &Chunk,
+    plain: &mut [u8],
+    tags: &mut Vec<u64>,
+) -> Result<u64> {
     let mut instead = 0;
     let mut at = 0;
-    for run in job.carried.chunk_by(is_next_slot) {
+    for run in carried.chunk_by(is_next_slot) {
         let index = at;
         at += run.len();
         let Carried::Data { layer, slot, .. } = run[0] else { continue };
         tags.clear();
         tags.extend(run.iter().map(|c| if let Carried::Data { tag, .. } = c { *tag } else { 0 }));
-        let first = SectorNo(job.chunk.first_sector().0 + index as u64);
-        let is_of_base = shared.difference.is_of_base(layer);
-        let layer = shared.difference.layer(layer);
+        let first = SectorNo(chunk.first_sector().0 + index as u64);
+        let is_of_base = difference.is_of_base(layer);
+        let layer = difference.layer(layer);
         let into = &mut plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
         let damaged = |sector, layer| CopyError::Damaged {
             sector,
             layer,
-            snapshot: shared.names.snapshot.clone(),
-            region: shared.names.source_region.clone(),
+            snapshot: names.snapshot.clone(),
+            region: names.source_region.clone(),
         };
         match layer.read_slots(first, slot, tags, into) {
             Ok(()) => {}
             // The source has all of it.
             Err(_) if is_of_base => {
                 tracing::warn!(layer = %layer.id(), sector = first.0, "a base is damaged: what it lacks is shipped");
-                shared.difference.source().read_sectors(first, into).map_err(|e| match e {
+                difference.source().read_sectors(first, into).map_err(|e| match e {
                     VolumeError::DamagedSector { sector, layer } => damaged(sector, layer),
                     other => other.into(),
                 })?;
@@ -259,6 +281,21 @@ fn read_chunk(shared: &Shared, job: &Job, plain: &mut [u8], tags: &mut Vec<u64>)
         }
     }
     Ok(instead)
+}
+
+/// What the data that a chunk carries is known by, once it lies in its place.
+pub(super) fn words_of(key: &ProofKey, chunk: ChunkNo, carried: &Chunk, plain: &[u8]) -> u128 {
+    let mut at = 0;
+    let mut words = 0;
+    for run in carried.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)) {
+        let index = at;
+        at += run.len();
+        if let Carried::Data { .. } = run[0] {
+            let bytes = &plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
+            words ^= key.words(SectorNo(chunk.first_sector().0 + index as u64), bytes);
+        }
+    }
+    words
 }
 
 /// Encrypts and writes what a chunk carries: neighbouring sectors by one request, of at most 1 MiB.
@@ -276,12 +313,12 @@ fn write_chunk(shared: &Shared, job: &Job, plain: &[u8]) -> Result<(), LayerErro
         let first = job.chunk.first_sector().0 + index as u64;
         match run[0] {
             Carried::Nothing => {}
-            Carried::Zero => shared.target.discard(SectorNo(first), run.len() as u64, &hides)?,
+            Carried::Zero => shared.link.target.discard(SectorNo(first), run.len() as u64, &hides)?,
             Carried::Data { .. } => {
                 let bytes = &plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
                 for (i, piece) in bytes.chunks(REQUEST_BYTES_MAX as usize).enumerate() {
                     let sector = first + i as u64 * (REQUEST_BYTES_MAX / SECTOR_BYTES);
-                    shared.target.write(SectorNo(sector), piece, &[], &hides)?;
+                    shared.link.target.write(SectorNo(sector), piece, &[], &hides)?;
                 }
             }
         }

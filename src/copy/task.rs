@@ -10,18 +10,22 @@ use super::error::{CopyError, Result};
 use super::hold::{Held, Slot};
 use super::pace::Pace;
 use super::plan::{Base, Plan, plan_rest, plan_waiting};
+use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
-use super::ship::{Crossed, Link, Names, ship};
+use super::ship::{Crossed, Link, Names, Words, ship};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
-use crate::layer::LayerError;
+use crate::layer::{LayerError, PageCache, SealedMark};
 use crate::region::{Region, peek};
-use crate::volume::folder::{self, LayerSpec};
+use crate::volume::folder::{self, LayerSpec, Opening};
+use crate::volume::proof::Leaves;
 use crate::volume::{Host, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Map pages that are kept while a copy is read back: 32 MiB.
+const PROOF_PAGES: usize = 4096;
 /// A base may be folded into another layer between plan and begin.
 const PLANS_MAX: u32 = 5;
 
@@ -46,7 +50,8 @@ pub struct Details {
 pub struct Watch<'a> {
     /// Set to interrupt it: what was done is kept.
     pub cancel: &'a AtomicBool,
-    /// Told, several times a second, the bytes that are there and those that will be.
+    /// Told, several times a second, the bytes that are there and those that will be; then, from the beginning, those that were read
+    /// back.
     pub progress: &'a mut dyn FnMut(u64, u64),
     /// How fast sectors may cross; none: as fast as they can.
     pub pace: Option<&'a Pace>,
@@ -297,6 +302,7 @@ impl Job<'_> {
             // Its own point heads the list once it is sealed.
             points: self.plan.points.get(1..).unwrap_or_default().to_vec(),
             turn: 0,
+            proof_key: Some(self.plan.proof_key.clone()),
         };
         let made = folder::make_layer(self.region(), self.target.cache(), &spec);
         let (row, layer) = made.map_err(|e| match self.plan.parent() {
@@ -351,38 +357,53 @@ impl Job<'_> {
             snapshot: self.plan.source.name.to_string(),
             target_region: self.region().name().to_owned(),
         };
+        let words = Words::default();
         let total = self.plan.write_bytes();
         let done = || begun.bytes_done().min(total);
         self.region().catalog()?.write(|tx| tx.start_task(begun.task.id, self.region().now()))?;
         (watch.progress)(done(), total);
+        let (cancel, pace) = (watch.cancel, watch.pace);
         let mut speed = Speed::new(done());
-        let mut watch_ship = || {
-            (watch.progress)(done(), total);
-            if watch.cancel.load(Ordering::Relaxed) {
-                return Err(CopyError::Interrupted);
-            }
-            Room::of(self.region())?.refuse_more(0, self.region())?;
-            if speed.since.elapsed() >= CATALOG_INTERVAL {
-                speed.look(done());
-                match self.write_progress(begun, speed.bytes_per_second) {
-                    Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
-                    // It is for those who look on: what was shipped is no worse for it.
-                    Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
-                    Ok(()) => {}
-                }
-            }
-            Ok(())
+        let mut look = |done: u64| {
+            (watch.progress)(done.min(total), total);
+            self.look(begun, cancel, &mut speed, done)
         };
-        let link = Link { target: &begun.layer, names: &names, crossed: &begun.crossed, pace: watch.pace };
+        let (target, crossed, proof_key) = (&begun.layer, &begun.crossed, &*self.plan.proof_key);
+        let link = Link { target, names: &names, crossed, pace, proof_key, words: &words };
         match begun.layer.is_ended() {
             true => begun.crossed.all_was_there(self.plan.ship_bytes),
             false => {
                 Room::of(self.region())?.refuse_more(total - done(), self.region())?;
-                ship(&self.plan.difference, &link, &mut watch_ship)?;
+                ship(&self.plan.difference, &link, || {
+                    look(done())?;
+                    Room::of(self.region())?.refuse_more(0, self.region())
+                })?;
             }
         }
+        let of_target = |e| CopyError::of_target(e, self.region().name());
+        let mark = self.seal(begun, cancel).map_err(of_target)?;
+        let leaves = self.prove(begun, mark, (&names, &words), &mut look)?;
         (watch.progress)(total, total);
-        self.finish(begun, watch.cancel).map_err(|e| CopyError::of_target(e, self.region().name()))
+        self.commit(begun, mark, cancel).map_err(of_target)?;
+        leave_with_source(self.source, &self.plan, self.point()?, &leaves);
+        Ok(())
+    }
+
+    /// Asked several times a second: tells those who look on, and learns whether it is to go on.
+    fn look(&self, begun: &Begun, cancel: &AtomicBool, speed: &mut Speed, done: u64) -> Result<()> {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(CopyError::Interrupted);
+        }
+        if speed.since.elapsed() >= CATALOG_INTERVAL {
+            speed.look(done);
+            match self.write_progress(begun, speed.bytes_per_second) {
+                Err(CopyError::Cancelled) => return Err(CopyError::Cancelled),
+                // It is for those who look on: what was shipped is no worse for it.
+                Err(error) => tracing::warn!(%error, "how far a copy is could not be written down"),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     fn write_progress(&self, begun: &Begun, bytes_per_second: u64) -> Result<()> {
@@ -401,10 +422,9 @@ impl Job<'_> {
         })
     }
 
-    /// Seals the layer and says that the copy is there.
-    fn finish(&self, begun: &Begun, cancel: &AtomicBool) -> Result<()> {
+    /// Seals the layer: what was written, durable, then in the map, durable; then the header says so, with all points.
+    fn seal(&self, begun: &Begun, cancel: &AtomicBool) -> Result<SealedMark> {
         let Begun { layer, row, .. } = begun;
-        // 1. What was written, durable, then in the map, durable.
         // An earlier process may have come so far.
         if !layer.is_ended() {
             layer.flush()?;
@@ -414,13 +434,36 @@ impl Job<'_> {
             return Err(CopyError::Interrupted);
         }
         let mark = layer.finish_seal()?;
-        // 2. The header with all points and the seal, before the row that makes it count.
         folder::change_header(self.region(), row.id, layer.keys(), |header| {
             header.points.clone_from(&self.plan.points);
             header.sealed = Some(mark);
         })?;
+        Ok(mark)
+    }
+
+    /// Reads the copy back from its files, and gives it its proof; the leaves.
+    fn prove(
+        &self,
+        begun: &Begun,
+        mark: SealedMark,
+        (names, words): (&Names, &Words),
+        watch: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Leaves> {
+        let of_target = |e: CopyError| CopyError::of_target(e, self.region().name());
+        // With a cache of its own: nothing of what this process wrote is taken for what is there.
+        let cache = Arc::new(PageCache::new(PROOF_PAGES));
+        let opened = folder::open_layer(self.region(), &cache, &begun.row, Opening::Sealed(mark));
+        let top = Arc::new(opened.map_err(|e| of_target(e.into()))?);
+        let made = Made { target: self.target, copy: begun.snapshot.id, top, plan: &self.plan, names, words };
+        let leaves = made.prove(watch)?;
+        made.write(self.source, self.point()?, &leaves)?;
+        Ok(leaves)
+    }
+
+    /// The rows, at once, which say that the copy is there.
+    fn commit(&self, begun: &Begun, mark: SealedMark, cancel: &AtomicBool) -> Result<()> {
+        let Begun { layer, row, .. } = begun;
         let stored = layer.stored_bytes()?;
-        // 3. The rows, at once.
         let now = self.region().now();
         let point = self.point()?;
         let shipped = begun.crossed.bytes();

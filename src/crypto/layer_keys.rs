@@ -6,13 +6,15 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 
 use super::kernel::Kernel;
-use super::{Cipher, CryptoError, Prf, Secret, SectorCipher};
+use super::{Cipher, CryptoError, Prf, ProofKey, Secret, SectorCipher, envelope};
 use crate::units::{SECTOR_LEN, SectorNo};
 
 /// The state word of a stored sector's tag: 1 is data.
 const STATE_DATA: u64 = 1;
+/// What a wrapped proof key is bound to, beside the layer's own key.
+const PROOF_KEY: &[u8] = b"terrane proof key";
 
-/// A layer's sector cipher and its five PRFs, derived once when the layer opens.
+/// A layer's sector cipher, its five PRFs, and what wraps its proof key; derived once when the layer opens.
 pub struct LayerKeys {
     /// None for a layer whose sectors are stored as they are; their tags and MACs are keyed all the same.
     sectors: Option<SectorCipher>,
@@ -21,6 +23,7 @@ pub struct LayerKeys {
     page: Prf,
     superblock: Prf,
     header: Prf,
+    proof_wrap: Secret<32>,
 }
 
 impl LayerKeys {
@@ -49,6 +52,9 @@ impl LayerKeys {
             page: prf("terrane page"),
             superblock: prf("terrane super"),
             header: prf("terrane header"),
+            proof_wrap: Secret::filled(|out: &mut [u8; 32]| {
+                hkdf.expand(b"terrane proof wrap", out).expect("32 bytes are fewer than HKDF's 8160");
+            }),
         })
     }
 
@@ -75,6 +81,17 @@ impl LayerKeys {
     /// The PRF of the header file.
     pub fn header(&self) -> &Prf {
         &self.header
+    }
+
+    /// A proof key as the layer's header holds it.
+    pub fn wrap_proof_key(&self, key: &ProofKey) -> Vec<u8> {
+        envelope::wrap(&self.proof_wrap, PROOF_KEY, key.secret().expose())
+    }
+
+    /// The proof key that [`LayerKeys::wrap_proof_key`] wrapped.
+    pub fn unwrap_proof_key(&self, wrapped: &[u8]) -> Result<ProofKey, CryptoError> {
+        let bytes = envelope::unwrap(&self.proof_wrap, PROOF_KEY, wrapped)?;
+        Ok(ProofKey::new(Secret::try_from_slice(&bytes)?))
     }
 
     /// Makes what is stored of consecutive sectors: ciphertext (a copy, for a plain layer) into `out`, and a tag of

@@ -19,6 +19,7 @@ mod kernel;
 mod layer_keys;
 mod passphrase;
 mod prf;
+mod proof;
 #[cfg(test)]
 mod published;
 mod secret;
@@ -30,5 +31,6 @@ pub use kernel::Kernel;
 pub use layer_keys::LayerKeys;
 pub use passphrase::KdfParams;
 pub use prf::Prf;
+pub use proof::ProofKey;
 pub use secret::Secret;
 pub use sector::{Cipher, SectorCipher};

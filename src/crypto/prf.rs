@@ -80,12 +80,24 @@ impl Prf {
     /// A sector's tag: the first 8 bytes, little-endian, of the MAC of ciphertext ‖ sector u64 ‖ state u64.
     #[inline]
     pub fn tag(&self, ciphertext: &[u8; SECTOR_LEN], sector: SectorNo, state: u64) -> u64 {
+        self.of_sector(ciphertext, sector, state) as u64
+    }
+
+    /// What a sector's content is known by: the MAC of plaintext ‖ sector u64 ‖ 2 u64.
+    #[inline]
+    pub(super) fn content(&self, plain: &[u8; SECTOR_LEN], sector: SectorNo) -> u128 {
+        const CONTENT: u64 = 2;
+        self.of_sector(plain, sector, CONTENT)
+    }
+
+    #[inline]
+    fn of_sector(&self, bytes: &[u8; SECTOR_LEN], sector: SectorNo, what: u64) -> u128 {
         const LEN: u128 = SECTOR_LEN as u128 + 16;
-        let place = u128::from(sector.0) | u128::from(state) << 64;
-        let (blocks, _) = ciphertext.as_chunks::<16>();
+        let place = u128::from(sector.0) | u128::from(what) << 64;
+        let (blocks, _) = bytes.as_chunks::<16>();
         let blocks = blocks.try_into().expect("a sector is 256 blocks");
         let hash = self.polyval.sector(blocks, &[place.to_le_bytes(), LEN.to_le_bytes()]);
-        u128::from_le_bytes(self.aes.encrypt(hash)) as u64
+        u128::from_le_bytes(self.aes.encrypt(hash))
     }
 }
 

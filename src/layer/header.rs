@@ -12,7 +12,7 @@ use crate::ids::{KeyId, LayerId, Point, RegionId, VolumeId};
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// The version of `header.toml` and of the layer beside it.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// A header longer than this is not read (a chain of 10,000 points is 350 KiB).
 pub const HEADER_LEN_MAX: u64 = 1 << 20;
 
@@ -42,6 +42,8 @@ pub struct Header {
     pub key_version: u32,
     /// The data key.
     pub wrapped_key: Vec<u8>,
+    /// The key that the disk's content is known by in every region, wrapped by a subkey of the data key.
+    pub wrapped_proof_key: Vec<u8>,
     /// What its point is minted from, with its key and id: new each time it is opened to take writes. Of two copies of a region
     /// that both went on, none has the other's moments.
     pub mint: [u8; 16],
@@ -87,6 +89,7 @@ struct Text {
     key_id: Option<String>,
     key_version: u32,
     wrapped_key: String,
+    wrapped_proof_key: String,
     mint: String,
     points: Vec<String>,
     sealed_generation: Option<u64>,
@@ -140,6 +143,7 @@ impl Header {
             key_id: self.key.map(|k| k.to_string()),
             key_version: self.key_version,
             wrapped_key: hex(&self.wrapped_key),
+            wrapped_proof_key: hex(&self.wrapped_proof_key),
             mint: hex(&self.mint),
             points: self.points.iter().map(ToString::to_string).collect(),
             sealed_generation: self.sealed.map(|s| s.generation),
@@ -231,6 +235,7 @@ impl UntrustedHeader {
         if fold.is_some() && sealed.is_none() {
             return Err(bad("a fold into a layer that was not sealed".into()));
         }
+        let wrapped = |text: &str| unhex(text).ok_or_else(|| bad("a malformed wrapped key".into()));
         let header = Header {
             region: t.region.parse().map_err(id)?,
             volume: t.volume.parse().map_err(id)?,
@@ -242,7 +247,8 @@ impl UntrustedHeader {
             kind: t.kind,
             key: t.key_id.map(|k| k.parse()).transpose().map_err(id)?,
             key_version: t.key_version,
-            wrapped_key: unhex(&t.wrapped_key).ok_or_else(|| bad("a malformed wrapped key".into()))?,
+            wrapped_key: wrapped(&t.wrapped_key)?,
+            wrapped_proof_key: wrapped(&t.wrapped_proof_key)?,
             mint,
             points: t.points.iter().map(|p| p.parse()).collect::<Result<_, _>>().map_err(id)?,
             sealed,
@@ -299,6 +305,7 @@ mod tests {
             key: None,
             key_version: 0,
             wrapped_key: vec![9; 93],
+            wrapped_proof_key: vec![11; 61],
             mint: [10; 16],
             points: vec![Point([5; 16]), Point([4; 16])],
             sealed: Some(SealedMark { generation: 3, mac: [6; 16] }),
@@ -323,13 +330,13 @@ mod tests {
     #[test]
     fn an_earlier_format_is_refused_in_words() {
         let earlier = |text: String| {
-            let gone = ["mint"];
+            let gone = ["wrapped_proof_key"];
             let lines = text.lines().filter(|line| !gone.iter().any(|word| line.starts_with(word)));
-            lines.map(|line| format!("{line}\n")).collect::<String>().replace("format = 3", "format = 2")
+            lines.map(|line| format!("{line}\n")).collect::<String>().replace("format = 4", "format = 3")
         };
         assert!(refused(earlier).contains("of an earlier version"), "{}", refused(earlier));
-        let later = |text: String| text.replace("format = 3", "format = 4\nshape = \"new\"");
-        assert!(refused(later).contains("this program knows format 3"), "{}", refused(later));
+        let later = |text: String| text.replace("format = 4", "format = 5\nshape = \"new\"");
+        assert!(refused(later).contains("this program knows format 4"), "{}", refused(later));
     }
 
     #[test]

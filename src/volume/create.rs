@@ -93,6 +93,7 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
         kind: spec.kind,
         points,
         turn: 0,
+        proof_key: None,
     };
     let cache = Arc::new(PageCache::new(1));
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;

@@ -10,7 +10,7 @@ use super::locks::refuse_locked;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
-use super::vouch;
+use super::{proof, vouch};
 use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskEnd, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::kms;
@@ -232,6 +232,7 @@ impl Host {
             kind: volume.kind,
             points: header.points,
             turn: self.next_turn(&volume)?,
+            proof_key: None,
         };
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
         let Anchor { generation, confirmed } = layer.anchor();
@@ -362,6 +363,7 @@ impl Host {
             Ok(layer)
         });
         if deleted.is_ok() {
+            proof::forget(&self.region, snapshot.id);
             nobody_elsewhere.remove();
         }
         deleted

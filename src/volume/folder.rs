@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::footing;
 use super::host_error::{HostError, Result};
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
-use crate::crypto::{Cipher, LayerKeys};
+use crate::crypto::{Cipher, LayerKeys, ProofKey};
 use crate::ids::{AccountId, KeyId, LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::header::{self, Folding, Header, UntrustedHeader};
@@ -51,6 +51,8 @@ pub struct LayerSpec {
     pub points: Vec<Point>,
     /// Its number among the layers that take the volume's writes.
     pub turn: u64,
+    /// What its disk's content is known by. None: of the layer below, and of a new disk a fresh one.
+    pub proof_key: Option<Arc<ProofKey>>,
 }
 
 /// Makes a layer: its row (`preparing`), then its folder, durable. The caller commits the row's next state.
@@ -107,14 +109,37 @@ fn make_folder(
     let map = create_file(&dir.join(MAP)).map_err(io("making a layer's map"))?;
     let parts = parts(row.id, data, map, keys, cache, 0);
     let layer = Layer::create(parts, spec.size_bytes)?;
-    write_header(region, row, spec, layer.keys())?;
+    let wrapped_proof_key = layer.keys().wrap_proof_key(&*proof_key_for(region, spec)?);
+    write_header(region, row, spec, layer.keys(), wrapped_proof_key)?;
     crashsafe::sync_dir(&dir).map_err(io("syncing a layer's folder"))?;
     crashsafe::sync_dir(&region.layers_dir()).map_err(io("syncing the layers' folder"))?;
     Ok(layer)
 }
 
+fn proof_key_for(region: &Region, spec: &LayerSpec) -> Result<Arc<ProofKey>> {
+    if let Some(key) = &spec.proof_key {
+        return Ok(key.clone());
+    }
+    let Some((parent, _)) = spec.parent else { return Ok(Arc::new(ProofKey::random())) };
+    let row = region.catalog()?.read(|tx| tx.layer(parent))?;
+    let keys = layer_keys(region, &row)?;
+    proof_key(region, parent, &keys).map(Arc::new)
+}
+
+/// What the content of a layer's disk is known by, in every region where a copy of it is.
+pub fn proof_key(region: &Region, layer: LayerId, keys: &LayerKeys) -> Result<ProofKey> {
+    let header = header_by(region, layer, keys)?;
+    keys.unwrap_proof_key(&header.wrapped_proof_key).map_err(HostError::Crypto)
+}
+
 /// Writes a new layer's header.
-fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerKeys) -> Result<()> {
+fn write_header(
+    region: &Region,
+    row: &LayerRow,
+    spec: &LayerSpec,
+    keys: &LayerKeys,
+    wrapped_proof_key: Vec<u8>,
+) -> Result<()> {
     let header = Header {
         region: region.id(),
         volume: spec.volume,
@@ -127,6 +152,7 @@ fn write_header(region: &Region, row: &LayerRow, spec: &LayerSpec, keys: &LayerK
         key: row.key,
         key_version: row.key_version,
         wrapped_key: row.wrapped_key.clone(),
+        wrapped_proof_key,
         mint: LayerId::random().0,
         points: spec.points.clone(),
         sealed: None,

@@ -594,6 +594,7 @@ impl Host {
             kind: volume.kind,
             points,
             turn: header.turn + 1,
+            proof_key: None,
         };
         let (row, layer) = folder::make_layer(&self.region, &self.cache, &spec)?;
         self.region.catalog()?.write(|tx| -> Result<_> {

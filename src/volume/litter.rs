@@ -1,7 +1,7 @@
 //! Taking away what killed processes left: what they had half-made, and what they had parted from the row that named it.
 
-use super::folder;
 use super::host_error::Result;
+use super::{folder, proof};
 use crate::catalog::{LayerState, Snapshot, SnapshotState, TaskEnd, TaskState};
 use crate::ids::{LayerId, SnapshotId};
 use crate::region::Region;
@@ -10,6 +10,7 @@ use crate::region::Region;
 /// has any open.
 pub fn remove_litter(region: &Region) -> Result<()> {
     remove_abandoned(region)?;
+    proof::forget_unnamed(region)?;
     for row in region.catalog()?.read(|tx| tx.unneeded_layers())? {
         tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
         // Such as a header under a disabled key: it is tried again.
@@ -62,6 +63,7 @@ pub fn cancel_copy(region: &Region, id: SnapshotId) -> Result<bool> {
         Ok(Some(row.layer))
     })?;
     let Some(layer) = cancelled else { return Ok(false) };
+    proof::forget(region, id);
     layer.map_or(Ok(()), |layer| folder::remove_unneeded(region, layer))?;
     Ok(true)
 }
@@ -75,5 +77,9 @@ pub fn remove_copy(region: &Region, id: SnapshotId, layer: Option<LayerId>, end:
         }
         tx.end_tasks_of(&id.to_string(), end, now)
     })?;
+    // Where another process made it whole, it is not gone.
+    if region.catalog()?.read(|tx| tx.find_snapshot(id))?.is_none() {
+        proof::forget(region, id);
+    }
     layer.map_or(Ok(()), |layer| folder::remove_unneeded(region, layer))
 }

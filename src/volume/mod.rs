@@ -27,6 +27,7 @@ mod open_snapshot;
 mod open_volume;
 mod order;
 mod owner;
+pub mod proof;
 mod read;
 mod repair;
 pub mod vouch;

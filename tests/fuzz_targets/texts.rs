@@ -64,6 +64,7 @@ pub fn header_seed() -> String {
         key: Some("key-0123456789abcdef0".parse().unwrap()),
         key_version: 1,
         wrapped_key: vec![9; 93],
+        wrapped_proof_key: vec![3; 61],
         mint: [11; 16],
         points: vec![Point([4; 16]), Point([5; 16])],
         sealed: Some(terrane::layer::SealedMark { generation: 3, mac: [6; 16] }),

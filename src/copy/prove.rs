@@ -1,0 +1,202 @@
+//! A copy is proven before it counts: what reads through its own chain is what was read of the source.
+//!
+//! Of each chunk that the copy, or the plan, says anything of, the sectors are read back from the target's files. The words of what
+//! was there (through the base) and of what is there now make the copy's leaves out of the base's; the words of what was
+//! read of the source must make the same. A sector that was lost, misplaced, or written though nobody carried it gives
+//! another leaf.
+//!
+//! The leaves are the copy's proof. Where the source has one, from another copy or from reading it whole, they must be
+//! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use super::difference::{Carried, Difference};
+use super::error::{CopyError, Result};
+use super::plan::{Base, Plan};
+use super::ship::{Names, Words, read_chunk, words_of};
+use crate::catalog::SnapshotState;
+use crate::crypto::ProofKey;
+use crate::ids::{Point, SnapshotId};
+use crate::layer::Layer;
+use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
+use crate::volume::proof::{self, Leaves, each_chunk, measure};
+use crate::volume::{Chain, Host, HostError, Stack, recorded};
+
+/// A copy whose layer is sealed, and what is known of it.
+pub struct Made<'a> {
+    /// Where it is.
+    pub target: &'a Host,
+    /// Its id.
+    pub copy: SnapshotId,
+    /// Its layer, opened anew from its files.
+    pub top: Arc<Layer>,
+    /// By which it was made.
+    pub plan: &'a Plan,
+    /// What errors name.
+    pub names: &'a Names,
+    /// What was read of the source, as far as this process read it.
+    pub words: &'a Words,
+}
+
+/// A set of a chunk's sectors.
+type Sectors = [bool; CHUNK_SECTORS as usize];
+
+/// What a thread works with.
+struct Buffers {
+    carried: Box<[Carried; CHUNK_SECTORS as usize]>,
+    plain: Zeroizing<Vec<u8>>,
+    tags: Vec<u64>,
+}
+
+impl Made<'_> {
+    /// Its leaves, if they are those of what was read. `watch` is told the bytes that were read back, and ends it by an error.
+    pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Leaves> {
+        let (difference, key) = (&self.plan.difference, &*self.plan.proof_key);
+        let below = Stack { active: None, chain: difference.below() };
+        let layers = [below.chain.layers(), &[self.top.clone()]].concat();
+        let disk = Stack { active: None, chain: Chain::new(layers) };
+        let size_bytes = self.plan.source.size_bytes;
+        let of_base = match self.plan.parent() {
+            Some(base) => self.leaves_of_base(base, &below, || watch(0))?.resized(size_bytes),
+            None => Leaves::of_zeros(size_bytes),
+        };
+        let leaves = Mutex::new(of_base);
+        let read_back = AtomicU64::new(0);
+        let next = |at| self.next(difference, at);
+        let make = || Buffers {
+            carried: Box::new([Carried::Nothing; CHUNK_SECTORS as usize]),
+            plain: Zeroizing::new(vec![0; CHUNK_BYTES as usize]),
+            tags: Vec::new(),
+        };
+        let work = |buffers: &mut Buffers, chunk| {
+            let (carried, touched) = self.sectors_of(difference, chunk, buffers)?;
+            let read = self.words_read(key, chunk, buffers)?;
+            let mut through = |disk: &Stack, sectors: &Sectors| through(disk, key, chunk, sectors, &mut buffers.plain);
+            let (before, after) = (through(&below, &touched)?, through(&disk, &touched)?);
+            let said = if carried == touched { before } else { through(&below, &carried)? };
+            if before ^ after != said ^ read {
+                return Err(self.unproven(chunk.0));
+            }
+            leaves.lock().change(chunk, before ^ after);
+            let count = touched.iter().filter(|t| **t).count() as u64;
+            read_back.fetch_add(count * SECTOR_BYTES, Ordering::Relaxed);
+            Ok(())
+        };
+        each_chunk(next, make, work, || watch(read_back.load(Ordering::Relaxed)))?;
+        Ok(leaves.into_inner())
+    }
+
+    /// The first chunk from `at` on of which the plan or the copy says something.
+    fn next(&self, difference: &Difference, at: u64) -> Result<Option<ChunkNo>> {
+        let planned = difference.next(at)?;
+        let end = planned.map_or_else(|| crate::volume::chunks_of_bytes(self.top.size_bytes()), |chunk| chunk.0);
+        Ok(self.top.next_present(at..end.max(at))?.map(ChunkNo).or(planned))
+    }
+
+    /// Which sectors of a chunk the plan says something of, and which the plan or the copy.
+    fn sectors_of(&self, difference: &Difference, chunk: ChunkNo, buffers: &mut Buffers) -> Result<(Sectors, Sectors)> {
+        difference.chunk(chunk, &mut buffers.carried)?;
+        let carried = std::array::from_fn(|i| buffers.carried[i] != Carried::Nothing);
+        let mut touched = carried;
+        if let Some(entries) = recorded(&self.top, chunk)? {
+            touched.iter_mut().zip(&entries).for_each(|(t, entry)| *t |= !entry.is_absent());
+        }
+        Ok((carried, touched))
+    }
+
+    /// The words of what was read of the source in a chunk. What an earlier process read is read again.
+    fn words_read(&self, key: &ProofKey, chunk: ChunkNo, buffers: &mut Buffers) -> Result<u128> {
+        if let Some(words) = self.words.lock().get(&chunk.0) {
+            return Ok(*words);
+        }
+        let Buffers { carried, plain, tags } = buffers;
+        read_chunk(&self.plan.difference, self.names, chunk, carried, plain, tags)?;
+        Ok(words_of(key, chunk, carried, plain))
+    }
+
+    /// The leaves of what the copy stands on: of its snapshot, or where that is gone or has none by reading it whole.
+    fn leaves_of_base(&self, base: &Base, below: &Stack, mut watch: impl FnMut() -> Result<()>) -> Result<Leaves> {
+        let (region, key) = (self.target.region(), &*self.plan.proof_key);
+        let row = region.catalog()?.read(|tx| tx.find_snapshot(base.snapshot))?;
+        let row = row.filter(|row| row.state == SnapshotState::Success && row.id != self.copy);
+        if let Some(row) = &row {
+            let read = proof::read(region, row, base.point).and_then(|proof| {
+                proof.map(|proof| proof.leaves(key).map_err(HostError::from)).transpose()
+            });
+            match read {
+                Ok(Some(leaves)) => return Ok(leaves),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(snapshot = %row.id, %error, "a base's proof is made anew"),
+            }
+        }
+        let leaves = measure(below, key, |_| watch())?;
+        if let Some(row) = row
+            && let Err(error) = proof::write(region, &row, base.point, &leaves, key)
+        {
+            tracing::warn!(snapshot = %row.id, %error, "a base's proof could not be written");
+        }
+        Ok(leaves)
+    }
+
+    /// Gives the copy its proof, durable; refuses one that is not that of the source, where that has one.
+    pub fn write(&self, source: &Host, point: Point, leaves: &Leaves) -> Result<()> {
+        let (plan, key) = (self.plan, &*self.plan.proof_key);
+        let said = proof::read(source.region(), &plan.source, point).and_then(|proof| {
+            let differs = |proof: &proof::Proof| proof.head.root != leaves.root(key);
+            Ok(proof.filter(differs).map(|proof| proof.leaves(key)).transpose()?)
+        });
+        match said {
+            Ok(Some(said)) => {
+                let first = said.differing(leaves).first().map_or(0, |run| run.start);
+                return Err(self.unproven(first));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(snapshot = %plan.source.id, %error, "the source's proof is made anew"),
+        }
+        let region = self.target.region();
+        let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
+        let written = proof::write(region, &row, point, leaves, key);
+        written.map_err(|e| CopyError::of_target(e, region.name()))
+    }
+
+    fn unproven(&self, chunk: u64) -> CopyError {
+        CopyError::Unproven {
+            offset: chunk.saturating_mul(CHUNK_BYTES),
+            snapshot: self.names.snapshot.clone(),
+            source_region: self.names.source_region.clone(),
+            target: self.names.target_region.clone(),
+        }
+    }
+}
+
+/// The source is given the copy's leaves where it has no proof.
+pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves) {
+    let region = source.region();
+    if proof::find_head(region, &plan.source, point).is_some() {
+        return;
+    }
+    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key) {
+        tracing::info!(snapshot = %plan.source.id, %error, "the source was not given its proof");
+    }
+}
+
+/// The words of these sectors of a chunk, as they are read through a disk.
+fn through(disk: &Stack, key: &ProofKey, chunk: ChunkNo, sectors: &Sectors, buffer: &mut [u8]) -> Result<u128> {
+    let within = (disk.size_bytes() / SECTOR_BYTES).saturating_sub(chunk.first_sector().0).min(CHUNK_SECTORS);
+    let mut at = 0;
+    let mut words = 0;
+    for run in sectors[..within as usize].chunk_by(|a, b| a == b) {
+        let first = SectorNo(chunk.first_sector().0 + at as u64);
+        at += run.len();
+        if run[0] {
+            let bytes = &mut buffer[..run.len() * SECTOR_LEN];
+            disk.read_sectors(first, bytes).map_err(HostError::from)?;
+            words ^= key.words(first, bytes);
+        }
+    }
+    Ok(words)
+}

@@ -1,0 +1,18 @@
+//! What a snapshot's content is known by, in whatever region and under whatever key: a leaf for each chunk, and a root.
+//!
+//! Owns the leaves, their file in `proofs/`, and the reading of a whole disk to make them. A proof is made from plaintext that
+//! was read through the disk's own chain, never from maps. It is nothing that a snapshot needs to be read: one that is lost
+//! is made anew.
+//!
+//! Called by `copy` (makes and compares them) and by the orders that delete snapshots.
+
+mod file;
+mod leaves;
+mod measure;
+mod walk;
+
+pub use file::{Head, Proof, find_head, forget, read, write};
+pub(super) use file::forget_unnamed;
+pub use leaves::Leaves;
+pub use measure::measure;
+pub use walk::each_chunk;
