@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use copy_support::{Random, World, copy_files, name, take};
 use terrane::catalog::{CatalogError, DiskKind, SnapshotState, TaskState};
-use terrane::copy::{self, CopyError, Held, KeyChoice, Pace, Slot, Taken, Watch, carry_out, enqueue};
+use terrane::copy::{
+    self, CopyError, Held, KeyChoice, Pace, Side, Slot, Taken, VerifyWatch, Watch, carry_out, compare_proofs, enqueue,
+};
 use terrane::ids::{KeyId, SnapshotId, TaskId, VolumeId};
 use terrane::kms;
 use terrane::units::SECTOR_LEN;
@@ -329,6 +331,7 @@ impl Sim {
         assert_eq!(row.state, SnapshotState::Success);
         let Snap { bytes, line, .. } = asked.source.clone();
         self.world.equal(REGIONS[asked.region], asked.id, &bytes);
+        self.is_proven(asked);
         self.counts.copies += 1;
         let base = self.base_of(asked);
         self.counts.on_base += u64::from(base.is_some());
@@ -357,6 +360,17 @@ impl Sim {
             }
         }
         self.model.snaps.push(Snap { region: asked.region, id: asked.id, bytes, line, key: asked.key });
+    }
+
+    /// X3: the proofs of both sides are equal, and the copy's is what reading all of it gives.
+    fn is_proven(&self, asked: &Pending) {
+        let open = |region: usize, id| Side::open(&self.world.reader(REGIONS[region]), id).unwrap();
+        let sides = (open(asked.source.region, asked.source.id), open(asked.region, asked.id));
+        assert!(compare_proofs(&sides.0, &sides.1).unwrap().is_nothing());
+        let cancel = AtomicBool::new(false);
+        let mut watch = VerifyWatch { cancel: &cancel, pace: None, progress: &mut |_| {} };
+        let measured = sides.1.measure(&sides.1, None, &mut watch).unwrap();
+        assert!(measured.against_proof.unwrap().is_nothing());
     }
 
     /// What is in the layer that a copy was put on; and how many layers of its source lie above that moment, if one ends there

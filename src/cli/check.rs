@@ -21,6 +21,13 @@ pub struct ReadingArgs {
     max_rate: Option<u64>,
 }
 
+impl ReadingArgs {
+    /// What was given.
+    pub fn max_rate(&self) -> Option<u64> {
+        self.max_rate
+    }
+}
+
 /// What `region check` takes.
 #[derive(Args)]
 pub struct CheckArgs {

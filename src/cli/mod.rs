@@ -33,6 +33,7 @@ mod set;
 mod snapshot;
 mod status;
 mod task;
+mod verify;
 mod volume;
 mod waiting;
 

@@ -4,13 +4,13 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::check::ReadingArgs;
 use super::copy::CopyArgs;
 use super::diff::DiffArgs;
 use super::filter::{self, Filter};
 use super::lock::{self, LockArgs};
 use super::options::DetailArgs;
 use super::set::{self, SetArgs};
+use super::verify::{self, VerifyArgs};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
@@ -39,13 +39,8 @@ pub enum Command {
     },
     /// List the ranges of the disk that were recorded differently in two snapshots
     Diff(DiffArgs),
-    /// Read all of a snapshot and check every sector; exit 6 if anything is damaged
-    Verify {
-        /// The snapshot
-        snapshot: String,
-        #[command(flatten)]
-        reading: ReadingArgs,
-    },
+    /// Read all of a snapshot and check every sector, or compare its content with another's; exit 6 if anything is damaged or differs
+    Verify(VerifyArgs),
     /// Change what people say of a snapshot: its description, tags and retention
     Set(SetArgs),
     /// Forbid a snapshot's deletion until a date, or change that
@@ -135,7 +130,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             app.output().object(&describe(&region, found)?, fields)
         }
         Command::Diff(args) => super::diff::run(&args, app, region),
-        Command::Verify { snapshot, reading } => super::check::snapshot(app, region, &snapshot, &reading),
+        Command::Verify(args) => verify::run(&args, app, region),
         Command::Set(args) => set::run(&args, &region),
         Command::Lock(args) => lock::lock(&args, app, &region),
         Command::Unlock { snapshot } => lock::unlock(&snapshot, app, &region),

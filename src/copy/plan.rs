@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::begun::Begun;
 use super::difference::{Difference, Standing};
 use super::error::{CopyError, Result};
+use super::verify::disagrees;
 use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
 use crate::crypto::{Cipher, ProofKey};
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
@@ -98,7 +99,7 @@ pub fn plan(
         tx.refuse_taken_name(Kind::Snapshot, name)?;
         key_of_copy(tx, &row, key, same_region)
     })?;
-    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key))
+    plan_by(source, row, key, |points, size_bytes| find_proven_base(source, target, points, size_bytes, key))
 }
 
 /// Plans a copy that waits, under the rules of now, which may be others than when it was asked for.
@@ -111,7 +112,7 @@ pub(super) fn plan_waiting(
     let row = source.whole_snapshot(snapshot)?;
     let same_region = source.region().id() == target.region().id();
     let key = target.region().catalog()?.read(|tx| key_of_copy(tx, &row, &choice_of(key), same_region))?;
-    plan_by(source, row, key, |points, size_bytes| find_base(target, points, size_bytes, key))
+    plan_by(source, row, key, |points, size_bytes| find_proven_base(source, target, points, size_bytes, key))
 }
 
 /// The plan of a copy that waits, or has begun, as it will be gone on with; nothing is changed, and its layer is not opened.
@@ -330,6 +331,26 @@ pub(super) fn key_of_copy(
             Err(KmsError::PendingDeletion { key: key.id, region: region.into() }.into())
         }
     }
+}
+
+/// A base whose proof is not that of the source's own snapshot of that moment is none.
+fn find_proven_base(
+    source: &Host,
+    target: &Host,
+    points: &[Point],
+    size_bytes: u64,
+    key: Option<KeyId>,
+) -> Result<Option<FoundBase>> {
+    let Some(found) = find_base(target, points, size_bytes, key)? else { return Ok(None) };
+    let Base { snapshot, point, .. } = found.base;
+    let row = target.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))?;
+    if let Some(row) = row
+        && disagrees(source, (target, &row), point)?
+    {
+        tracing::warn!(%snapshot, "its proof is another than that of the source: not used as a base");
+        return Ok(None);
+    }
+    Ok(Some(found))
 }
 
 /// The nearest base under the copy's own key, however old, else the nearest under another: what is encrypted anew is written

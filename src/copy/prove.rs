@@ -23,7 +23,7 @@ use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
-use crate::volume::proof::{self, Leaves, each_chunk, measure};
+use crate::volume::proof::{self, Leaves, Reading, each_chunk, measure};
 use crate::volume::{Chain, Host, HostError, Stack, recorded};
 
 /// A copy whose layer is sealed, and what is known of it.
@@ -133,7 +133,7 @@ impl Made<'_> {
                 Err(error) => tracing::warn!(snapshot = %row.id, %error, "a base's proof is made anew"),
             }
         }
-        let leaves = measure(below, key, |_| watch())?;
+        let leaves = measure(below, key, &Reading::PLAIN, |_| watch())?;
         if let Some(row) = row
             && let Err(error) = proof::write(region, &row, base.point, &leaves, key)
         {

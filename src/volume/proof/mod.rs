@@ -14,5 +14,5 @@ mod walk;
 pub use file::{Head, Proof, find_head, forget, read, write};
 pub(super) use file::forget_unnamed;
 pub use leaves::Leaves;
-pub use measure::measure;
+pub use measure::{Reading, measure};
 pub use walk::each_chunk;
