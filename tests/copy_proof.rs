@@ -220,7 +220,11 @@ fn a_copy_that_the_sources_proof_denies_is_none() {
     forge(&world, "north", first);
     let before = world.holdings("south");
     let copy = ["snapshot", "copy", "--wait", "north/first", "--to", "south", "--name", "first"];
-    world.fails(&copy, 6, &["the copy differs from snapshot first of region north", "region south", "--deep"]);
+    world.fails(
+        &copy,
+        6,
+        &["the copy differs from snapshot first of region north", "region south", "--deep"],
+    );
     assert_eq!(world.holdings("south"), before);
     differs(
         &world,
@@ -253,7 +257,10 @@ fn verify_compares_regions_without_reading() {
     let equal = world.run(&verify(&["second", "--against", "north/second"]));
     let said = String::from_utf8_lossy(&equal.stderr).into_owned();
     assert!(equal.status.success() && equal.stdout.is_empty(), "{said}");
-    assert!(said.contains("equals snapshot second of region north (by their proofs, without reading data)"), "{said}");
+    assert!(
+        said.contains("equals snapshot second of region north (by their proofs, without reading data)"),
+        "{said}"
+    );
     let json = world.json(&verify(&["second", "--against", "north/second"]));
     assert_eq!((&json["equal"], &json["deep"]), (&true.into(), &false.into()));
     assert_eq!(json["snapshot"]["root"], json["against"]["root"]);
@@ -302,7 +309,11 @@ fn what_can_not_be_compared_is_refused() {
     let verify = |args: &[&str], exit, words: &[&str]| {
         world.fails(&[&["snapshot", "verify", "--region", "south"], args].concat(), exit, words);
     };
-    verify(&["first", "--against", "north/third"], 4, &["snapshot third of region north has no proof", "--deep"]);
+    verify(
+        &["first", "--against", "north/third"],
+        4,
+        &["snapshot third of region north has no proof", "--deep"],
+    );
     verify(&["first", "--against", "north/stranger"], 4, &["are not of one disk", "add --deep"]);
     verify(&["first", "--against", "north/none"], 3, &["none"]);
     verify(&["first", "--against", "nowhere/first"], 3, &["nowhere"]);
@@ -340,6 +351,11 @@ fn what_can_not_be_compared_is_refused() {
         std::fs::write(&mine, &bytes).unwrap();
         flip(&mine, at);
         verify(&["second", "--against", "south/first"], 6, &[]);
+        if at == 120 {
+            let said =
+                String::from_utf8(world.run(&["region", "check", "--region", "south"]).stdout).unwrap();
+            assert!(said.contains("snapshot first") && said.contains("its proof can't be read"), "{said}");
+        }
     }
     world.ok(&["snapshot", "verify", "first", "--region", "south", "--deep"]);
     world.ok(&["snapshot", "verify", "first", "--region", "south", "--against", "north/first"]);
@@ -354,7 +370,18 @@ fn a_receipt_is_what_veritysetup_says() {
     let last = disk.change(&world, "last", |c| c.write(DISK - SECTOR_LEN, &[1; SECTOR_LEN]));
     world.copy(("north", last), "south", "last", KeyChoice::AsSource);
     let path = world.path("receipt").display().to_string();
-    world.ok(&["snapshot", "verify", "last", "--region", "south", "--against", "north/last", "--deep", "--receipt", &path]);
+    world.ok(&[
+        "snapshot",
+        "verify",
+        "last",
+        "--region",
+        "south",
+        "--against",
+        "north/last",
+        "--deep",
+        "--receipt",
+        &path,
+    ]);
     let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!((&receipt["version"], &receipt["equal"]), (&1.into(), &true.into()));
     let (plain, hashes) = (world.path("plain"), world.path("hashes"));

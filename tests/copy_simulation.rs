@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use copy_support::{Random, World, copy_files, name, take};
 use terrane::catalog::{CatalogError, DiskKind, SnapshotState, TaskState};
 use terrane::copy::{
-    self, CopyError, Held, KeyChoice, Pace, Side, Slot, Taken, VerifyWatch, Watch, carry_out, compare_proofs, enqueue,
+    self, CopyError, Held, KeyChoice, Pace, Side, Slot, Taken, VerifyWatch, Watch, carry_out, compare_proofs,
+    enqueue,
 };
 use terrane::ids::{KeyId, SnapshotId, TaskId, VolumeId};
 use terrane::kms;

@@ -11,7 +11,7 @@ use super::repair::{self, Repaired};
 use super::{App, Exit, Failure, Outcome, parse_bytes, size_text};
 use crate::catalog::SnapshotState;
 use crate::region::{self, Region};
-use crate::volume::{CheckWatch, Finding, Host, RegionCheck, check_region, verify_snapshot};
+use crate::volume::{CheckWatch, Finding, Host, RegionCheck, check_region, proof, verify_snapshot};
 
 /// How fast is read.
 #[derive(Args)]
@@ -113,7 +113,10 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
             problems.extend(region::missing_layers(&region)?.into_iter().map(plain));
             RegionCheck::default()
         }
-        false => read_layers(app, region, &args.reading, &cancel)?,
+        false => {
+            problems.extend(proof::problems(&region)?.into_iter().map(plain));
+            read_layers(app, region, &args.reading, &cancel)?
+        }
     };
     let problem_count = problems.len() as u64 + report.findings.count;
     let of_layers = report.findings.listed.iter().map(|finding| Problem {

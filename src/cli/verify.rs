@@ -155,7 +155,9 @@ fn by_reading(args: &VerifyArgs, app: &App, side: &Side, against: Option<&Side>)
     let mut what = String::new();
     // What a side's own proof says otherwise is said first: the fault is there.
     for (side, measured) in sides.iter().zip(&measured) {
-        if let Some(differing) = measured.against_proof.clone().filter(|d| result.is_nothing() && !d.is_nothing()) {
+        if let Some(differing) =
+            measured.against_proof.clone().filter(|d| result.is_nothing() && !d.is_nothing())
+        {
             (result, what) = (differing, format!("{} is not what its proof says", words(side)));
         }
     }
@@ -220,7 +222,10 @@ fn found(
     let size = snapshot.size_bytes.max(against.as_ref().map_or(0, |a| a.size_bytes));
     let range = |run: &std::ops::Range<u64>| {
         let offset_bytes = run.start * CHUNK_BYTES;
-        ShownRange { offset_bytes, length_bytes: (run.end * CHUNK_BYTES).min(size).saturating_sub(offset_bytes) }
+        ShownRange {
+            offset_bytes,
+            length_bytes: (run.end * CHUNK_BYTES).min(size).saturating_sub(offset_bytes),
+        }
     };
     let shown = Shown {
         snapshot,
@@ -253,7 +258,10 @@ fn said(shown: &Shown) -> String {
     let how = if shown.deep { "all of it was read" } else { "by their proofs, without reading data" };
     let ShownSide { name, region, .. } = &shown.snapshot;
     match &shown.against {
-        Some(b) => format!("snapshot {name} of region {region} equals snapshot {} of region {} ({how})", b.name, b.region),
+        Some(b) => format!(
+            "snapshot {name} of region {region} equals snapshot {} of region {} ({how})",
+            b.name, b.region
+        ),
         None => format!("snapshot {name} of region {region} is what its proof says ({how})"),
     }
 }
@@ -267,7 +275,9 @@ fn unequal(what: &str, found: &Found) -> Failure {
         (_, false) => format!("{what}: in {chunks}"),
     };
     let hint = match found.shown.deep {
-        true => "`terrane region check` of either side reads every layer, and names what is damaged; another copy may have the rest",
+        true => {
+            "`terrane region check` of either side reads every layer, and names what is damaged; another copy may have the rest"
+        }
         false => "with --deep both are read, which says which side is not what its proof says",
     };
     Failure { exit: Exit::Corrupted, message, hint: Some(hint.into()) }
@@ -321,6 +331,7 @@ fn write_receipt(path: &Path, salt: &[u8], shown: &Shown) -> Outcome {
     };
     let text = serde_json::to_string_pretty(&receipt)? + "\n";
     let context = || format!("writing the receipt {}", path.display());
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path).with_context(context)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).open(path).with_context(context)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(context)
 }

@@ -37,7 +37,9 @@ pub enum CopyError {
         region: String,
     },
     /// What was written does not read as what was read, or the source's own proof says otherwise.
-    #[error("the copy differs from snapshot {snapshot} of region {source_region}: the 2 MiB at byte {offset} read otherwise in region {target}")]
+    #[error(
+        "the copy differs from snapshot {snapshot} of region {source_region}: the 2 MiB at byte {offset} read otherwise in region {target}"
+    )]
     Unproven {
         /// Where the first chunk lies that does.
         offset: u64,

@@ -233,7 +233,8 @@ fn plan_by(
 
 /// What the content of a snapshot's disk is known by.
 fn proof_key_of(host: &Host, disk: &Chain) -> Result<Arc<ProofKey>> {
-    let top = disk.layers().last().ok_or_else(|| CopyError::Overtaken { what: "a snapshot's layer".into() })?;
+    let top =
+        disk.layers().last().ok_or_else(|| CopyError::Overtaken { what: "a snapshot's layer".into() })?;
     Ok(Arc::new(folder::proof_key(host.region(), top.id(), top.keys())?))
 }
 

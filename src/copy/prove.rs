@@ -75,7 +75,8 @@ impl Made<'_> {
         let work = |buffers: &mut Buffers, chunk| {
             let (carried, touched) = self.sectors_of(difference, chunk, buffers)?;
             let read = self.words_read(key, chunk, buffers)?;
-            let mut through = |disk: &Stack, sectors: &Sectors| through(disk, key, chunk, sectors, &mut buffers.plain);
+            let mut through =
+                |disk: &Stack, sectors: &Sectors| through(disk, key, chunk, sectors, &mut buffers.plain);
             let (before, after) = (through(&below, &touched)?, through(&disk, &touched)?);
             let said = if carried == touched { before } else { through(&below, &carried)? };
             if before ^ after != said ^ read {
@@ -93,12 +94,18 @@ impl Made<'_> {
     /// The first chunk from `at` on of which the plan or the copy says something.
     fn next(&self, difference: &Difference, at: u64) -> Result<Option<ChunkNo>> {
         let planned = difference.next(at)?;
-        let end = planned.map_or_else(|| crate::volume::chunks_of_bytes(self.top.size_bytes()), |chunk| chunk.0);
+        let end =
+            planned.map_or_else(|| crate::volume::chunks_of_bytes(self.top.size_bytes()), |chunk| chunk.0);
         Ok(self.top.next_present(at..end.max(at))?.map(ChunkNo).or(planned))
     }
 
     /// Which sectors of a chunk the plan says something of, and which the plan or the copy.
-    fn sectors_of(&self, difference: &Difference, chunk: ChunkNo, buffers: &mut Buffers) -> Result<(Sectors, Sectors)> {
+    fn sectors_of(
+        &self,
+        difference: &Difference,
+        chunk: ChunkNo,
+        buffers: &mut Buffers,
+    ) -> Result<(Sectors, Sectors)> {
         difference.chunk(chunk, &mut buffers.carried)?;
         let carried = std::array::from_fn(|i| buffers.carried[i] != Carried::Nothing);
         let mut touched = carried;
@@ -119,14 +126,18 @@ impl Made<'_> {
     }
 
     /// The leaves of what the copy stands on: of its snapshot, or where that is gone or has none by reading it whole.
-    fn leaves_of_base(&self, base: &Base, below: &Stack, mut watch: impl FnMut() -> Result<()>) -> Result<Leaves> {
+    fn leaves_of_base(
+        &self,
+        base: &Base,
+        below: &Stack,
+        mut watch: impl FnMut() -> Result<()>,
+    ) -> Result<Leaves> {
         let (region, key) = (self.target.region(), &*self.plan.proof_key);
         let row = region.catalog()?.read(|tx| tx.find_snapshot(base.snapshot))?;
         let row = row.filter(|row| row.state == SnapshotState::Success && row.id != self.copy);
         if let Some(row) = &row {
-            let read = proof::read(region, row, base.point).and_then(|proof| {
-                proof.map(|proof| proof.leaves(key).map_err(HostError::from)).transpose()
-            });
+            let read = proof::read(region, row, base.point)
+                .and_then(|proof| proof.map(|proof| proof.leaves(key).map_err(HostError::from)).transpose());
             match read {
                 Ok(Some(leaves)) => return Ok(leaves),
                 Ok(None) => {}
@@ -155,7 +166,9 @@ impl Made<'_> {
                 return Err(self.unproven(first));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(snapshot = %plan.source.id, %error, "the source's proof is made anew"),
+            Err(error) => {
+                tracing::warn!(snapshot = %plan.source.id, %error, "the source's proof is made anew")
+            }
         }
         let region = self.target.region();
         let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
@@ -185,7 +198,13 @@ pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leav
 }
 
 /// The words of these sectors of a chunk, as they are read through a disk.
-fn through(disk: &Stack, key: &ProofKey, chunk: ChunkNo, sectors: &Sectors, buffer: &mut [u8]) -> Result<u128> {
+fn through(
+    disk: &Stack,
+    key: &ProofKey,
+    chunk: ChunkNo,
+    sectors: &Sectors,
+    buffer: &mut [u8],
+) -> Result<u128> {
     let within = (disk.size_bytes() / SECTOR_BYTES).saturating_sub(chunk.first_sector().0).min(CHUNK_SECTORS);
     let mut at = 0;
     let mut words = 0;

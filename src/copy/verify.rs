@@ -74,7 +74,9 @@ impl Side {
         let (disk, Moments { all, .. }) = host.open_snapshot_with_moments(snapshot)?;
         let top = disk.chain.layers().last();
         let (Some(top), Some(point)) = (top, all.first().copied()) else {
-            return Err(HostError::unvouched(format!("snapshot {}", row.name), "its layer has no moment").into());
+            return Err(
+                HostError::unvouched(format!("snapshot {}", row.name), "its layer has no moment").into()
+            );
         };
         let key = folder::proof_key(host.region(), top.id(), top.keys())?;
         Ok(Self { host: host.clone(), row, point, disk, key, _lock: lock })
@@ -102,14 +104,23 @@ impl Side {
         proof.ok_or_else(|| {
             let (name, region) = (&self.row.name, self.region());
             CopyError::refused(
-                format!("snapshot {name} of region {region} has no proof: it was neither copied nor read whole"),
-                format!("terrane snapshot verify {name} --deep --region {region} reads all of it, and makes one"),
+                format!(
+                    "snapshot {name} of region {region} has no proof: it was neither copied nor read whole"
+                ),
+                format!(
+                    "terrane snapshot verify {name} --deep --region {region} reads all of it, and makes one"
+                ),
             )
         })
     }
 
     /// Reads all of it, and makes its proof where it has none. `key`: by whose leaves are wanted, else its own.
-    pub fn measure(&self, by: &Self, salt: Option<[u8; SALT_LEN]>, watch: &mut VerifyWatch) -> Result<Measured> {
+    pub fn measure(
+        &self,
+        by: &Self,
+        salt: Option<[u8; SALT_LEN]>,
+        watch: &mut VerifyWatch,
+    ) -> Result<Measured> {
         let verity = salt.map(Verity::new);
         let (cancel, pace) = (watch.cancel, watch.pace);
         let is_over = || cancel.load(Ordering::Relaxed);

@@ -93,7 +93,8 @@ mod tests {
 
     /// By the definition: all data at once, level by level.
     fn plain_root(salt: &[u8], data: &[u8]) -> Hash {
-        let hash = |block: &[u8]| -> Hash { Sha256::new().chain_update(salt).chain_update(block).finalize().into() };
+        let hash =
+            |block: &[u8]| -> Hash { Sha256::new().chain_update(salt).chain_update(block).finalize().into() };
         let mut level: Vec<Hash> = data.chunks(4096).map(hash).collect();
         while level.len() > 1 {
             let of_block = |hashes: &[Hash]| {

@@ -28,7 +28,8 @@ impl ProofKey {
 
     /// The one of these bytes.
     pub fn new(secret: Secret<32>) -> Self {
-        let [leaf, root] = ["terrane proof leaf", "terrane proof root"].map(|use_| Prf::derive(&secret, use_));
+        let [leaf, root] =
+            ["terrane proof leaf", "terrane proof root"].map(|use_| Prf::derive(&secret, use_));
         Self { secret, leaf, root }
     }
 

@@ -19,12 +19,13 @@ use super::Leaves;
 use crate::catalog::Snapshot;
 use crate::crypto::{self, ProofKey, Secret};
 use crate::ids::{Point, SnapshotId};
-use crate::kms;
+use crate::kms::{self, KmsError};
 use crate::layer::LayerError;
 use crate::region::Region;
 use crate::sys::{crashsafe, owned};
 use crate::units::{CHUNK_BYTES, VOLUME_BYTES_MAX};
 use crate::volume::host_error::{HostError, Result};
+use crate::volume::vouch;
 
 const MAGIC: &[u8; 8] = b"TRNPROOF";
 const VERSION: u32 = 1;
@@ -57,7 +58,8 @@ pub struct Proof {
 impl Proof {
     /// Its leaves; `key` is the disk's.
     pub fn leaves(&self, key: &ProofKey) -> Result<Leaves, LayerError> {
-        let listed = crypto::unwrap(&self.file_key, &aad_of_leaves(&self.bound_to, &self.head.root), &self.leaves);
+        let listed =
+            crypto::unwrap(&self.file_key, &aad_of_leaves(&self.bound_to, &self.head.root), &self.leaves);
         let listed = listed.map_err(|e| damaged(&e.to_string()))?;
         if key.root(&listed) != self.head.root {
             return Err(damaged("leaves of another root, or of another proof key"));
@@ -94,7 +96,13 @@ fn make_folder(region: &Region) -> Result<()> {
 }
 
 /// Writes a snapshot's proof, durable; one that is there is replaced.
-pub fn write(region: &Region, snapshot: &Snapshot, point: Point, leaves: &Leaves, key: &ProofKey) -> Result<()> {
+pub fn write(
+    region: &Region,
+    snapshot: &Snapshot,
+    point: Point,
+    leaves: &Leaves,
+    key: &ProofKey,
+) -> Result<()> {
     make_folder(region)?;
     let bound_to = bound_to(region, snapshot.id, point);
     let (file_key, wrapped) = kms::new_data_key(region, snapshot.key, &bound_to)?;
@@ -142,7 +150,11 @@ fn open(region: &Region, snapshot: &Snapshot, point: Point, bytes: &[u8]) -> Res
         return Err(damaged("another kind of file").into());
     }
     if (number(8), number(12)) != (VERSION, 0) {
-        let found = format!("version {}, features {:#x}: this program knows version {VERSION}", number(8), number(12));
+        let found = format!(
+            "version {}, features {:#x}: this program knows version {VERSION}",
+            number(8),
+            number(12)
+        );
         return Err(damaged(&found).into());
     }
     let bound_to = bound_to(region, snapshot.id, point);
@@ -191,6 +203,23 @@ pub(in crate::volume) fn forget_unnamed(region: &Region) -> Result<()> {
 fn is_being_written(path: &Path) -> bool {
     let written = fs::symlink_metadata(path).and_then(|found| found.modified());
     written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(3600)))
+}
+
+/// What is wrong with proofs, in sentences. Of those whose key is closed nothing is said.
+pub fn problems(region: &Region) -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for row in region.catalog()?.read(|tx| tx.snapshots())? {
+        let header = row.layer.and_then(|_| vouch::header_of_snapshot(region, &row).ok());
+        let Some(point) = header.and_then(|header| header.points.first().copied()) else { continue };
+        match read(region, &row, point) {
+            Ok(_) | Err(HostError::Kms(KmsError::Disabled { .. })) => {}
+            Err(error) => problems.push(format!(
+                "snapshot {} ({}): its proof can't be read: {error}; `terrane snapshot verify {} --deep` makes it anew",
+                row.name, row.id, row.name
+            )),
+        }
+    }
+    Ok(problems)
 }
 
 fn files(region: &Region) -> Result<Vec<PathBuf>> {

@@ -11,8 +11,8 @@ mod leaves;
 mod measure;
 mod walk;
 
-pub use file::{Head, Proof, find_head, forget, read, write};
 pub(super) use file::forget_unnamed;
+pub use file::{Head, Proof, find_head, forget, problems, read, write};
 pub use leaves::Leaves;
 pub use measure::{Reading, measure};
 pub use walk::each_chunk;
