@@ -13,7 +13,7 @@ use terrane::catalog::DiskKind;
 use terrane::copy::{
     self, Begun, Copy, CopyError, KeyChoice, Pace, Side, VerifyWatch, Watch, compare_measured, compare_proofs,
 };
-use terrane::ids::{LayerId, SnapshotId};
+use terrane::ids::SnapshotId;
 use terrane::layer::{Layer, PageCache};
 use terrane::units::{ChunkNo, SECTOR_LEN, SectorNo};
 use terrane::volume::folder::{self, Opening};

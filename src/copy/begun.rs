@@ -4,8 +4,8 @@
 //! vouched for by the layer's own key, so that nothing else of what was done needs to be known. All the rest is planned anew.
 
 use super::error::{CopyError, Result};
+use super::link::Crossed;
 use super::plan::{Plan, copy_words};
-use super::ship::Crossed;
 use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState, Task};
 use crate::ids::{LayerId, Point};
 use crate::layer::Layer;

@@ -18,6 +18,7 @@ mod behind;
 mod difference;
 mod error;
 mod hold;
+mod link;
 mod pace;
 mod plan;
 mod prove;

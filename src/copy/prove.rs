@@ -12,19 +12,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
 use super::difference::{Carried, Difference};
 use super::error::{CopyError, Result};
+use super::link::Sectors;
 use super::plan::{Base, Plan};
-use super::ship::{Names, Words, read_chunk, words_of};
+use super::ship::{Buffers, Names, Words, read_chunk, words_of};
 use crate::catalog::SnapshotState;
 use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
-use crate::volume::proof::{self, Leaves, Reading, each_chunk, measure};
-use crate::volume::{Chain, Host, HostError, Stack, recorded};
+use crate::volume::proof::{self, Leaves, Reading, measure};
+use crate::volume::{Chain, Host, HostError, Stack, Stop, each_chunk, recorded};
 
 /// A copy whose layer is sealed, and what is known of it.
 pub struct Made<'a> {
@@ -42,16 +42,6 @@ pub struct Made<'a> {
     pub words: &'a Words,
 }
 
-/// A set of a chunk's sectors.
-type Sectors = [bool; CHUNK_SECTORS as usize];
-
-/// What a thread works with.
-struct Buffers {
-    carried: Box<[Carried; CHUNK_SECTORS as usize]>,
-    plain: Zeroizing<Vec<u8>>,
-    tags: Vec<u64>,
-}
-
 impl Made<'_> {
     /// Its leaves, if they are those of what was read. `watch` is told the bytes that were read back, and ends it by an error.
     pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Leaves> {
@@ -67,12 +57,7 @@ impl Made<'_> {
         let leaves = Mutex::new(of_base);
         let read_back = AtomicU64::new(0);
         let next = |at| self.next(difference, at);
-        let make = || Buffers {
-            carried: Box::new([Carried::Nothing; CHUNK_SECTORS as usize]),
-            plain: Zeroizing::new(vec![0; CHUNK_BYTES as usize]),
-            tags: Vec::new(),
-        };
-        let work = |buffers: &mut Buffers, chunk| {
+        let work = |buffers: &mut Buffers, chunk, _: &Stop| {
             let (carried, touched) = self.sectors_of(difference, chunk, buffers)?;
             let read = self.words_read(key, chunk, buffers)?;
             let mut through =
@@ -87,7 +72,7 @@ impl Made<'_> {
             read_back.fetch_add(count * SECTOR_BYTES, Ordering::Relaxed);
             Ok(())
         };
-        each_chunk(next, make, work, || watch(read_back.load(Ordering::Relaxed)))?;
+        each_chunk(next, Buffers::new, work, || watch(read_back.load(Ordering::Relaxed)))?;
         Ok(leaves.into_inner())
     }
 

@@ -8,12 +8,13 @@ use super::begun::Begun;
 use super::behind::refuse_behind;
 use super::error::{CopyError, Result};
 use super::hold::{Held, Slot};
+use super::link::{Crossed, Directory, Link};
 use super::pace::Pace;
 use super::plan::{Base, Plan, plan_rest, plan_waiting};
 use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
-use super::ship::{Crossed, Link, Names, Words, ship};
+use super::ship::{Names, Shipping, Words};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::{LayerError, PageCache, SealedMark};
@@ -368,23 +369,34 @@ impl Job<'_> {
             (watch.progress)(done.min(total), total);
             self.look(begun, cancel, &mut speed, done)
         };
-        let (target, crossed, proof_key) = (&begun.layer, &begun.crossed, &*self.plan.proof_key);
-        let link = Link { target, names: &names, crossed, pace, proof_key, words: &words };
-        match begun.layer.is_ended() {
+        let link = Directory {
+            region: self.region(),
+            row: &begun.row,
+            layer: &begun.layer,
+            difference: &self.plan.difference,
+            crossed: &begun.crossed,
+        };
+        match link.has_layer() {
             true => begun.crossed.all_was_there(self.plan.ship_bytes),
             false => {
                 Room::of(self.region())?.refuse_more(total - done(), self.region())?;
-                ship(&self.plan.difference, &link, || {
+                let (difference, proof_key) = (&self.plan.difference, &*self.plan.proof_key);
+                let shipping =
+                    Shipping { difference, link: &link, names: &names, pace, proof_key, words: &words };
+                shipping.ship(|| {
                     look(done())?;
                     Room::of(self.region())?.refuse_more(0, self.region())
                 })?;
             }
         }
-        let of_target = |e| CopyError::of_target(e, self.region().name());
-        let mark = self.seal(begun, cancel).map_err(of_target)?;
+        if cancel.load(Ordering::Relaxed) {
+            return Err(CopyError::Interrupted);
+        }
+        let mark = link.commit(&self.plan.points)?;
         let leaves = self.prove(begun, mark, (&names, &words), &mut look)?;
         (watch.progress)(total, total);
-        self.commit(begun, mark, cancel).map_err(of_target)?;
+        let committed = self.commit(begun, mark, cancel);
+        committed.map_err(|e| CopyError::of_target(e, self.region().name()))?;
         leave_with_source(self.source, &self.plan, self.point()?, &leaves);
         Ok(())
     }
@@ -420,25 +432,6 @@ impl Job<'_> {
             tx.set_task_progress(begun.task.id, (done, total), bytes_per_second, now)?;
             Ok(())
         })
-    }
-
-    /// Seals the layer: what was written, durable, then in the map, durable; then the header says so, with all points.
-    fn seal(&self, begun: &Begun, cancel: &AtomicBool) -> Result<SealedMark> {
-        let Begun { layer, row, .. } = begun;
-        // An earlier process may have come so far.
-        if !layer.is_ended() {
-            layer.flush()?;
-            layer.lock_for_seal()?.end()?;
-        }
-        if cancel.load(Ordering::Relaxed) {
-            return Err(CopyError::Interrupted);
-        }
-        let mark = layer.finish_seal()?;
-        folder::change_header(self.region(), row.id, layer.keys(), |header| {
-            header.points.clone_from(&self.plan.points);
-            header.sealed = Some(mark);
-        })?;
-        Ok(mark)
     }
 
     /// Reads the copy back from its files, and gives it its proof; the leaves.

@@ -31,6 +31,7 @@ pub mod proof;
 mod read;
 mod repair;
 pub mod vouch;
+mod walk;
 
 pub use chain::{Chain, Source, recorded};
 pub use changes::{ChangedRun, Changes, Holds};
@@ -51,3 +52,4 @@ pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unop
 pub use owner::{LayersLock, Owner};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};
+pub use walk::{Stop, each_chunk};

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use super::{Leaves, each_chunk};
+use super::Leaves;
 use crate::crypto::ProofKey;
 use crate::units::{CHUNK_BYTES, ChunkNo, SECTOR_BYTES};
 use crate::volume::host_error::{HostError, Result};
-use crate::volume::{Source, Stack, chunks_of_bytes};
+use crate::volume::{Source, Stack, Stop, chunks_of_bytes, each_chunk};
 
 /// What goes with the reading of a disk.
 pub struct Reading<'a> {
@@ -36,7 +36,7 @@ pub fn measure<E: From<HostError> + Send>(
     let leaves = Mutex::new(Leaves::of_zeros(size));
     let read = AtomicU64::new(0);
     let next = |at| Ok(disk.next_present(at..chunks_of_bytes(size)).map_err(HostError::from)?.map(ChunkNo));
-    let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo| {
+    let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
         let len = (size - chunk.first_sector().byte()).min(CHUNK_BYTES);
         let bytes = &mut buffer[..len as usize];
         let stored = stored_sectors(disk, chunk, bytes.len())? * SECTOR_BYTES;

@@ -9,10 +9,8 @@
 mod file;
 mod leaves;
 mod measure;
-mod walk;
 
 pub(super) use file::forget_unnamed;
 pub use file::{Head, Proof, find_head, forget, problems, read, write};
 pub use leaves::Leaves;
 pub use measure::{Reading, measure};
-pub use walk::each_chunk;

@@ -13,12 +13,23 @@ const WORKERS_MAX: usize = 8;
 /// How often the watcher is asked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Set once nothing more is to be done: somebody failed, or the watcher said so.
+#[derive(Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    /// Whether it is.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// Does `work` on each chunk that `next` gives from a number on, in order of their beginnings; `make` gives each thread what it
 /// works with. `watch` is asked all the while, on this thread, and ends it by an error. The first error of any is returned.
 pub fn each_chunk<W, E: Send>(
     next: impl Fn(u64) -> Result<Option<ChunkNo>, E> + Sync,
     make: impl Fn() -> W + Sync,
-    work: impl Fn(&mut W, ChunkNo) -> Result<(), E> + Sync,
+    work: impl Fn(&mut W, ChunkNo, &Stop) -> Result<(), E> + Sync,
     mut watch: impl FnMut() -> Result<(), E>,
 ) -> Result<(), E> {
     let at = Mutex::new(0);
@@ -28,15 +39,15 @@ pub fn each_chunk<W, E: Send>(
         *at = chunk.map_or(*at, |chunk| chunk.0 + 1);
         Ok(chunk)
     };
-    let (stop, first_error) = (AtomicBool::new(false), Mutex::new(None));
+    let (stop, first_error) = (Stop::default(), Mutex::new(None));
     let fail = |error| {
         first_error.lock().get_or_insert(error);
-        stop.store(true, Ordering::Release);
+        stop.0.store(true, Ordering::Release);
     };
     let work_all = || {
         let mut with = make();
-        while !stop.load(Ordering::Acquire) {
-            let done = take().and_then(|chunk| chunk.map(|chunk| work(&mut with, chunk)).transpose());
+        while !stop.is_set() {
+            let done = take().and_then(|chunk| chunk.map(|chunk| work(&mut with, chunk, &stop)).transpose());
             match done {
                 Ok(Some(())) => {}
                 Ok(None) => return,
@@ -58,7 +69,7 @@ pub fn each_chunk<W, E: Send>(
         }
         drop(alive);
         while ended.recv_timeout(WATCH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            if !stop.load(Ordering::Acquire)
+            if !stop.is_set()
                 && let Err(error) = watch()
             {
                 fail(error);
