@@ -18,7 +18,7 @@ use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::LayerError;
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec};
-use crate::volume::{Host, footing, remove_copy, vouch};
+use crate::volume::{Host, bookmarks, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -414,6 +414,13 @@ impl Job<'_> {
             return Err(CopyError::Interrupted);
         }
         let mark = layer.finish_seal()?;
+        // What is known of moments within it: before anybody can ask for it.
+        let source = bookmarks::Origin {
+            region: self.source.region(),
+            layers: self.plan.difference.source().chain.layers(),
+            moments: &self.plan.of_layers,
+        };
+        bookmarks::carry(&source, self.plan.points_within(), self.region(), layer);
         // 2. The header with all points and the seal, before the row that makes it count.
         folder::change_header(self.region(), row.id, layer.keys(), |header| {
             header.points.clone_from(&self.plan.points);
