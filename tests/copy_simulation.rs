@@ -482,5 +482,11 @@ fn three_regions_and_their_copies_are_as_the_model_says() {
         total.put_back += put_back;
     }
     let few = if told { 0 } else { 1 };
-    assert!(total.copies > 15 && total.exact > 3 && total.within > few && total.interrupted > 3 && total.put_back >= few);
+    assert!(
+        total.copies > 15
+            && total.exact > 3
+            && total.within > few
+            && total.interrupted > 3
+            && total.put_back >= few
+    );
 }

@@ -176,7 +176,13 @@ impl Difference {
     }
 
     /// What the disk holds now of sectors that changed in the gap, but for those that the layers above have said something of.
-    fn say_changed(&self, changed: ChunkBits, said: ChunkBits, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
+    fn say_changed(
+        &self,
+        changed: ChunkBits,
+        said: ChunkBits,
+        chunk: ChunkNo,
+        out: &mut Chunk,
+    ) -> Result<()> {
         if changed.is_empty() {
             return Ok(());
         }

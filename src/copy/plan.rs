@@ -260,8 +260,7 @@ fn difference_over(found: Option<&FoundBase>, source: &Own, size_bytes: u64) -> 
     // Where a bookmark says which sectors of the lowest changed since, they need not be all that it records.
     if let Some((lowest, others)) = above.split_first() {
         let own = source.of_layers[layers.len() - count];
-        let changed =
-            bookmarks::changed_since(source.region, lowest.id(), lowest.keys(), own, base.point);
+        let changed = bookmarks::changed_since(source.region, lowest.id(), lowest.keys(), own, base.point);
         if let Some(changed) = changed {
             (above, gap) = (others, Gap::Changed(changed));
         }

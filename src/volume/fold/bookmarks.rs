@@ -109,8 +109,7 @@ fn tags_in(lower: &Layer, upper: &Layer, go_on: GoOn) -> Result<Option<Vec<Taken
     while let Some(chunk) = lower.next_present(at..end)? {
         at = chunk + 1;
         let Some(entries) = recorded(lower, ChunkNo(chunk))? else { continue };
-        let mut taken =
-            TakenChunk { chunk, data: ChunkBits::NONE, zero: ChunkBits::NONE, tags: Vec::new() };
+        let mut taken = TakenChunk { chunk, data: ChunkBits::NONE, zero: ChunkBits::NONE, tags: Vec::new() };
         for (index, entry) in entries.iter().enumerate() {
             match entry.state() {
                 State::Absent => {}
@@ -204,7 +203,8 @@ fn down_from<'a>(first: &'a Taken, all: &'a [Taken], stands_on: Option<Point>) -
 /// What a layer holds otherwise than at the first moment of what was taken into it.
 fn changed_over(layer: &Layer, parts: &[Part]) -> Result<SectorSet> {
     let chunks = layer.sectors().div_ceil(CHUNK_SECTORS);
-    let mut taken: Vec<u64> = parts.iter().flat_map(|(part, _)| part.chunks.iter().map(|c| c.chunk)).collect();
+    let mut taken: Vec<u64> =
+        parts.iter().flat_map(|(part, _)| part.chunks.iter().map(|c| c.chunk)).collect();
     taken.sort_unstable();
     let mut changed = SectorSet::default();
     let mut at = 0;
@@ -240,7 +240,8 @@ fn changed_in(chunk: u64, entries: &[Entry], parts: &[Part]) -> ChunkBits {
             }
         }
     }
-    let said = entries.iter().enumerate().filter(|(index, entry)| !entry.is_absent() && !known.contains(*index));
+    let said =
+        entries.iter().enumerate().filter(|(index, entry)| !entry.is_absent() && !known.contains(*index));
     said.for_each(|(index, _)| changed.insert(index));
     changed
 }

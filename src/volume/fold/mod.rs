@@ -263,7 +263,7 @@ impl Host {
         let taken = folder::header_by(&self.region, fold.parent, from.keys())?;
         let reached = layer.anchor();
         folder::change_header(&self.region, fold.child, layer.keys(), |header| {
-            header.points = taken.points;
+            // Its points stay: those of the parent are among them, and so are others where it is not the first that it takes.
             header.parent = parent.parent;
             header.parent_point = taken.parent_point;
             header.edition += 1;
