@@ -86,6 +86,11 @@ impl SectorSet {
         &self.pieces
     }
 
+    /// How many pieces it takes: of one or more chunks of the same bits.
+    pub fn pieces_count(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// Its sectors of a chunk.
     pub fn bits(&self, chunk: u64) -> ChunkBits {
         let at = self.pieces.partition_point(|piece| piece.end() <= chunk);

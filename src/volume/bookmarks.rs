@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ const TAKEN: &str = ".taken";
 pub const BOOKMARKS_MAX: usize = 64;
 /// More are in no folder, but for a fold that is being carried out.
 const STEPS_MAX: usize = 4 * BOOKMARKS_MAX;
+/// More pieces of a disk, 80 bytes each, are not held in memory: 4 TiB written here and there.
+const PIECES_MAX: usize = 1 << 21;
 
 /// Asked between chunks.
 pub(super) type GoOn<'a> = &'a mut dyn FnMut() -> bool;
@@ -61,6 +64,9 @@ pub fn changed_since(
             }
         };
         changed = changed.union(&mark.changed);
+        if changed.pieces_count() > PIECES_MAX {
+            return None;
+        }
         if mark.to == own {
             return Some(changed);
         }
@@ -160,6 +166,13 @@ fn names(region: &Region, layer: LayerId) -> Result<Vec<String>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         listed => listed.map_err(HostError::io("listing the bookmarks in", &folder)),
     }
+}
+
+/// Bytes that a layer's bookmarks take on the file system below, as far as that can be told.
+pub(super) fn stored_bytes(region: &Region, layer: LayerId) -> u64 {
+    let folder = folder_of(region, layer);
+    let names = names(region, layer).unwrap_or_default();
+    names.iter().filter_map(|name| Some(fs::symlink_metadata(folder.join(name)).ok()?.blocks() * 512)).sum()
 }
 
 /// The moments of which a layer has bookmarks, whatever those are worth.
