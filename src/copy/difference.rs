@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::Result;
-use crate::layer::{Layer, State};
+use crate::layer::{ChunkBits, Layer, SectorSet, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
 use crate::volume::{Chain, Source, Stack, recorded};
 
@@ -40,6 +40,17 @@ pub enum Standing {
     Beside(Chain),
 }
 
+/// What is known of the source between the base's moment and the layers above that.
+pub enum Gap {
+    /// The lowest layer begins at the base's moment.
+    None,
+    /// The moment lies within the layer below them, and only these sectors changed there since.
+    Changed(SectorSet),
+    /// The moment lies within the lowest: source and base are compared as well. A sector that was zero below and above it, and data at
+    /// it, is recorded nowhere in the source.
+    Unknown,
+}
+
 /// The layers of the source above a base, and what is needed to see what they leave unsaid.
 pub struct Difference {
     /// Oldest first; before those of the source, those of a base that is encrypted anew.
@@ -50,9 +61,7 @@ pub struct Difference {
     standing: Standing,
     /// The source's disk.
     source: Stack,
-    /// Source and base are compared where no layer of the source ends exactly at the base's point: a sector that was
-    /// zero below and above it, and data at it, is recorded nowhere in the source.
-    is_compared: bool,
+    gap: Gap,
 }
 
 /// Sectors of each sort.
@@ -67,13 +76,13 @@ pub struct Counts {
 }
 
 impl Difference {
-    /// What `layers` of the disk `source`, oldest first, record over a base. If `is_compared`, the disks are as well.
+    /// What `layers` of the disk `source`, oldest first, record over a base, and what the gap between them and the base holds.
     pub fn new(
         mut layers: Vec<Arc<Layer>>,
         size_bytes: u64,
         source: Chain,
         standing: Standing,
-        is_compared: bool,
+        gap: Gap,
     ) -> Self {
         let mut of_base = 0;
         if let Standing::Beside(base) = &standing {
@@ -82,12 +91,13 @@ impl Difference {
         }
         let source = Stack { active: None, chain: source };
         let chunks = crate::volume::chunks_of_bytes(size_bytes);
-        Self { layers, of_base, chunks, standing, source, is_compared }
+        Self { layers, of_base, chunks, standing, source, gap }
     }
 
-    /// A layer that [`Carried::Data`] names.
+    /// A layer that [`Carried::Data`] names: after those above the base, those of all the source's disk.
     pub fn layer(&self, number: u32) -> &Arc<Layer> {
-        &self.layers[number as usize]
+        let number = number as usize;
+        self.layers.get(number).unwrap_or_else(|| &self.source.chain.layers()[number - self.layers.len()])
     }
 
     /// Whether that layer is of the base, and not of the source.
@@ -122,8 +132,15 @@ impl Difference {
             let range = at..first.unwrap_or(self.chunks);
             first = layer.next_present(range)?.or(first);
         }
-        if let (Some(base), true) = (self.base(), self.is_compared) {
-            first = base.next_present(at..first.unwrap_or(self.chunks))?.or(first);
+        match (&self.gap, self.base()) {
+            (Gap::Unknown, Some(base)) => {
+                first = base.next_present(at..first.unwrap_or(self.chunks))?.or(first);
+            }
+            (Gap::Changed(sectors), _) => {
+                let next = sectors.next(at).filter(|chunk| *chunk < self.chunks);
+                first = first.into_iter().chain(next).min();
+            }
+            _ => {}
         }
         Ok(first.map(ChunkNo))
     }
@@ -141,9 +158,13 @@ impl Difference {
     /// What the layers record of a chunk, the zeros that need not be said among them.
     fn changes(&self, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
         out.fill(Carried::Nothing);
+        let mut said = ChunkBits::NONE;
         for (number, layer) in self.layers.iter().enumerate() {
             let Some(entries) = recorded(layer, chunk)? else { continue };
-            for (carried, entry) in out.iter_mut().zip(&entries) {
+            for (index, (carried, entry)) in out.iter_mut().zip(&entries).enumerate() {
+                if number >= self.of_base && !entry.is_absent() {
+                    said.insert(index);
+                }
                 match entry.state() {
                     State::Absent => {}
                     // What was zero at the base has not become so.
@@ -155,10 +176,38 @@ impl Difference {
                 }
             }
         }
-        match self.base() {
-            Some(base) if self.is_compared => self.say_unsaid(base, chunk, out),
+        match (&self.gap, self.base()) {
+            (Gap::Unknown, Some(base)) => self.say_unsaid(base, chunk, out),
+            (Gap::Changed(sectors), _) => self.say_changed(sectors.bits(chunk.0), said, chunk, out),
             _ => Ok(()),
         }
+    }
+
+    /// What the disk holds now of sectors that changed in the gap, but for those that the layers above have said something of.
+    fn say_changed(
+        &self,
+        changed: ChunkBits,
+        said: ChunkBits,
+        chunk: ChunkNo,
+        out: &mut Chunk,
+    ) -> Result<()> {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut now = [Source::Zero; CHUNK_SECTORS as usize];
+        self.source.sources(chunk, 0, &mut now)?;
+        for (index, (carried, now)) in out.iter_mut().zip(&now).enumerate() {
+            if !changed.contains(index) || said.contains(index) {
+                continue;
+            }
+            *carried = match *now {
+                Source::Zero => Carried::Zero,
+                Source::Slot { layer, slot, tag } => {
+                    Carried::Data { layer: self.layers.len() as u32 + layer, slot, tag }
+                }
+            };
+        }
+        Ok(())
     }
 
     fn say_unsaid(&self, base: &Chain, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {

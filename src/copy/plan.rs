@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use super::begun::Begun;
-use super::difference::{Difference, Standing};
+use super::difference::{Difference, Gap, Standing};
 use super::error::{CopyError, Result};
 use super::verify::disagrees;
 use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
 use crate::crypto::{Cipher, ProofKey};
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::{self, KmsError};
+use crate::region::Region;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Chain, Host, HostError, Moments, footing};
+use crate::volume::{Chain, Host, HostError, Moments, bookmarks, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub struct Plan {
     pub(super) source: Snapshot,
     /// The points of the source's layer and of all below it, nearest first.
     pub(super) points: Vec<Point>,
+    /// The moment of each layer of the source, oldest first.
+    pub(super) of_layers: Vec<Point>,
     /// What the copy is put on or takes from; none: all that is stored is shipped.
     pub base: Option<Base>,
     /// Bytes that are read from the source, encrypted anew and written.
@@ -77,6 +80,12 @@ impl Plan {
     /// The base that the copy's layer is put on.
     pub(super) fn parent(&self) -> Option<&Base> {
         self.base.as_ref().filter(|base| !base.is_reencrypted)
+    }
+
+    /// The moments of the source that the copy's layer holds beside its own, nearest first: those after what it is put on.
+    pub(super) fn points_within(&self) -> &[Point] {
+        let base = self.parent().and_then(|base| self.points.iter().position(|point| *point == base.point));
+        self.points.get(1..base.unwrap_or(self.points.len())).unwrap_or_default()
     }
 
     /// Bytes that the copy's layer will hold.
@@ -203,7 +212,8 @@ fn plan_by(
     let proof_key = proof_key_of(source, &stack.chain)?;
     let found = find_base(&points, row.size_bytes)?;
     let over = |found: Option<&FoundBase>| {
-        let difference = difference_over(found, &points, &of_layers, &stack.chain, row.size_bytes);
+        let own = Own { region: source.region(), points: &points, of_layers: &of_layers, disk: &stack.chain };
+        let difference = difference_over(found, &own, row.size_bytes);
         difference.count().map(|counts| (difference, counts))
     };
     let (found, (difference, counts)) = match over(found.as_ref()) {
@@ -218,6 +228,7 @@ fn plan_by(
     let (base, base_lock) = found.map(|found| (found.base, found.lock)).unzip();
     Ok(Plan {
         points,
+        of_layers,
         base,
         ship_bytes: counts.data * SECTOR_BYTES,
         reencrypt_bytes: counts.of_base * SECTOR_BYTES,
@@ -238,31 +249,41 @@ fn proof_key_of(host: &Host, disk: &Chain) -> Result<Arc<ProofKey>> {
     Ok(Arc::new(folder::proof_key(host.region(), top.id(), top.keys())?))
 }
 
-/// What the layers of the disk `source`, each of its moment in `own`, oldest first, record over a base.
-fn difference_over(
-    found: Option<&FoundBase>,
-    points: &[Point],
-    own: &[Point],
-    source: &Chain,
-    size_bytes: u64,
-) -> Difference {
-    let layers = source.layers();
+/// A source by its layers' own word: all its moments, nearest first, those of its layers, oldest first, and its disk.
+struct Own<'a> {
+    region: &'a Region,
+    points: &'a [Point],
+    of_layers: &'a [Point],
+    disk: &'a Chain,
+}
+
+/// What a source holds over a base.
+fn difference_over(found: Option<&FoundBase>, source: &Own, size_bytes: u64) -> Difference {
+    let layers = source.disk.layers();
     let Some(FoundBase { base, disk: below, .. }) = found else {
-        return Difference::new(layers.to_vec(), size_bytes, source.clone(), Standing::Alone, false);
+        return Difference::new(layers.to_vec(), size_bytes, source.disk.clone(), Standing::Alone, Gap::None);
     };
     // A layer that was folded holds what changed since its lower neighbour's point: more than is asked, never less. So does one
     // of a moment that is not listed.
-    let place = |point: &Point| points.iter().position(|p| p == point);
+    let place = |point: &Point| source.points.iter().position(|p| p == point);
     let base_place = place(&base.point).unwrap_or(usize::MAX);
     let is_above = |point: &&Point| place(point).is_none_or(|at| at < base_place);
-    let count = own.iter().rev().take_while(is_above).count();
-    let is_exact = own.contains(&base.point);
-    let above = layers[layers.len() - count..].to_vec();
+    let count = source.of_layers.iter().rev().take_while(is_above).count();
+    let mut above = &layers[layers.len() - count..];
+    let mut gap = if source.of_layers.contains(&base.point) { Gap::None } else { Gap::Unknown };
+    // Where a bookmark says which sectors of the lowest changed since, they need not be all that it records.
+    if let Some((lowest, others)) = above.split_first() {
+        let own = source.of_layers[layers.len() - count];
+        let changed = bookmarks::changed_since(source.region, lowest.id(), lowest.keys(), own, base.point);
+        if let Some(changed) = changed {
+            (above, gap) = (others, Gap::Changed(changed));
+        }
+    }
     let standing = match base.is_reencrypted {
         true => Standing::Beside(below.clone()),
         false => Standing::Above(below.clone()),
     };
-    Difference::new(above, size_bytes, source.clone(), standing, !is_exact)
+    Difference::new(above.to_vec(), size_bytes, source.disk.clone(), standing, gap)
 }
 
 /// The rules S1–S20: the key a copy will be under, none for a plain one, or why there may be no copy.

@@ -17,11 +17,11 @@ use super::room::Room;
 use super::ship::{Names, Shipping, Words};
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
-use crate::layer::{LayerError, PageCache, SealedMark};
+use crate::layer::{Layer, LayerError, PageCache, SealedMark};
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec, Opening};
 use crate::volume::proof::Leaves;
-use crate::volume::{Host, footing, remove_copy, vouch};
+use crate::volume::{Host, bookmarks, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
 const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -393,6 +393,7 @@ impl Job<'_> {
             return Err(CopyError::Interrupted);
         }
         let mark = link.commit(&self.plan.points)?;
+        self.carry_bookmarks(&begun.layer);
         let leaves = self.prove(begun, mark, (&names, &words), &mut look)?;
         (watch.progress)(total, total);
         let committed = self.commit(begun, mark, cancel);
@@ -432,6 +433,16 @@ impl Job<'_> {
             tx.set_task_progress(begun.task.id, (done, total), bytes_per_second, now)?;
             Ok(())
         })
+    }
+
+    /// What is known of the moments within the layer: before anybody can ask for it.
+    fn carry_bookmarks(&self, layer: &Layer) {
+        let source = bookmarks::Origin {
+            region: self.source.region(),
+            layers: self.plan.difference.source().chain.layers(),
+            moments: &self.plan.of_layers,
+        };
+        bookmarks::carry(&source, self.plan.points_within(), self.region(), layer);
     }
 
     /// Reads the copy back from its files, and gives it its proof; the leaves.

@@ -7,6 +7,7 @@
 //! Invariants: nothing promised is overwritten; every byte read is checked against a key of the layer before it is
 //! believed; what is sealed never changes; after a failed write or sync nothing more is promised.
 
+mod bookmark;
 mod bytes;
 mod durable;
 mod engine;
@@ -17,10 +18,12 @@ mod overlay;
 mod recover;
 mod reopen;
 mod scan;
+mod sector_set;
 mod slots;
 mod store;
 mod tree;
 
+pub use bookmark::{BOOKMARK_LEN_MAX, Bookmark, Taken, TakenChunk};
 pub use bytes::{Entry, FLAG_CLEAN, FLAG_SEALED, SLOTS_OFFSET, State, Superblock, slot_offset};
 pub use durable::{SealGuard, SealedMark, UNFLUSHED_MAX};
 pub use engine::{Guard, Layer, Parts};
@@ -28,5 +31,6 @@ pub(crate) use error::is_no_space;
 pub use error::{LayerError, Result};
 pub use recover::Anchor;
 pub use scan::Walked;
+pub use sector_set::{ChunkBits, SectorSet};
 pub use store::{FileStore, Store};
 pub use tree::PageCache;

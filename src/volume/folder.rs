@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::bookmarks;
 use super::footing;
 use super::host_error::{HostError, Result};
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
@@ -594,7 +595,9 @@ pub fn is_made_for(region: &Region, layer: LayerId, volume: VolumeId) -> bool {
 /// Bytes a layer's files take on the file system below.
 pub fn stored_bytes(region: &Region, layer: LayerId) -> io::Result<u64> {
     let dir = region.layer_dir(layer);
-    [DATA, MAP, HEADER].iter().map(|name| Ok(fs::symlink_metadata(dir.join(name))?.blocks() * 512)).sum()
+    let blocks = |name: &&str| Ok(fs::symlink_metadata(dir.join(name))?.blocks() * 512);
+    let files: u64 = [DATA, MAP, HEADER].iter().map(blocks).sum::<io::Result<_>>()?;
+    Ok(files + bookmarks::stored_bytes(region, layer))
 }
 
 /// A layer's header as it stands, its form checked and not its MAC: no key is needed.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::chain::Chain;
-use super::fold::FoldWorker;
+use super::fold::{FoldWorker, settle_taken};
 use super::folder::{self, LayerSpec, Opening};
 use super::footing;
 use super::host_error::{HostError, Result};
@@ -501,6 +501,8 @@ impl Host {
     /// Brings an ended layer's log into its map for good; header, then row (recovery 9).
     fn finish_seal(&self, layer: &Layer, between: &dyn Fn()) -> Result<()> {
         let mark = layer.finish_seal_beside(between)?;
+        // Before its row says that it is finished: from then on a fold may write to it.
+        settle_taken(&self.region, layer);
         let headers = self.headers.lock();
         let points = self.write_sealed_header(layer, mark)?;
         drop(headers);

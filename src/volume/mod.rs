@@ -8,6 +8,7 @@
 //! Invariants: a sector is what the uppermost layer that records it says, else zero; sealed layers are only ever put on
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
 
+pub mod bookmarks;
 mod chain;
 mod changes;
 mod check;

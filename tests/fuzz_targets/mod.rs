@@ -21,6 +21,7 @@ pub const ALL: &[Target] = &[
     Target { name: "log", run: layers::log, seeds: edits, runs: 1_500 },
     Target { name: "pages", run: layers::pages, seeds: edits, runs: 1_500 },
     Target { name: "header", run: texts::header, seeds: headers, runs: 10_000 },
+    Target { name: "bookmark", run: texts::bookmark, seeds: texts::bookmark_seeds, runs: 20_000 },
     Target { name: "region_toml", run: texts::region_toml, seeds: region_tomls, runs: 10_000 },
     Target { name: "key_file", run: texts::key_file, seeds: key_files, runs: 10_000 },
     Target { name: "control", run: texts::control, seeds: messages, runs: 30_000 },

@@ -8,6 +8,7 @@ use terrane::ids::{
     AccountId, GroupId, InstanceId, KeyId, LayerId, Name, Point, RegionId, SnapshotId, TaskId, VolumeId,
 };
 use terrane::layer::header::{Folding, Header, UntrustedHeader};
+use terrane::layer::{Bookmark, ChunkBits, SectorSet, Taken, TakenChunk};
 
 pub fn region_toml(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -37,6 +38,50 @@ fn keys() -> &'static LayerKeys {
     KEYS.get_or_init(|| {
         LayerKeys::derive(Cipher::Plain, &Secret::new(std::array::from_fn(|i| i as u8))).unwrap()
     })
+}
+
+/// Bookmarks of both kinds; head and MAC are made to fit, where the first byte says so.
+pub fn bookmark(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let (layer, prf) = (LayerId([2; 16]), keys().header());
+    let mut whole = rest.to_vec();
+    if first % 4 > 0 {
+        let mut body = b"terrmark\x01\0\0\0".to_vec();
+        body.extend_from_slice(&u32::from(first % 2 + 1).to_le_bytes());
+        body.extend_from_slice(&[0; 8]);
+        body.extend_from_slice(&u64::from(first / 4).to_le_bytes());
+        body.extend_from_slice(&layer.0);
+        body.extend_from_slice(rest);
+        let mac = prf.mac(&[b"bookmark\0", &body]);
+        whole = body;
+        whole.extend_from_slice(&mac);
+    }
+    if let Ok(mark) = Bookmark::parse(&whole, layer, prf) {
+        let again = Bookmark::parse(&mark.to_bytes(layer, prf), layer, prf).expect("what we write we read");
+        assert_eq!(again, mark);
+        assert_eq!(mark.changed.union(&mark.changed), mark.changed);
+    }
+    if let Ok(taken) = Taken::parse(&whole, layer, prf) {
+        let again = Taken::parse(&taken.to_bytes(layer, prf), layer, prf).expect("what we write we read");
+        assert_eq!(again, taken);
+    }
+}
+
+/// Such files without their heads, each after a byte that says what it is.
+pub fn bookmark_seeds() -> Vec<Vec<u8>> {
+    let (layer, prf) = (LayerId([2; 16]), keys().header());
+    let (mut bits, mut changed) = (ChunkBits::NONE, SectorSet::default());
+    bits.insert(7);
+    bits.insert(300);
+    changed.push(1, bits);
+    changed.push(2, bits);
+    changed.push(9, ChunkBits::NONE);
+    let [from, to] = [Point([1; 16]), Point([3; 16])];
+    let mark = Bookmark { from, to, changed }.to_bytes(layer, prf);
+    let chunks = vec![TakenChunk { chunk: 4, data: bits, zero: ChunkBits::NONE, tags: vec![5, 6] }];
+    let taken = Taken { since: from, before: from, after: Some(to), chunks }.to_bytes(layer, prf);
+    let cut = |kind: u8, file: &[u8]| [&[kind][..], &file[48..file.len() - 16]].concat();
+    vec![cut(4 + 2, &mark), cut(4 + 1, &taken)]
 }
 
 /// A layer's header with its list of points; the last line is made its MAC.

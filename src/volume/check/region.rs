@@ -11,6 +11,7 @@ use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, Snapsh
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
+use crate::volume::bookmarks;
 use crate::volume::folder;
 use crate::volume::footing;
 use crate::volume::host::Host;
@@ -200,6 +201,7 @@ fn check_unfinished(
                 let target = Target { layer: Arc::new(layer), above: Vec::new() };
                 meter.count(&target, row.stored_bytes);
                 report.findings.append(check_layer(&target, meter, watch));
+                check_bookmarks(host, &target.layer, &mut report.findings);
             }
             Err(e) => not_opened(row.id, e, report)?,
         }
@@ -236,6 +238,7 @@ fn check_sealed(
                     found.add(Finding { layer: row.id, sector: None, what });
                 }
                 found.append(check_layer(&target, meter, watch));
+                check_bookmarks(host, &target.layer, &mut found);
             }
             Err(e) => not_checked = Some(e),
         }
@@ -256,6 +259,12 @@ fn check_sealed(
     }
     report.left.push((row.id, "it was being changed by folds; run the check again".into()));
     Ok(())
+}
+
+fn check_bookmarks(host: &Host, layer: &Layer, found: &mut Findings) {
+    for what in bookmarks::problems(&host.region, layer.id(), layer.keys()) {
+        found.add(Finding { layer: layer.id(), sector: None, what });
+    }
 }
 
 fn is_same(now: &LayerRow, then: &LayerRow) -> bool {

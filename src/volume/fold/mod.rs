@@ -4,12 +4,14 @@
 //! The order, so that a cut leaves a disk that reads the same and a fold that goes on:
 //! 1. The fold's row; a sealed layer that will be written to is `filling` or `absorbing` from here on.
 //! 2. That layer's header says the same, and which layer it is joined with: from here on no older header goes with its data.
-//! 3. Sectors through that layer's log and pages, like any writes. Readers see both layers: what they read stays the same.
-//! 4. That layer is durable, and sealed again; its header says so, what it stands on now, and which layer it took.
-//! 5. One transaction: the layer that stays has the other's place, the other is being deleted. Where this fails, the header of 4
+//! 3. What is known of the moment that goes, as bookmarks into the folder of the layer that stays: afterwards it is not.
+//! 4. Sectors through that layer's log and pages, like any writes. Readers see both layers: what they read stays the same.
+//! 5. That layer is durable, and sealed again; its header says so, what it stands on now, and which layer it took.
+//! 6. One transaction: the layer that stays has the other's place, the other is being deleted. Where this fails, the header of 5
 //!    has decided it: it is done by whoever goes on.
-//! 6. Headers that name the layer that goes are mended; then its folder goes, then what the header says of it, then its row.
+//! 7. Headers that name the layer that goes are mended; then its folder goes, then what the header says of it, then its row.
 
+mod bookmarks;
 mod order;
 mod sectors;
 mod worker;
@@ -18,6 +20,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use bookmarks::settle_taken;
 pub use sectors::Move;
 pub use worker::FoldWorker;
 
@@ -42,6 +45,8 @@ const WORTH_IT: u64 = 16;
 const STEP_BYTES: u64 = 64 << 20;
 /// A fold that is slow is recorded as often.
 const STEP_TIME: Duration = Duration::from_secs(5);
+/// How often one that moves nothing yet asks whether to go on.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How far a fold is.
 #[derive(Clone, Copy, Debug)]
@@ -132,6 +137,9 @@ impl Host {
 
     /// Moves the sectors, and commits that they have moved. False: it was told to stop.
     fn carry_out(self: &Arc<Self>, job: Job, watch: Watch) -> Result<bool> {
+        if !self.keep_bookmarks(&job, watch) {
+            return Ok(false);
+        }
         let moving = Move { way: job.fold.way, from: &job.from, into: job.into.layer(), below: &job.below };
         let mut fold = job.fold.clone();
         let mut unflushed = 0;
@@ -164,6 +172,20 @@ impl Host {
             true => self.conclude(&fold, job),
             false => Ok(false),
         }
+    }
+
+    /// What is known of the moment that goes. False: `watch`, which is asked once a second, said no.
+    fn keep_bookmarks(&self, job: &Job, watch: Watch) -> bool {
+        let (gone, kept, moved_bytes) = (job.fold.gone(), job.fold.kept(), job.fold.moved_bytes);
+        let mut since = Instant::now();
+        let mut go_on = || {
+            if since.elapsed() < LOOK {
+                return true;
+            }
+            since = Instant::now();
+            watch(FoldProgress { gone, kept, moved_bytes, failures: 0 })
+        };
+        bookmarks::keep(&self.region, job, &mut go_on)
     }
 
     fn is_served(&self, into: &Into) -> bool {
@@ -241,7 +263,7 @@ impl Host {
         let taken = folder::header_by(&self.region, fold.parent, from.keys())?;
         let reached = layer.anchor();
         folder::change_header(&self.region, fold.child, layer.keys(), |header| {
-            header.points = taken.points;
+            // Its points stay: those of the parent are among them, and so are others where it is not the first that it takes.
             header.parent = parent.parent;
             header.parent_point = taken.parent_point;
             header.edition += 1;
