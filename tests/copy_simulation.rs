@@ -23,7 +23,7 @@ use terrane::volume::{CheckWatch, Order, VolumeSpec, check_region, create_volume
 
 const REGIONS: [&str; 3] = ["aa", "bb", "cc"];
 const DISK: usize = 5 << 20;
-const STEPS: u32 = 150;
+const STEPS: u32 = 200;
 const VOLUMES_MAX: usize = 5;
 const SNAPSHOTS_MAX: usize = 24;
 
@@ -141,7 +141,10 @@ impl Sim {
             }
             45..65 if snaps > 0 => {
                 let (snap, to) = (self.below(snaps), self.below(REGIONS.len()));
-                self.ask(snap, to);
+                let key = self.keys[to][self.random.below(2) as usize];
+                let of_old = self.onto_an_ancestor().filter(|_| self.random.one_in(2));
+                let (snap, to, key) = of_old.unwrap_or((snap, to, key));
+                self.ask(snap, to, key);
             }
             65..85 if !self.model.pending.is_empty() => {
                 let pending = self.below(self.model.pending.len());
@@ -251,9 +254,22 @@ impl Sim {
         host.close().unwrap();
     }
 
-    fn ask(&mut self, snap: usize, to: usize) {
+    /// A snapshot, and a region and key of which an older one of its moments is there, far below it rather than near.
+    fn onto_an_ancestor(&mut self) -> Option<(usize, usize, KeyId)> {
+        let snaps = &self.model.snaps;
+        let mut pairs = Vec::new();
+        for (number, snap) in snaps.iter().enumerate() {
+            for base in snaps.iter().filter(|base| base.region != snap.region) {
+                let moment = base.line.last().map(|(moment, _)| *moment);
+                let below = snap.line.iter().rev().position(|(at, _)| Some(*at) == moment).unwrap_or(0);
+                pairs.extend(std::iter::repeat_n((number, base.region, base.key), below * below));
+            }
+        }
+        (!pairs.is_empty()).then(|| pairs[self.random.below(pairs.len() as u64) as usize])
+    }
+
+    fn ask(&mut self, snap: usize, to: usize, key: KeyId) {
         let source = self.model.snaps[snap].clone();
-        let key = self.keys[to][self.random.below(2) as usize];
         let (from, target) = (self.world.reader(REGIONS[source.region]), self.world.reader(REGIONS[to]));
         let called = self.name();
         let choice = KeyChoice::Named(key.to_string());
