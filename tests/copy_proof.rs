@@ -14,10 +14,10 @@ use terrane::copy::{
     self, Begun, Copy, CopyError, KeyChoice, Pace, Side, VerifyWatch, Watch, compare_measured, compare_proofs,
 };
 use terrane::ids::SnapshotId;
-use terrane::layer::{Layer, PageCache};
+use terrane::layer::{Layer, PageCache, slot_offset};
 use terrane::units::{ChunkNo, SECTOR_LEN, SectorNo};
 use terrane::volume::folder::{self, Opening};
-use terrane::volume::{Host, proof};
+use terrane::volume::{Host, Source, proof};
 
 const MIB: usize = 1 << 20;
 /// Of a disk here: sixteen chunks.
@@ -107,6 +107,72 @@ fn a_layer_that_holds_something_else_is_no_copy() {
 
 fn write(layer: &Layer, sector: u64, byte: u8) {
     layer.write(SectorNo(sector), &[byte; SECTOR_LEN], &[], &|_| Ok(true)).unwrap();
+}
+
+fn sector_place(world: &World, region: &str, id: SnapshotId, sector: u64) -> (PathBuf, u64) {
+    let host = world.reader(region);
+    let chain = host.open_snapshot(id).unwrap().chain;
+    let mut source = [Source::Zero];
+    let sector = SectorNo(sector);
+    chain.sources(sector.chunk(), sector.index_in_chunk(), &mut source).unwrap();
+    let Source::Slot { layer, slot, .. } = source[0] else { panic!("sector {} is zero", sector.0) };
+    let layer = host.region().layer_dir(chain.layers()[layer as usize].id());
+    (layer.join("data"), slot_offset(slot))
+}
+
+/// Damage of a base that the copy hides is no reason to have none; damage that it shows through is the base's, and said so.
+#[test]
+fn a_damaged_base_is_hidden_or_named() {
+    let (world, mut disk, first) = world();
+    let base = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let second = disk.change(&world, "second", |c| c.write(5 * SECTOR_LEN, &[8; SECTOR_LEN]));
+    let (data, at) = sector_place(&world, "south", base, 5);
+    flip(&data, at);
+    let copy = world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    world.equal("south", copy, &disk.model);
+    assert_is_proven(&world, second, copy);
+    // One beside it, which the copy does not write over.
+    let third = disk.change(&world, "third", |c| c.write(4 * SECTOR_LEN, &[9; 3 * SECTOR_LEN]));
+    let (data, at) = sector_place(&world, "south", copy, 4);
+    flip(&data, at);
+    let (data, at) = sector_place(&world, "south", copy, 40);
+    flip(&data, at);
+    match world.try_copy(("north", third), "south", "third", KeyChoice::AsSource) {
+        Err(CopyError::DamagedBase { sector: SectorNo(40), region, .. }) if region == "south" => {}
+        other => panic!("{other:?}"),
+    }
+    world.delete("south", copy);
+    world.delete("south", base);
+    let third_copy = world.copy(("north", third), "south", "third", KeyChoice::AsSource);
+    world.equal("south", third_copy, &disk.model);
+}
+
+/// X4: what crossed does not cross again to be proven, whoever carried it; what has to, counts, and keeps the pace.
+#[test]
+fn a_copy_that_is_gone_on_with_does_not_cross_again() {
+    for lost in [false, true] {
+        let (world, _disk, first) = world();
+        let plan = world.plan(("north", first), "south", "copied", KeyChoice::AsSource).unwrap();
+        let copy = interrupted(&world, first, "copied", 4, 8 << 20);
+        let layer = world.snapshot("south", copy).layer.unwrap();
+        let words = world.region("south").layer_dir(layer).join("words");
+        let told = std::fs::metadata(&words).unwrap().len();
+        assert!(told > 0 && told % 40 == 0, "{told}");
+        if lost {
+            // Cut, changed, and of another layer: each is not believed.
+            let mut bytes = std::fs::read(&words).unwrap();
+            bytes.iter_mut().step_by(40).for_each(|byte| *byte ^= 1);
+            bytes.truncate(bytes.len() - 7);
+            std::fs::write(&words, bytes).unwrap();
+        }
+        assert_eq!(go_on(&world, copy).unwrap(), copy);
+        assert!(!words.exists());
+        assert_is_proven(&world, first, copy);
+        let shipped = world.snapshot("south", copy).shipped_bytes;
+        let at_most = plan.ship_bytes + if lost { plan.ship_bytes } else { 8 * 2 * MIB as u64 };
+        assert!(shipped <= at_most, "{shipped} of {}", plan.ship_bytes);
+        assert_eq!(shipped > plan.ship_bytes, lost, "{shipped} of {}", plan.ship_bytes);
+    }
 }
 
 /// Where it was interrupted does not matter: what another process carried is proven as well.

@@ -59,6 +59,8 @@ pub struct Difference {
     of_base: usize,
     chunks: u64,
     standing: Standing,
+    /// Those of the source alone.
+    above: Chain,
     /// The source's disk.
     source: Stack,
     gap: Gap,
@@ -84,6 +86,7 @@ impl Difference {
         standing: Standing,
         gap: Gap,
     ) -> Self {
+        let above = Chain::new(layers.clone());
         let mut of_base = 0;
         if let Standing::Beside(base) = &standing {
             of_base = base.layers().len();
@@ -91,7 +94,7 @@ impl Difference {
         }
         let source = Stack { active: None, chain: source };
         let chunks = crate::volume::chunks_of_bytes(size_bytes);
-        Self { layers, of_base, chunks, standing, source, gap }
+        Self { layers, of_base, chunks, standing, above, source, gap }
     }
 
     /// A layer that [`Carried::Data`] names: after those above the base, those of all the source's disk.
@@ -224,6 +227,37 @@ impl Difference {
             }
         }
         Ok(())
+    }
+
+    /// Whether a chunk carries what it has to: by how the layers resolve to a disk, not by how they were read one by one. If
+    /// `anew`, by what their maps say now, and not by what is remembered of them.
+    pub fn is_as_resolved(&self, chunk: ChunkNo, carried: &Chunk, anew: bool) -> Result<bool> {
+        let again = |chain: &Chain| if anew { Chain::new(chain.layers().to_vec()) } else { chain.clone() };
+        let mut newest = [Source::Zero; CHUNK_SECTORS as usize];
+        again(&self.above).sources(chunk, 0, &mut newest)?;
+        let is_newest = |carried: &Carried, newest: &Source| match *newest {
+            Source::Zero => true,
+            Source::Slot { layer, slot, tag } => {
+                *carried == Carried::Data { layer: self.of_base as u32 + layer, slot, tag }
+            }
+        };
+        if !carried.iter().zip(&newest).all(|(carried, newest)| is_newest(carried, newest)) {
+            return Ok(false);
+        }
+        let Standing::Above(base) = &self.standing else { return Ok(true) };
+        // A slot never holds zeros.
+        let (mut below, mut now) = (newest, newest);
+        base.sources(chunk, 0, &mut below)?;
+        again(&self.source.chain).sources(chunk, 0, &mut now)?;
+        let fits = |carried: &Carried, below: &Source, now: &Source| match (*below, *now) {
+            (Source::Slot { .. }, Source::Zero) => *carried == Carried::Zero,
+            (Source::Zero, Source::Slot { .. }) => matches!(carried, Carried::Data { .. }),
+            _ => true,
+        };
+        Ok(carried
+            .iter()
+            .zip(below.iter().zip(&now))
+            .all(|(carried, (below, now))| fits(carried, below, now)))
     }
 
     /// Whether what the copy is put on has data in a chunk, so that zeros there must be recorded.

@@ -36,6 +36,18 @@ pub enum CopyError {
         /// The source region's name.
         region: String,
     },
+    /// A sector of what the copy is put on failed its tag, and the copy needs it.
+    #[error("sector {} of snapshot {snapshot} in region {region}, the copy's base, is damaged (in layer {layer}): its bytes do not match its tag", sector.0)]
+    DamagedBase {
+        /// Which.
+        sector: SectorNo,
+        /// The layer that holds it.
+        layer: LayerId,
+        /// The base.
+        snapshot: String,
+        /// The target region's name.
+        region: String,
+    },
     /// What was written does not read as what was read, or the source's own proof says otherwise.
     #[error(
         "the copy differs from snapshot {snapshot} of region {source_region}: the 2 MiB at byte {offset} read otherwise in region {target}"
@@ -140,7 +152,11 @@ impl CopyError {
             | Self::Behind { .. }
             | Self::Overtaken { .. }
             | Self::Interrupted => true,
-            Self::Refused { .. } | Self::Damaged { .. } | Self::Unproven { .. } | Self::Cancelled => false,
+            Self::Refused { .. }
+            | Self::Damaged { .. }
+            | Self::DamagedBase { .. }
+            | Self::Unproven { .. }
+            | Self::Cancelled => false,
             Self::Host(error) => may_pass(error),
         }
     }
@@ -155,6 +171,9 @@ impl CopyError {
                     "copy another snapshot than {snapshot}; its other sectors can be read through a mount"
                 )
             }
+            Self::DamagedBase { snapshot, region, .. } => format!(
+                "terrane snapshot delete {snapshot} --region {region}, and copy again: without that base all is carried anew"
+            ),
             Self::Unproven { snapshot, .. } => {
                 format!(
                     "nothing of it is kept; `terrane region check` of both regions and `terrane snapshot verify {snapshot} --deep` say \

@@ -61,6 +61,11 @@ impl Crossed {
         self.now.load(Ordering::Relaxed) + self.found.load(Ordering::Relaxed).max(self.before)
     }
 
+    /// More of it, in this process.
+    pub fn add(&self, bytes: u64) {
+        self.now.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// The layer was whole already: nothing is left to cross.
     pub fn all_was_there(&self, bytes: u64) {
         self.found.store(bytes, Ordering::Relaxed);
@@ -109,7 +114,7 @@ impl Link for Directory<'_> {
     fn put_chunk(&self, chunk: ChunkNo, carried: &Chunk, plain: &[u8], crossing: u64) -> Result<()> {
         let put = || -> Result<(), LayerError> {
             self.write(chunk, carried, plain)?;
-            self.crossed.now.fetch_add(crossing * SECTOR_BYTES, Ordering::Relaxed);
+            self.crossed.add(crossing * SECTOR_BYTES);
             // Both log halves full would stop every worker; this way only one of them is busy with the map.
             if self.layer.needs_checkpoint() {
                 self.layer.checkpoint_closed()?;

@@ -28,6 +28,7 @@ mod ship;
 mod task;
 mod verify;
 mod verity;
+mod words;
 
 pub use begun::Begun;
 pub use error::CopyError;

@@ -6,14 +6,14 @@ use super::begun::Begun;
 use super::difference::{Difference, Gap, Standing};
 use super::error::{CopyError, Result};
 use super::verify::disagrees;
-use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
+use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
 use crate::crypto::{Cipher, ProofKey};
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::{self, KmsError};
 use crate::region::Region;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::{Chain, Host, HostError, Moments, bookmarks, footing};
+use crate::volume::{Chain, Host, HostError, Moments, Stack, bookmarks, footing};
 
 /// Under what a copy, or another new disk, is to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,7 +134,9 @@ pub fn plan_asked(source: &Host, target: &Host, begun: &Snapshot) -> Result<Plan
     })?;
     let row = source.whole_snapshot(snapshot)?;
     plan_by(source, row, begun.key, |points, size_bytes| {
-        let Some(parent) = &parent else { return find_base_beside(target, points, size_bytes, begun.key) };
+        let Some(parent) = &parent else {
+            return proven(source, target, find_base_beside(target, points, size_bytes, begun.key)?);
+        };
         let Some(point) = parent.point else { return Ok(None) };
         let names = target.region().catalog()?.read(|tx| tx.snapshots_of_layer(parent.id))?;
         let snapshot = names.first().map_or(begun.id, |named| named.id);
@@ -164,9 +166,12 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
     plan_by(source, row, key, |points, size_bytes| {
         // Its layer stands alone: what it takes from a base may as well come from another one.
         let Some((layer, point)) = begun.stands_on else {
-            return find_base_beside(target, points, size_bytes, key);
+            return proven(source, target, find_base_beside(target, points, size_bytes, key)?);
         };
-        let base = Base { snapshot: begun.snapshot.id, layer, point, is_reencrypted: false };
+        let named = target.region().catalog()?.read(|tx| tx.snapshots_of_layer(layer))?;
+        let named = named.iter().find(|named| named.state == SnapshotState::Success);
+        let snapshot = named.map_or(begun.snapshot.id, |named| named.id);
+        let base = Base { snapshot, layer, point, is_reencrypted: false };
         // A fold may have put another layer in its place since the copy was taken up: it is taken up again.
         let opened = target.open_chain(layer).map_err(|error| match &error {
             HostError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => overtaken(),
@@ -208,8 +213,7 @@ fn plan_by(
         return Err(CopyError::Overtaken { what: format!("snapshot {}", row.name) });
     }
     // All by its layers' own word: what a row says would leave out what differs.
-    let (stack, Moments { of_layers, all: points }) = source.open_snapshot_with_moments(snapshot)?;
-    let proof_key = proof_key_of(source, &stack.chain)?;
+    let (stack, Moments { of_layers, all: points }, proof_key) = open_source(source, snapshot)?;
     let found = find_base(&points, row.size_bytes)?;
     let over = |found: Option<&FoundBase>| {
         let own = Own { region: source.region(), points: &points, of_layers: &of_layers, disk: &stack.chain };
@@ -242,11 +246,25 @@ fn plan_by(
     })
 }
 
-/// What the content of a snapshot's disk is known by.
-fn proof_key_of(host: &Host, disk: &Chain) -> Result<Arc<ProofKey>> {
-    let top =
-        disk.layers().last().ok_or_else(|| CopyError::Overtaken { what: "a snapshot's layer".into() })?;
-    Ok(Arc::new(folder::proof_key(host.region(), top.id(), top.keys())?))
+/// A source's disk, its moments, and what its content is known by.
+fn open_source(source: &Host, snapshot: SnapshotId) -> Result<(Stack, Moments, Arc<ProofKey>)> {
+    let mut tries = 0;
+    loop {
+        let (stack, moments) = source.open_snapshot_with_moments(snapshot)?;
+        let Some(top) = stack.chain.layers().last() else {
+            return Err(CopyError::Overtaken { what: "a snapshot's layer".into() });
+        };
+        match folder::proof_key(source.region(), top.id(), top.keys()) {
+            Ok(key) => return Ok((stack, moments, Arc::new(key))),
+            // A fold has taken the layer away since it was opened.
+            Err(HostError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && tries < 5 =>
+            {
+                tries += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// A source by its layers' own word: all its moments, nearest first, those of its layers, oldest first, and its disk.
@@ -355,7 +373,7 @@ pub(super) fn key_of_copy(
     }
 }
 
-/// A base whose proof is not that of the source's own snapshot of that moment is none.
+/// What a new copy is put on, or takes from.
 fn find_proven_base(
     source: &Host,
     target: &Host,
@@ -363,7 +381,12 @@ fn find_proven_base(
     size_bytes: u64,
     key: Option<KeyId>,
 ) -> Result<Option<FoundBase>> {
-    let Some(found) = find_base(target, points, size_bytes, key)? else { return Ok(None) };
+    proven(source, target, find_base(target, points, size_bytes, key)?)
+}
+
+/// A base, unless its proof is another than that of the source's own snapshot of that moment.
+fn proven(source: &Host, target: &Host, found: Option<FoundBase>) -> Result<Option<FoundBase>> {
+    let Some(found) = found else { return Ok(None) };
     let Base { snapshot, point, .. } = found.base;
     let row = target.region().catalog()?.read(|tx| tx.find_snapshot(snapshot))?;
     if let Some(row) = row

@@ -15,16 +15,18 @@ use parking_lot::Mutex;
 
 use super::difference::{Carried, Difference};
 use super::error::{CopyError, Result};
-use super::link::Sectors;
+use super::link::{Crossed, Sectors};
+use super::pace::Pace;
 use super::plan::{Base, Plan};
-use super::ship::{Buffers, Names, Words, read_chunk, words_of};
+use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
+use super::words::Words;
 use crate::catalog::SnapshotState;
 use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
 use crate::volume::proof::{self, Leaves, Reading, measure};
-use crate::volume::{Chain, Host, HostError, Stack, Stop, each_chunk, recorded};
+use crate::volume::{Chain, Host, HostError, Stack, Stop, VolumeError, each_chunk, recorded};
 
 /// A copy whose layer is sealed, and what is known of it.
 pub struct Made<'a> {
@@ -38,14 +40,27 @@ pub struct Made<'a> {
     pub plan: &'a Plan,
     /// What errors name.
     pub names: &'a Names,
-    /// What was read of the source, as far as this process read it.
-    pub words: &'a Words,
+    /// What was read of the source.
+    pub words: &'a Words<'a>,
+    /// How fast sectors of the source may cross.
+    pub pace: Option<&'a Pace>,
+    /// Counts what crosses.
+    pub crossed: &'a Crossed,
 }
+
+/// What a copy is put on, and that with the copy.
+struct Disks {
+    below: Stack,
+    whole: Stack,
+}
+
+/// So often the source's layers are looked at where two looks differ.
+const LOOKS_MAX: u32 = 4;
 
 impl Made<'_> {
     /// Its leaves, if they are those of what was read. `watch` is told the bytes that were read back, and ends it by an error.
     pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Leaves> {
-        let (difference, key) = (&self.plan.difference, &*self.plan.proof_key);
+        let difference = &self.plan.difference;
         let below = Stack { active: None, chain: difference.below() };
         let layers = [below.chain.layers(), &[self.top.clone()]].concat();
         let disk = Stack { active: None, chain: Chain::new(layers) };
@@ -57,23 +72,82 @@ impl Made<'_> {
         let leaves = Mutex::new(of_base);
         let read_back = AtomicU64::new(0);
         let next = |at| self.next(difference, at);
-        let work = |buffers: &mut Buffers, chunk, _: &Stop| {
-            let (carried, touched) = self.sectors_of(difference, chunk, buffers)?;
-            let read = self.words_read(key, chunk, buffers)?;
-            let mut through =
-                |disk: &Stack, sectors: &Sectors| through(disk, key, chunk, sectors, &mut buffers.plain);
-            let (before, after) = (through(&below, &touched)?, through(&disk, &touched)?);
-            let said = if carried == touched { before } else { through(&below, &carried)? };
-            if before ^ after != said ^ read {
-                return Err(self.unproven(chunk.0));
-            }
-            leaves.lock().change(chunk, before ^ after);
-            let count = touched.iter().filter(|t| **t).count() as u64;
-            read_back.fetch_add(count * SECTOR_BYTES, Ordering::Relaxed);
+        let disks = Disks { below, whole: disk };
+        let work = |buffers: &mut Buffers, chunk, stop: &Stop| {
+            let touched = self.prove_chunk(&disks, chunk, buffers, stop, &leaves)?;
+            read_back.fetch_add(count(&touched) * SECTOR_BYTES, Ordering::Relaxed);
             Ok(())
         };
         each_chunk(next, Buffers::new, work, || watch(read_back.load(Ordering::Relaxed)))?;
         Ok(leaves.into_inner())
+    }
+
+    /// Changes a chunk's leaf from the base's into the copy's; which sectors were read.
+    fn prove_chunk(
+        &self,
+        disks: &Disks,
+        chunk: ChunkNo,
+        buffers: &mut Buffers,
+        stop: &Stop,
+        leaves: &Mutex<Leaves>,
+    ) -> Result<Sectors> {
+        let key = &*self.plan.proof_key;
+        // What is known from the shipping may be of a chunk that a fold of the source has made another since.
+        for known in [self.words.get(chunk.0), None] {
+            let (carried, touched) = self.sectors_of(chunk, buffers)?;
+            let read = match known {
+                Some(known) => known,
+                None => self.read_again(key, chunk, buffers, stop)?,
+            };
+            let plain = &mut buffers.plain;
+            let after = through(&disks.whole, key, chunk, &touched, plain)?;
+            let change = match self.before(disks, chunk, (&carried, &touched), plain) {
+                Ok((before, said)) => (before ^ after == said ^ read).then_some(before ^ after),
+                // What was damaged in the base is hidden by the copy: its leaf is made of all of the chunk.
+                Err(error) if carried == touched && is_damage(&error) => match after == read {
+                    true => {
+                        let all = through(&disks.whole, key, chunk, &[true; CHUNK_SECTORS as usize], plain);
+                        Some(all.map_err(|e| self.of_base(e))? ^ leaves.lock().leaf(chunk))
+                    }
+                    false => None,
+                },
+                Err(error) => return Err(self.of_base(error)),
+            };
+            if let Some(change) = change {
+                leaves.lock().change(chunk, change);
+                return Ok(touched);
+            }
+        }
+        Err(self.unproven(chunk.0))
+    }
+
+    /// The words of what the base has at the sectors that plan or copy speak of, and at those that the plan does.
+    fn before(
+        &self,
+        disks: &Disks,
+        chunk: ChunkNo,
+        (carried, touched): (&Sectors, &Sectors),
+        plain: &mut [u8],
+    ) -> Result<(u128, u128)> {
+        let key = &*self.plan.proof_key;
+        let before = through(&disks.below, key, chunk, touched, plain)?;
+        let said =
+            if carried == touched { before } else { through(&disks.below, key, chunk, carried, plain)? };
+        Ok((before, said))
+    }
+
+    /// Damage below the copy is said to be the base's.
+    fn of_base(&self, error: CopyError) -> CopyError {
+        match (self.plan.parent(), error) {
+            (
+                Some(base),
+                CopyError::Host(HostError::Volume(VolumeError::DamagedSector { sector, layer })),
+            ) => {
+                let (snapshot, region) = (base.snapshot.to_string(), self.names.target_region.clone());
+                CopyError::DamagedBase { sector, layer, snapshot, region }
+            }
+            (_, other) => other,
+        }
     }
 
     /// The first chunk from `at` on of which the plan or the copy says something.
@@ -84,14 +158,22 @@ impl Made<'_> {
         Ok(self.top.next_present(at..end.max(at))?.map(ChunkNo).or(planned))
     }
 
-    /// Which sectors of a chunk the plan says something of, and which the plan or the copy.
-    fn sectors_of(
-        &self,
-        difference: &Difference,
-        chunk: ChunkNo,
-        buffers: &mut Buffers,
-    ) -> Result<(Sectors, Sectors)> {
-        difference.chunk(chunk, &mut buffers.carried)?;
+    /// Which sectors of a chunk the plan says something of, and which the plan or the copy. Of the plan it is seen first that it says
+    /// what the source's layers come to.
+    fn sectors_of(&self, chunk: ChunkNo, buffers: &mut Buffers) -> Result<(Sectors, Sectors)> {
+        let difference = &self.plan.difference;
+        let mut looks = 0;
+        loop {
+            difference.chunk(chunk, &mut buffers.carried)?;
+            if difference.is_as_resolved(chunk, &buffers.carried, looks > 0)? {
+                break;
+            }
+            // A fold of the source may have come between the two looks.
+            looks += 1;
+            if looks > LOOKS_MAX {
+                return Err(self.unproven(chunk.0));
+            }
+        }
         let carried = std::array::from_fn(|i| buffers.carried[i] != Carried::Nothing);
         let mut touched = carried;
         if let Some(entries) = recorded(&self.top, chunk)? {
@@ -100,13 +182,15 @@ impl Made<'_> {
         Ok((carried, touched))
     }
 
-    /// The words of what was read of the source in a chunk. What an earlier process read is read again.
-    fn words_read(&self, key: &ProofKey, chunk: ChunkNo, buffers: &mut Buffers) -> Result<u128> {
-        if let Some(words) = self.words.lock().get(&chunk.0) {
-            return Ok(*words);
-        }
+    /// The words of what a chunk carries, read of the source again: it crosses again, and counts.
+    fn read_again(&self, key: &ProofKey, chunk: ChunkNo, buffers: &mut Buffers, stop: &Stop) -> Result<u128> {
         let Buffers { carried, plain, tags } = buffers;
+        let bytes = count(&crossing(&self.plan.difference, carried)) * SECTOR_BYTES;
+        if !self.pace.is_none_or(|pace| pace.claim(bytes, || stop.is_set())) {
+            return Err(CopyError::Interrupted);
+        }
         read_chunk(&self.plan.difference, self.names, chunk, carried, plain, tags)?;
+        self.crossed.add(bytes);
         Ok(words_of(key, chunk, carried, plain))
     }
 
@@ -129,7 +213,7 @@ impl Made<'_> {
                 Err(error) => tracing::warn!(snapshot = %row.id, %error, "a base's proof is made anew"),
             }
         }
-        let leaves = measure(below, key, &Reading::PLAIN, |_| watch())?;
+        let leaves = measure(below, key, &Reading::PLAIN, |_| watch()).map_err(|e| self.of_base(e))?;
         if let Some(row) = row
             && let Err(error) = proof::write(region, &row, base.point, &leaves, key)
         {
@@ -180,6 +264,10 @@ pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leav
     if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key) {
         tracing::info!(snapshot = %plan.source.id, %error, "the source was not given its proof");
     }
+}
+
+fn is_damage(error: &CopyError) -> bool {
+    matches!(error, CopyError::Host(HostError::Volume(VolumeError::DamagedSector { .. })))
 }
 
 /// The words of these sectors of a chunk, as they are read through a disk.

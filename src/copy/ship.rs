@@ -3,21 +3,16 @@
 //!
 //! Plaintext lies in each worker's one buffer, which zeroes itself; what the target's writing keeps is ciphertext.
 
-use std::collections::HashMap;
-
-use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
 use super::link::{Link, Sectors};
 use super::pace::Pace;
+use super::words::Words;
 use crate::crypto::ProofKey;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
 use crate::volume::{Stop, VolumeError, each_chunk};
-
-/// What the sectors that were read are known by, a chunk: the XOR of their words. Of chunks that this process carried whole.
-pub type Words = Mutex<HashMap<u64, u128>>;
 
 /// What errors name.
 pub struct Names {
@@ -42,7 +37,7 @@ pub struct Shipping<'a> {
     /// By which their content is known.
     pub proof_key: &'a ProofKey,
     /// Told what was read.
-    pub words: &'a Words,
+    pub words: &'a Words<'a>,
 }
 
 /// What a worker works with.
@@ -77,9 +72,7 @@ impl Shipping<'_> {
     fn ship_chunk(&self, chunk: ChunkNo, buffers: &mut Buffers, stop: &Stop) -> Result<()> {
         let Buffers { carried, plain, tags } = buffers;
         self.difference.chunk(chunk, carried)?;
-        let crossing =
-            |carried: &Chunk| -> Sectors { std::array::from_fn(|i| self.is_of_source(&carried[i])) };
-        let has = self.link.has_sectors(chunk, carried, &crossing(carried))?;
+        let has = self.link.has_sectors(chunk, carried, &crossing(self.difference, carried))?;
         let is_whole = has.is_none_or(|has| !has.contains(&true));
         if let Some(has) = has {
             carried.iter_mut().zip(has).filter(|(_, has)| *has).for_each(|(c, _)| *c = Carried::Nothing);
@@ -87,21 +80,27 @@ impl Shipping<'_> {
         if carried.iter().all(|c| *c == Carried::Nothing) {
             return Ok(());
         }
-        let of_source = crossing(carried).into_iter().filter(|crosses| *crosses).count() as u64;
+        let of_source = count(&crossing(self.difference, carried));
         if !self.pace.is_none_or(|pace| pace.claim(of_source * SECTOR_BYTES, || stop.is_set())) {
             return Ok(());
         }
         let instead = read_chunk(self.difference, self.names, chunk, carried, plain, tags)?;
         if is_whole {
             let read = words_of(self.proof_key, chunk, carried, plain);
-            self.words.lock().insert(chunk.0, read);
+            self.words.tell(chunk.0, read);
         }
         self.link.put_chunk(chunk, carried, plain, of_source + instead)
     }
+}
 
-    fn is_of_source(&self, carried: &Carried) -> bool {
-        matches!(carried, Carried::Data { layer, .. } if !self.difference.is_of_base(*layer))
-    }
+/// Which sectors of a chunk are of the source, and cross.
+pub(super) fn crossing(difference: &Difference, carried: &Chunk) -> Sectors {
+    carried.map(|carried| matches!(carried, Carried::Data { layer, .. } if !difference.is_of_base(layer)))
+}
+
+/// How many a set has.
+pub(super) fn count(sectors: &Sectors) -> u64 {
+    sectors.iter().filter(|is_in| **is_in).count() as u64
 }
 
 /// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each. How many sectors

@@ -14,7 +14,8 @@ use super::plan::{Base, Plan, plan_rest, plan_waiting};
 use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
-use super::ship::{Names, Shipping, Words};
+use super::ship::{Names, Shipping};
+use super::words::Words;
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::{Layer, LayerError, PageCache, SealedMark};
@@ -358,7 +359,7 @@ impl Job<'_> {
             snapshot: self.plan.source.name.to_string(),
             target_region: self.region().name().to_owned(),
         };
-        let words = Words::default();
+        let words = Words::open(self.region(), &begun.layer);
         let total = self.plan.write_bytes();
         let done = || begun.bytes_done().min(total);
         self.region().catalog()?.write(|tx| tx.start_task(begun.task.id, self.region().now()))?;
@@ -394,10 +395,11 @@ impl Job<'_> {
         }
         let mark = link.commit(&self.plan.points)?;
         self.carry_bookmarks(&begun.layer);
-        let leaves = self.prove(begun, mark, (&names, &words), &mut look)?;
+        let leaves = self.prove(begun, mark, (&names, &words, pace), &mut look)?;
         (watch.progress)(total, total);
         let committed = self.commit(begun, mark, cancel);
         committed.map_err(|e| CopyError::of_target(e, self.region().name()))?;
+        words.remove();
         leave_with_source(self.source, &self.plan, self.point()?, &leaves);
         Ok(())
     }
@@ -450,7 +452,7 @@ impl Job<'_> {
         &self,
         begun: &Begun,
         mark: SealedMark,
-        (names, words): (&Names, &Words),
+        (names, words, pace): (&Names, &Words, Option<&Pace>),
         watch: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Leaves> {
         let of_target = |e: CopyError| CopyError::of_target(e, self.region().name());
@@ -458,7 +460,8 @@ impl Job<'_> {
         let cache = Arc::new(PageCache::new(PROOF_PAGES));
         let opened = folder::open_layer(self.region(), &cache, &begun.row, Opening::Sealed(mark));
         let top = Arc::new(opened.map_err(|e| of_target(e.into()))?);
-        let made = Made { target: self.target, copy: begun.snapshot.id, top, plan: &self.plan, names, words };
+        let (target, plan, crossed) = (self.target, &self.plan, &begun.crossed);
+        let made = Made { target, copy: begun.snapshot.id, top, plan, names, words, pace, crossed };
         let leaves = made.prove(watch)?;
         made.write(self.source, self.point()?, &leaves)?;
         Ok(leaves)

@@ -1,0 +1,101 @@
+//! `layers/<id>/words`: what the sectors that a copy read of its source are known by, kept while it is made, so that who goes on
+//! with it need not read them again.
+//!
+//! ```text
+//! 40 bytes a chunk: chunk u64 · hidden u128 = words ⊕ PRF_header( `copy words hidden`\0 chunk ) · mac[16] = PRF_header( `copy words`\0 chunk hidden )
+//! ```
+//! Little-endian; hidden, since who has none of the keys is not to see what is equal to what. Appended and not synced: what is cut or not ours is not believed, and read again. The later of two records counts.
+//! It is of the chunk as it was carried then; where the plan has become another, what is proven differs, and it is read again too.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
+use parking_lot::Mutex;
+
+use crate::layer::Layer;
+use crate::region::Region;
+use crate::sys::owned;
+
+const FILE: &str = "words";
+const RECORD: usize = 40;
+/// More than a disk of 2 TiB has; a longer one is begun anew.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// By chunk, the XOR of the words of all that was carried of it.
+pub struct Words<'a> {
+    layer: &'a Layer,
+    path: PathBuf,
+    known: Mutex<HashMap<u64, u128>>,
+    /// None: it can't be written, and what is known ends with this process.
+    file: Mutex<Option<File>>,
+}
+
+impl<'a> Words<'a> {
+    /// What earlier processes wrote down of a copy's layer, and where this one does.
+    pub fn open(region: &Region, layer: &'a Layer) -> Self {
+        let path = region.layer_dir(layer.id()).join(FILE);
+        let mut words = Self { layer, path, known: Mutex::default(), file: Mutex::default() };
+        let read = owned::read(&words.path, BYTES_MAX).unwrap_or_default();
+        let (records, rest) = read.as_chunks::<RECORD>();
+        words.known = Mutex::new(records.iter().filter_map(|record| words.parse(record)).collect());
+        // Later records behind a cut one would be out of step.
+        let cut = || owned::open(&words.path, true)?.set_len(records.len() as u64 * RECORD as u64);
+        if read.is_empty() || !rest.is_empty() && cut().is_err() {
+            let _ = fs::remove_file(&words.path);
+        }
+        match owned::open_to_append(&words.path) {
+            Ok(file) => words.file = Mutex::new(Some(file)),
+            Err(error) => tracing::info!(%error, "what a copy read is not written down"),
+        }
+        words
+    }
+
+    /// Those of a chunk.
+    pub fn get(&self, chunk: u64) -> Option<u128> {
+        self.known.lock().get(&chunk).copied()
+    }
+
+    /// They are these: told before the chunk is put.
+    pub fn tell(&self, chunk: u64, words: u128) {
+        self.known.lock().insert(chunk, words);
+        let said = said(chunk, words ^ self.pad(chunk));
+        let record = [&said[..], &self.mac(&said)].concat();
+        let mut file = self.file.lock();
+        if file.as_mut().is_some_and(|file| file.write_all(&record).is_err()) {
+            *file = None;
+        }
+    }
+
+    /// The copy is whole.
+    pub fn remove(self) {
+        let _ = fs::remove_file(&self.path);
+    }
+
+    fn parse(&self, record: &[u8; RECORD]) -> Option<(u64, u128)> {
+        let (said, mac) = record.split_first_chunk::<24>()?;
+        let (chunk, words) = said.split_first_chunk::<8>()?;
+        let is_ours = self.layer.keys().header().verify(&[PURPOSE, said], mac.try_into().ok()?);
+        let chunk = u64::from_le_bytes(*chunk);
+        is_ours.then_some((chunk, u128::from_le_bytes(words.try_into().ok()?) ^ self.pad(chunk)))
+    }
+
+    fn pad(&self, chunk: u64) -> u128 {
+        u128::from_le_bytes(self.layer.keys().header().mac(&[HIDING, &chunk.to_le_bytes()]))
+    }
+
+    fn mac(&self, said: &[u8; 24]) -> [u8; 16] {
+        self.layer.keys().header().mac(&[PURPOSE, said])
+    }
+}
+
+const PURPOSE: &[u8] = b"copy words\0";
+const HIDING: &[u8] = b"copy words hidden\0";
+
+fn said(chunk: u64, words: u128) -> [u8; 24] {
+    let mut said = [0; 24];
+    said[..8].copy_from_slice(&chunk.to_le_bytes());
+    said[8..].copy_from_slice(&words.to_le_bytes());
+    said
+}
