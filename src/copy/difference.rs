@@ -161,13 +161,9 @@ impl Difference {
     /// What the layers record of a chunk, the zeros that need not be said among them.
     fn changes(&self, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
         out.fill(Carried::Nothing);
-        let mut said = ChunkBits::NONE;
         for (number, layer) in self.layers.iter().enumerate() {
             let Some(entries) = recorded(layer, chunk)? else { continue };
-            for (index, (carried, entry)) in out.iter_mut().zip(&entries).enumerate() {
-                if number >= self.of_base && !entry.is_absent() {
-                    said.insert(index);
-                }
+            for (carried, entry) in out.iter_mut().zip(&entries) {
                 match entry.state() {
                     State::Absent => {}
                     // What was zero at the base has not become so.
@@ -181,28 +177,20 @@ impl Difference {
         }
         match (&self.gap, self.base()) {
             (Gap::Unknown, Some(base)) => self.say_unsaid(base, chunk, out),
-            (Gap::Changed(sectors), _) => self.say_changed(sectors.bits(chunk.0), said, chunk, out),
+            (Gap::Changed(sectors), _) => self.say_changed(sectors.bits(chunk.0), chunk, out),
             _ => Ok(()),
         }
     }
 
-    /// What the disk holds now of sectors that changed in the gap, but for those that the layers above have said something of.
-    fn say_changed(
-        &self,
-        changed: ChunkBits,
-        said: ChunkBits,
-        chunk: ChunkNo,
-        out: &mut Chunk,
-    ) -> Result<()> {
+    /// What the disk holds now of sectors that changed in the gap; of those that a layer above records that is the same.
+    fn say_changed(&self, changed: ChunkBits, chunk: ChunkNo, out: &mut Chunk) -> Result<()> {
         if changed.is_empty() {
             return Ok(());
         }
         let mut now = [Source::Zero; CHUNK_SECTORS as usize];
         self.source.sources(chunk, 0, &mut now)?;
-        for (index, (carried, now)) in out.iter_mut().zip(&now).enumerate() {
-            if !changed.contains(index) || said.contains(index) {
-                continue;
-            }
+        let sectors = out.iter_mut().zip(&now).enumerate().filter(|(index, _)| changed.contains(*index));
+        for (_, (carried, now)) in sectors {
             *carried = match *now {
                 Source::Zero => Carried::Zero,
                 Source::Slot { layer, slot, tag } => {
