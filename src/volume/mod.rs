@@ -2,8 +2,8 @@
 //!
 //! Owns how layers make a disk, when one ends and the next begins, where a layer's folder lies, and the orders that
 //! change existing layers, which one process at a time carries out. Never writes a sector past `layer`, never speaks SQL,
-//! never parses what a person typed. Called by `fuse` (disks), `cli` (orders) and `copy` (snapshots to read, layers to
-//! make).
+//! never parses what a person typed. Called by `fuse` (disks), `cli` and `daemon` (orders) and `copy` (snapshots to
+//! read, layers to make).
 //!
 //! Invariants: a sector is what the uppermost layer that records it says, else zero; sealed layers are only ever put on
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
@@ -27,6 +27,7 @@ mod open_snapshot;
 mod open_volume;
 mod order;
 mod owner;
+mod perform;
 mod read;
 mod repair;
 pub mod vouch;
@@ -48,5 +49,6 @@ pub use open_snapshot::OpenSnapshot;
 pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unopened};
 pub use owner::{LayersLock, Owner};
+pub use perform::{SOCKET, Waits, ask, perform};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};

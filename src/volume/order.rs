@@ -66,6 +66,13 @@ pub enum Order {
     Unmount,
 }
 
+impl Order {
+    /// Whether layers may be there to be folded once it is done.
+    pub(super) fn may_free_layers(&self) -> bool {
+        matches!(self, Self::DeleteSnapshot { .. } | Self::DeleteVolume { .. } | Self::Rollback { .. })
+    }
+}
+
 /// A tag on the wire.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TagText {
