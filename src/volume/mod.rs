@@ -12,6 +12,7 @@ mod chain;
 mod changes;
 mod check;
 mod create;
+mod ending;
 mod error;
 mod execute;
 mod fold;
@@ -30,6 +31,7 @@ mod owner;
 mod perform;
 mod read;
 mod repair;
+mod restore;
 pub mod vouch;
 
 pub use chain::{Chain, Source, recorded};
@@ -38,6 +40,7 @@ pub use check::{
     CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
 };
 pub use create::{VolumeSpec, create_volume};
+pub use ending::retention_end;
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
 pub use host::{Host, Moments};
@@ -49,6 +52,7 @@ pub use open_snapshot::OpenSnapshot;
 pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unopened};
 pub use owner::{LayersLock, Owner};
-pub use perform::{SOCKET, Waits, ask, perform};
+pub use perform::{SOCKET, Waits, ask, perform, perform_all};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};
+pub use restore::{Restored, refuse_in_bin, restore_snapshot};

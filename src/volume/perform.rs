@@ -45,20 +45,30 @@ impl Waits {
 
 /// Has an order carried out. What a mount answers of a failure is [`HostError::Answered`].
 pub fn perform(region: Region, order: &Order, waits: Waits) -> Result<()> {
-    loop {
+    perform_all(region, std::slice::from_ref(order), waits)?.into_iter().collect()
+}
+
+/// Has orders carried out one after another, and what became of each; one that fails is no end of the others.
+pub fn perform_all(region: Region, orders: &[Order], waits: Waits) -> Result<Vec<Result<()>>> {
+    let mut done = Vec::with_capacity(orders.len());
+    while let Some(order) = orders.get(done.len()) {
         match LayersLock::take_or_mount(&region, waits.layers)? {
-            Ok(lock) => return carry_out(region, lock, order, waits.folding),
+            Ok(lock) => {
+                done.extend(carry_out(region, lock, &orders[done.len()..], waits.folding)?);
+                break;
+            }
             Err(_) => match ask(&region, order, waits.answer) {
                 Ok(Answer::Failed { exit, message, hint }) => {
-                    return Err(HostError::Answered { exit, message, hint });
+                    done.push(Err(HostError::Answered { exit, message, hint }));
                 }
-                Ok(_) => return Ok(()),
+                Ok(_) => done.push(Ok(())),
                 // Look again who owns the layers.
                 Err(ControlError::NotRunning) => std::thread::sleep(BETWEEN),
                 Err(e) => return Err(e.into()),
             },
         }
     }
+    Ok(done)
 }
 
 /// Asks the mount that owns the layers.
@@ -66,18 +76,24 @@ pub fn ask(region: &Region, order: &Order, time: Duration) -> Result<Answer, Con
     control::call(&region.run_dir(), SOCKET, order, time)
 }
 
-fn carry_out(region: Region, lock: LayersLock, order: &Order, folding: Duration) -> Result<()> {
+fn carry_out(
+    region: Region,
+    lock: LayersLock,
+    orders: &[Order],
+    folding: Duration,
+) -> Result<Vec<Result<()>>> {
     remove_litter(&region)?;
     let host = Host::new(region, Some(lock));
-    let done = host.execute(order, false);
-    if done.is_ok() && order.may_free_layers() {
+    let done: Vec<_> = orders.iter().map(|order| host.execute(order, false)).collect();
+    if orders.iter().zip(&done).any(|(order, done)| done.is_ok() && order.may_free_layers()) {
         let since = Instant::now();
         // What is left is folded by the next such command, or the next mount; it has said why in the log.
         let _ = host.fold(false, &mut |fold| {
             since.elapsed() < if fold.failures == 0 { folding } else { FAILING_TIME.min(folding) }
         });
     }
-    let closed = host.close();
-    done?;
-    closed
+    match host.close() {
+        Err(error) if done.iter().all(Result::is_ok) => Err(error),
+        _ => Ok(done),
+    }
 }
