@@ -21,10 +21,10 @@ const LATER: Duration = Duration::from_secs(1);
 
 /// What tells that a catalog changed, of its file and its log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
+pub(super) struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
 
 impl Stamp {
-    fn of(dir: &Path) -> Self {
+    pub(super) fn of(dir: &Path) -> Self {
         let of = |name: &str| {
             let found = fs::symlink_metadata(dir.join(name)).ok()?;
             Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
@@ -95,6 +95,11 @@ impl Queue {
     /// The region.
     pub fn id(&self) -> RegionId {
         self.id
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Whether this is the queue of that entry.
