@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::backoff::Backoff;
 use super::queue::Stamp;
-use crate::catalog::{Snapshot, SnapshotState};
+use crate::catalog::{ReadTx, Snapshot, SnapshotState};
 use crate::ids::{RegionId, SnapshotId};
 use crate::region::{Clock, Config, Region, RegionError};
 use crate::volume::{HostError, Order, Waits, perform_all};
@@ -39,6 +39,8 @@ struct Watch {
     /// Something could not be ended: until when that is let be.
     rest: Option<Instant>,
     backoff: Backoff,
+    /// Why the region could not be looked at, as it was told.
+    failed: Option<String>,
     /// What stands in the way of what, as it was told.
     said: HashMap<SnapshotId, String>,
 }
@@ -68,8 +70,22 @@ pub struct Look {
 pub struct Looked {
     id: RegionId,
     region: String,
-    result: Result<Turn, RegionError>,
+    result: Result<Turn, Failure>,
     seen: Option<Stamp>,
+}
+
+/// Why nothing could be done in a region.
+enum Failure {
+    /// It can't be opened: its queue says why.
+    Closed,
+    /// In words.
+    Other(String),
+}
+
+impl From<RegionError> for Failure {
+    fn from(error: RegionError) -> Self {
+        Self::Other(error.to_string())
+    }
 }
 
 /// What was done in a region.
@@ -114,13 +130,17 @@ impl Keeping {
         watch.is_busy = false;
         let Turn { ended: mut lines, left, next } = match result {
             Ok(turn) => turn,
-            // The queue of the same region says why.
-            Err(error) => {
-                tracing::debug!(%region, %error, "not looked at for what ends by the clock");
+            Err(failure) => {
                 watch.rest = Some(Instant::now() + watch.backoff.pause());
-                return Told { region, lines: Vec::new(), is_put_off: false };
+                let Failure::Other(why) = failure else {
+                    return Told { region, lines: Vec::new(), is_put_off: false };
+                };
+                let is_new = watch.failed.as_ref() != Some(&why);
+                watch.failed = Some(why.clone());
+                return Told { region, lines: Vec::from_iter(is_new.then_some(why)), is_put_off: true };
             }
         };
+        watch.failed = None;
         (watch.seen, watch.next) = (seen, next);
         let is_put_off = !left.is_empty();
         if is_put_off {
@@ -146,22 +166,21 @@ impl Look {
         // What panics is no end of the other regions.
         let turn = std::panic::AssertUnwindSafe(|| self.turn(config, cancel));
         let result = std::panic::catch_unwind(turn)
-            .unwrap_or_else(|_| Err(RegionError::Refused("what ends by the clock panicked".into())));
+            .unwrap_or_else(|_| Err(Failure::Other("ending what is over panicked: see the log".into())));
         // The last to close a catalog empties its log. Another's change meanwhile looks the same: once more, then.
         let seen = Some(before).filter(|before| *before == Stamp::of(&self.dir));
         Looked { id: self.id, region: self.name, result, seen }
     }
 
-    fn turn(&self, config: &Config, cancel: &AtomicBool) -> Result<Turn, RegionError> {
-        let open = || Region::choose(Some(&self.id.to_string()), config);
+    fn turn(&self, config: &Config, cancel: &AtomicBool) -> Result<Turn, Failure> {
+        let open = || Region::choose(Some(&self.id.to_string()), config).map_err(|_| Failure::Closed);
         let region = open()?;
-        let endings = region.catalog()?.read(|tx| tx.endings(region.now()))?;
+        let read = |tx: &ReadTx| Ok::<_, RegionError>(tx.endings(region.now())?);
+        let endings = region.catalog()?.read(read)?;
         let next = endings.next.map(|time| (region.clock(), time));
         let mut turn = Turn { next, ..Turn::default() };
         if !endings.over.is_empty() && region.asks_for_passphrase() {
-            return Err(RegionError::Passphrase {
-                why: "that of its region is asked for on a terminal".into(),
-            });
+            return Err(Failure::Closed);
         }
         for ids in endings.over.chunks(AT_ONCE) {
             if cancel.load(Ordering::Relaxed) {
