@@ -401,7 +401,13 @@ fn a_mount_does_not_serve_what_is_in_the_bin() {
         case.fails(&[&["snapshot", "delete", "tue"], purge].concat(), 5, &["in use"]);
     }
     drop(open);
+    // The kernel knows the file, and need not ask for its name again.
+    let flags = rustix::fs::OFlags::PATH;
+    let known = rustix::fs::open(&by_id, flags, rustix::fs::Mode::empty()).unwrap();
     case.bin("tue");
+    let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&known));
+    assert_eq!(errno(std::fs::File::open(again)), libc::ENOENT);
+    drop(known);
     for path in [&file, &by_id] {
         assert_eq!(errno(read_at(path, 0, 1)), libc::ENOENT, "{path:?}");
     }
@@ -454,6 +460,10 @@ fn what_is_in_the_bin_is_a_base() {
     case.ok(&[CHECK, &south].concat());
     let shown = case.json(&[&["snapshot", "show", "two"], &south[..]].concat());
     assert_eq!(shown["shipped_bytes"], MIB);
+    // One that is not whole does not wait.
+    here(&["snapshot", "copy", "two", "--to", "south", "--name", "three", "--key", "default", "-q"]);
+    case.ok(&[&["snapshot", "delete", "three"], &south[..]].concat());
+    assert_eq!(case.json(&[&["snapshot", "list", "--deleted"], &south[..]].concat()), json!([]));
 }
 
 // X6 X7

@@ -122,7 +122,8 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
                 for (name, queue) in &queues {
                     if let Some(look) = keeping.begin(queue.id(), name, queue.dir()) {
                         let looked_in = looked_in.clone();
-                        scope.spawn(move || looked_in.send(look.take(settings.config, settings.cancel)));
+                        scope
+                            .spawn(move || drop(looked_in.send(look.take(settings.config, settings.cancel))));
                     }
                 }
                 // In turn: the one that was served comes last.
