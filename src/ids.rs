@@ -90,6 +90,8 @@ prefixed_id!(/// A background task's id.
     TaskId, "task-");
 prefixed_id!(/// An account's id.
     AccountId, "acc-");
+prefixed_id!(/// A rule's id, of what waits in the bin.
+    BinRuleId, "bin-");
 prefixed_id!(/// A KMS instance's id.
     InstanceId, "kms-");
 

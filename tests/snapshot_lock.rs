@@ -1,66 +1,18 @@
 //! Guarded here: a snapshot that is deleted while a lock forbids it, a lock that is lifted by who may not, or one that stays
 //! when its time is over.
 
+#[path = "common/clocked.rs"]
+mod clocked;
 #[path = "common/world.rs"]
 mod world;
 
+use clocked::Case;
 use serde_json::Value;
-use world::{MIB, World, pattern, read_at, write_at};
+use world::{MIB, pattern, read_at, write_at};
 
 const MODES: [&str; 2] = ["governance", "compliance"];
 
-/// A region under a clock of its own, with a snapshot `mon` of a volume `web`.
-struct Case {
-    world: World,
-}
-
 impl Case {
-    /// It is 2031-01-01.
-    fn new() -> Self {
-        let world = World::bare(None);
-        let case = Self { world };
-        case.time("2031-01-01T00:00:00Z");
-        case.ok(&["region", "init", &case.world.at("r"), "--name", "here", "-q"]);
-        case.ok(&["volume", "create", "--name", "web", "--size", "8M"]);
-        case.ok(&["snapshot", "create", "web", "--name", "mon"]);
-        case
-    }
-
-    fn time(&self, now: &str) {
-        std::fs::write(self.world.path("clock"), now).unwrap();
-    }
-
-    /// Exit number and stderr; by the clock of the case.
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let clock = format!("@{}", self.world.at("clock"));
-        let output = self.world.command(args).env("TERRANE_CLOCK", clock).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &[&str]) -> String {
-        let (exit, stdout, stderr) = self.run(args);
-        assert_eq!(exit, 0, "{args:?}: {stderr}");
-        stdout
-    }
-
-    #[track_caller]
-    fn fails(&self, args: &[&str], exit: i32, words: &[&str]) -> String {
-        let (found, _, stderr) = self.run(args);
-        assert_eq!(found, exit, "{args:?}: {stderr}");
-        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
-        for word in words {
-            assert!(stderr.contains(word), "{args:?}: {word:?} is missing in: {stderr}");
-        }
-        stderr
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(&[args, &["--output", "json", "-q"]].concat())).unwrap()
-    }
-
     #[track_caller]
     fn lock(&self, until: &str, mode: &str) {
         self.ok(&["snapshot", "lock", "mon", "--until", until, "--mode", mode]);
@@ -83,10 +35,6 @@ impl Case {
         let line = table.lines().find(|line| line.starts_with("lock")).expect("a line of the lock");
         let words = lock.map_or(String::new(), |(until, mode)| format!("until {until} ({mode})"));
         assert_eq!(line.trim_start_matches("lock").trim(), words, "{table}");
-    }
-
-    fn sql(&self, sql: &str) {
-        rusqlite::Connection::open(self.world.path("r/catalog.db")).unwrap().execute_batch(sql).unwrap();
     }
 }
 

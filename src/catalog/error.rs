@@ -22,6 +22,8 @@ pub enum Kind {
     Snapshot,
     /// A background task.
     Task,
+    /// A rule of the bin.
+    BinRule,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Volume => "volume",
             Self::Snapshot => "snapshot",
             Self::Task => "task",
+            Self::BinRule => "bin rule",
         }
     }
 }
@@ -167,11 +170,15 @@ impl CatalogError {
                 Kind::Account => "`terrane account list` shows the accounts there are".into(),
                 Kind::Key | Kind::Alias => "`terrane key list` shows the keys there are".into(),
                 Kind::Volume => "`terrane volume list` shows the volumes there are".into(),
-                Kind::Snapshot => "`terrane snapshot list` shows the snapshots there are".into(),
+                Kind::Snapshot => {
+                    "`terrane snapshot list` shows the snapshots there are, with --deleted those in the bin".into()
+                },
                 Kind::Task => "`terrane task list` shows the tasks there are".into(),
+                Kind::BinRule => "`terrane bin list` shows the rules there are".into(),
                 Kind::Layer | Kind::Instance => return None,
             },
             Self::Ambiguous { .. } => "give more digits, or the whole id".into(),
+            Self::Exists { kind: Kind::BinRule, .. } => "it says the same: `terrane bin list` shows it".into(),
             Self::Exists { .. } => "choose another name, or use the one that exists".into(),
             Self::Needed { .. } | Self::Refused { .. } => return None,
             Self::Corrupted { .. } => {

@@ -1,18 +1,21 @@
-//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot, tag and task.
+//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot,
+//! tag, task and rule of the bin.
 //!
 //! Owns the schema, its numbered migrations and every query; the only room that knows SQL. Never touches keys' material
 //! (it stores wrapped bytes), layer folders or configuration.
 //!
 //! Invariants: a write is one `BEGIN IMMEDIATE` transaction, durable when it returns (WAL, `synchronous=FULL`); what a
 //! row says is checked when it is read, so a damaged or hostile file gives [`CatalogError::Corrupted`] and no panic;
-//! names are unique by region and kind; times are microseconds since the epoch.
+//! names are unique by region and kind, but for those of what is in the bin; times are microseconds since the epoch.
 //!
-//! Called by `region` (opening), `kms`, `volume`, `copy` and `cli`, each through [`Catalog::read`] and
+//! Called by `region` (opening), `kms`, `volume`, `copy`, `daemon` and `cli`, each through [`Catalog::read`] and
 //! [`Catalog::write`]. A connection is used by one thread at a time and never across a fork: a process that goes to the
 //! background opens its region afterwards.
 
 mod accounts;
+mod bin;
 mod connection;
+mod endings;
 mod error;
 mod folds;
 mod keys;
@@ -31,7 +34,9 @@ mod tests;
 mod volumes;
 
 pub use accounts::{Account, Instance, InstanceKind};
+pub use bin::{BIN_DAYS_MAX, BinEntry, BinKind, BinRule};
 pub use connection::{Catalog, LastTime, Pool, ReadTx, WriteTx};
+pub use endings::Endings;
 pub use error::{CatalogError, Kind};
 pub use folds::{Fold, FoldWay};
 pub use keys::{Key, KeyState, KeyVersion};

@@ -1,7 +1,7 @@
 //! From what a person typed to the one thing it means: an id, a name or alias, or the beginning of an id.
 
-use super::{CatalogError, Key, Kind, ReadTx, Snapshot, Task, Volume, WriteTx};
-use crate::ids::{AccountId, GroupId, InstanceId, KeyId, Name, SnapshotId, TaskId, VolumeId};
+use super::{BinRule, CatalogError, Key, Kind, ReadTx, Snapshot, SnapshotState, Task, Volume, WriteTx};
+use crate::ids::{AccountId, BinRuleId, GroupId, InstanceId, KeyId, Name, SnapshotId, TaskId, VolumeId};
 
 /// Fewer digits of an id than this are no id.
 const PREFIX_DIGITS_MIN: usize = 6;
@@ -16,11 +16,55 @@ impl ReadTx<'_> {
         self.find_volume(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Volume, text))
     }
 
-    /// The snapshot of this id, name or beginning of an id.
+    /// The snapshot of this id, name or beginning of an id. What is in the bin has no name.
     pub fn resolve_snapshot(&self, text: &str) -> Result<Snapshot, CatalogError> {
-        let by_name = self.find_snapshot_by_name(text)?.map(|snapshot| snapshot.id.to_string());
+        let by_name = self.id_of_name(text)?;
         let id = self.resolve(Kind::Snapshot, text, SnapshotId::PREFIX, "snapshots", by_name)?;
         self.find_snapshot(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Snapshot, text))
+    }
+
+    /// The snapshot in the bin of this id, the name that it had, or beginning of an id.
+    pub fn resolve_deleted_snapshot(&self, text: &str) -> Result<Snapshot, CatalogError> {
+        let named = self.deleted_snapshots_named(text)?;
+        let id = match named.as_slice() {
+            [] => {
+                self.resolve(Kind::Snapshot, text, SnapshotId::PREFIX, "snapshots", self.id_of_name(text)?)?
+            }
+            [one] => {
+                self.resolve(Kind::Snapshot, text, SnapshotId::PREFIX, "snapshots", Some(one.clone()))?
+            }
+            _ => {
+                return Err(CatalogError::Ambiguous {
+                    kind: Kind::Snapshot,
+                    text: shortened(text),
+                    region: self.region().to_owned(),
+                    matches: named,
+                });
+            }
+        };
+        let found =
+            self.find_snapshot(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Snapshot, text))?;
+        match found.state {
+            SnapshotState::Deleted => Ok(found),
+            _ => Err(CatalogError::Refused {
+                what: format!("snapshot {} ({}) is not in the bin", found.name, found.id),
+            }),
+        }
+    }
+
+    fn deleted_snapshots_named(&self, name: &str) -> Result<Vec<String>, CatalogError> {
+        let sql = "SELECT id FROM snapshots WHERE name = ?1 AND state = 'deleted' ORDER BY id LIMIT ?2";
+        self.list(sql, rusqlite::params![name, MATCHES_MAX], |f| f.text("id").map(str::to_owned))
+    }
+
+    fn id_of_name(&self, name: &str) -> Result<Option<String>, CatalogError> {
+        Ok(self.find_snapshot_by_name(name)?.map(|snapshot| snapshot.id.to_string()))
+    }
+
+    /// The rule of the bin of this id or beginning of one.
+    pub fn resolve_bin_rule(&self, text: &str) -> Result<BinRule, CatalogError> {
+        let id = self.resolve(Kind::BinRule, text, BinRuleId::PREFIX, "bin_rules", None)?;
+        self.find_bin_rule(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::BinRule, text))
     }
 
     /// The key of this id, alias or beginning of an id.
@@ -34,7 +78,7 @@ impl ReadTx<'_> {
     pub fn resolve_task(&self, text: &str) -> Result<Task, CatalogError> {
         let made = match is_whole_id(text, SnapshotId::PREFIX) {
             true => Some(text.to_owned()),
-            false => self.find_snapshot_by_name(text)?.map(|snapshot| snapshot.id.to_string()),
+            false => self.id_of_name(text)?,
         };
         let by_name = made.map(|made| self.task_of(&made)).transpose()?.flatten();
         let id =
@@ -120,6 +164,7 @@ pub(super) fn is_id(name: &Name) -> bool {
         TaskId::PREFIX,
         AccountId::PREFIX,
         InstanceId::PREFIX,
+        BinRuleId::PREFIX,
         "img-",
     ];
     prefixes.iter().any(|prefix| is_whole_id(name.as_str(), prefix))

@@ -75,6 +75,13 @@ impl<'r> Fields<'r> {
         }
     }
 
+    pub fn opt_int(&self, column: &str) -> Result<Option<i64>, CatalogError> {
+        match self.value(column)? {
+            ValueRef::Null => Ok(None),
+            _ => self.int(column).map(Some),
+        }
+    }
+
     pub fn unsigned(&self, column: &str) -> Result<u64, CatalogError> {
         let n = self.int(column)?;
         u64::try_from(n).map_err(|_| self.corrupted(column, "0 or more", &n.to_string()))

@@ -8,8 +8,10 @@ use rusqlite::{Connection, OpenFlags};
 use super::connection::{distrust, has_our_tables};
 use super::resolve::is_id;
 use super::row::Fields;
-use super::{Account, CatalogError, Instance, Key, Setting, Snapshot, SnapshotLock, Tag, Volume};
-use super::{accounts, check_description, keys, locks, snapshots, volumes};
+use super::{
+    Account, BinEntry, BinRule, CatalogError, Instance, Key, Setting, Snapshot, SnapshotLock, Tag, Volume,
+};
+use super::{accounts, bin, check_description, keys, locks, snapshots, volumes};
 use crate::ids::{KeyId, LayerId, Name, SnapshotId};
 
 /// Rows that read, and whether there are others.
@@ -29,6 +31,12 @@ pub struct Salvaged {
     pub snapshots: Vec<Snapshot>,
     /// Locks of snapshots, expired or not; none: it has one, which does not read.
     pub locks: Vec<(SnapshotId, Option<SnapshotLock>)>,
+    /// Places in the bin.
+    pub bin: Vec<(SnapshotId, BinEntry)>,
+    /// What vouches for retentions.
+    pub retention_macs: Vec<(SnapshotId, [u8; 16])>,
+    /// Rules of the bin.
+    pub bin_rules: Vec<BinRule>,
     /// Layers that have a row.
     pub layers: HashSet<LayerId>,
     /// Tags, each with what it is of.
@@ -81,6 +89,14 @@ impl Salvaged {
             .read(&format!("{} WHERE coalesce(locked_until, lock_mode) IS NOT NULL", locks::LOCK), |f| {
                 Ok((f.parsed::<SnapshotId>("id", "a snapshot's id")?, locks::lock(f).ok().flatten()))
             });
+        let of_snapshot = |f: &Fields| f.parsed::<SnapshotId>("id", "a snapshot's id");
+        let bin = from.read(bin::BIN_ENTRY, |f| Ok((of_snapshot(f)?, bin::bin_entry(f)?))).0;
+        let macs = from.read("SELECT snapshot AS id, mac FROM retentions", |f| {
+            Ok((
+                of_snapshot(f)?,
+                f.blob("mac", 16)?.try_into().map_err(|_| f.corrupted("mac", "16 bytes", "fewer"))?,
+            ))
+        });
         let (volumes, all_volumes) = from.read(volumes::VOLUME, volumes::volume);
         let (snapshots, all_snapshots) = from.read(snapshots::SNAPSHOT, snapshots::snapshot);
         let read = Self {
@@ -91,6 +107,9 @@ impl Salvaged {
             volumes,
             snapshots,
             locks: locks.0,
+            bin,
+            retention_macs: macs.0,
+            bin_rules: from.read(bin::BIN_RULE, bin::bin_rule).0,
             layers: layers.into_iter().collect(),
             tags: tags.0,
             lacks_names: !(all_volumes && all_snapshots),

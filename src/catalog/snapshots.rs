@@ -17,6 +17,15 @@ worded! {
         Success = "success",
         /// A copy that could not be made.
         Failed = "failed",
+        /// Whole, and in the bin.
+        Deleted = "deleted",
+    }
+}
+
+impl SnapshotState {
+    /// Its disk is there, whole: it is no copy that is being made or could not be.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Success | Self::Deleted)
     }
 }
 
@@ -27,7 +36,7 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// The account that owns it.
     pub account: AccountId,
-    /// Its name, unique in the region.
+    /// Its name, unique among those of the region that are not in the bin.
     pub name: Name,
     /// Free words, 2 to 256 characters.
     pub description: Option<String>,
@@ -75,7 +84,7 @@ pub(super) const SNAPSHOT: &str = "SELECT id, account, name, description, layer,
 
 pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
     let (state, layer) = (f.parsed("state", "a snapshot's state")?, f.opt_parsed("layer", "a layer's id")?);
-    if layer.is_none() && state == SnapshotState::Success {
+    if layer.is_none() && SnapshotState::is_whole(state) {
         return Err(f.corrupted("layer", "a layer's id", "nothing"));
     }
     let retention = f.opt_unsigned("retention_days")?;
@@ -110,7 +119,7 @@ pub(super) fn snapshot(f: &Fields) -> Result<Snapshot, CatalogError> {
 }
 
 impl ReadTx<'_> {
-    /// All snapshots, oldest first.
+    /// All snapshots, those in the bin too, oldest first.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, CatalogError> {
         self.list(&format!("{SNAPSHOT} ORDER BY created_at, id"), [], snapshot)
     }
@@ -133,9 +142,9 @@ impl ReadTx<'_> {
         })
     }
 
-    /// The snapshot of this name.
+    /// The snapshot of this name. What is in the bin has none.
     pub fn find_snapshot_by_name(&self, name: &str) -> Result<Option<Snapshot>, CatalogError> {
-        self.first(&format!("{SNAPSHOT} WHERE name = ?1"), [name], snapshot)
+        self.first(&format!("{SNAPSHOT} WHERE name = ?1 AND state <> 'deleted'"), [name], snapshot)
     }
 
     /// Snapshots that name this layer, oldest first.
@@ -147,9 +156,13 @@ impl ReadTx<'_> {
         )
     }
 
-    /// Snapshots of one moment, by name.
+    /// Snapshots of one moment, without those in the bin, by name.
     pub fn snapshots_of_group(&self, group: GroupId) -> Result<Vec<Snapshot>, CatalogError> {
-        self.list(&format!("{SNAPSHOT} WHERE group_id = ?1 ORDER BY name"), [group.to_string()], snapshot)
+        self.list(
+            &format!("{SNAPSHOT} WHERE group_id = ?1 AND state <> 'deleted' ORDER BY name"),
+            [group.to_string()],
+            snapshot,
+        )
     }
 
     /// Copies that are not whole, oldest first.
@@ -171,11 +184,12 @@ impl ReadTx<'_> {
         self.list(&format!("{SNAPSHOT} WHERE key = ?1 ORDER BY created_at, id"), [key.to_string()], snapshot)
     }
 
-    /// Whole snapshots whose layer was sealed at `point`, newest first: what a copy of that moment may build on.
+    /// Whole snapshots whose layer was sealed at `point`, newest first: what a copy of that moment may build on. So it may on what
+    /// is in the bin.
     pub fn snapshots_at_point(&self, point: Point) -> Result<Vec<Snapshot>, CatalogError> {
         self.list(
             &format!(
-                "{SNAPSHOT} WHERE state = 'success' AND layer IN (SELECT id FROM layers WHERE point = ?1)
+                "{SNAPSHOT} WHERE state IN ('success', 'deleted') AND layer IN (SELECT id FROM layers WHERE point = ?1)
                  ORDER BY created_at DESC, id"
             ),
             [point.to_string()],
@@ -318,9 +332,11 @@ impl WriteTx<'_> {
         )
     }
 
-    /// Takes a snapshot's row and tags away; its layer stays.
+    /// Takes a snapshot's row, all that is said of it, and its place in the bin away; its layer stays.
     pub fn delete_snapshot(&self, id: SnapshotId) -> Result<(), CatalogError> {
         self.delete_tags(&id.to_string())?;
+        self.set_retention_mac(id, None)?;
+        self.delete_bin_entry(id)?;
         self.update(Kind::Snapshot, id, "DELETE FROM snapshots WHERE id = ?1", [id.to_string()])
     }
 }

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use super::connection::scratch;
 use super::*;
 use crate::crypto::Cipher;
-use crate::ids::{AccountId, GroupId, InstanceId, KeyId, LayerId, Point, SnapshotId, TaskId, VolumeId};
+use crate::ids::{
+    AccountId, BinRuleId, GroupId, InstanceId, KeyId, LayerId, Point, SnapshotId, TaskId, VolumeId,
+};
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -132,6 +134,11 @@ impl Fixture {
             created_at: now(),
             mac: Some([7; 16]),
         }
+    }
+
+    fn bin_rule(&self, days: u32) -> BinRule {
+        let (id, kind) = (BinRuleId::random(), BinKind::Snapshot);
+        BinRule { id, account: self.account, kind, days, created_at: now() }
     }
 
     fn raw(&self, sql: &str) {
@@ -395,17 +402,67 @@ fn a_lock_comes_back_as_it_was_given() {
     assert!(lock.holds(now() - micro) && !lock.holds(now()));
 }
 
+/// A snapshot ends with its time in the bin, its retention, or its lock, and numbers that nobody wrote end nothing sooner.
+#[test]
+fn what_ends_is_found_and_what_ends_next() {
+    let mut f = fixture();
+    let layer = f.layer(None);
+    let day = jiff::SignedDuration::from_hours(24);
+    let at = |days: i32| now() + day * days;
+    let of =
+        |name: &str, retention_days: Option<u32>| Snapshot { retention_days, ..f.snapshot(name, layer.id) };
+    let [kept, week, locked, deleted, made] =
+        [("kept", None), ("week", Some(7)), ("locked", Some(7)), ("deleted", Some(1)), ("made", Some(1))]
+            .map(|(name, days)| of(name, days));
+    let made = Snapshot { state: SnapshotState::Processing, ..made };
+    let endings = |f: &mut Fixture, days: i32| f.catalog.read(|tx| tx.endings(at(days))).unwrap();
+    f.catalog
+        .write(|tx| {
+            tx.insert_layer(&layer, &[])?;
+            [&kept, &week, &locked, &deleted, &made]
+                .into_iter()
+                .try_for_each(|row| tx.insert_snapshot(row))?;
+            let lock = SnapshotLock { until: at(9), mode: LockMode::Governance };
+            tx.set_snapshot_lock(locked.id, Some(lock))?;
+            tx.put_in_bin(deleted.id, &BinEntry { deleted_at: now(), purge_at: at(8), mac: None })
+        })
+        .unwrap();
+    for (days, over, next) in [
+        (6, &[][..], Some(7)),
+        (7, &[week.id][..], Some(8)),
+        (8, &[week.id, deleted.id][..], Some(9)),
+        (9, &[week.id, deleted.id, locked.id][..], None),
+    ] {
+        assert_eq!(endings(&mut f, days), Endings { over: over.to_vec(), next: next.map(at) }, "day {days}");
+    }
+    // Past what a clock can say: never.
+    for retention in ["9223372036854775807", "4294967295", "100000000"] {
+        f.raw(&format!("UPDATE snapshots SET retention_days = {retention} WHERE name = 'week'"));
+        let found = endings(&mut f, 9);
+        assert_eq!((found.over, found.next), (vec![deleted.id, locked.id], None), "{retention}");
+    }
+    // Without a date it stays.
+    f.raw("DELETE FROM bin");
+    assert_eq!(endings(&mut f, 9).over, [locked.id]);
+}
+
 /// Every column of every table, set to each of a few hostile values: an answer or `Corrupted`, never a panic.
 #[test]
 fn hostile_rows_give_corrupted() {
     let mut f = fixture();
     let layer = f.layer(None);
     let (volume, snapshot) = (f.volume("v1", layer.id), f.snapshot("s1", layer.id));
+    let (deleted, rule) = (f.snapshot("s2", layer.id), f.bin_rule(7));
+    let entry = BinEntry { deleted_at: now(), purge_at: now(), mac: Some([7; 16]) };
     f.catalog
         .write(|tx| {
             tx.insert_layer(&layer, &[Point::random()])?;
             tx.insert_volume(&volume)?;
-            tx.insert_snapshot(&snapshot)
+            tx.insert_snapshot(&snapshot)?;
+            tx.set_retention_mac(snapshot.id, Some([7; 16]))?;
+            tx.insert_bin_rule(&rule, &[])?;
+            tx.insert_snapshot(&deleted)?;
+            tx.put_in_bin(deleted.id, &entry)
         })
         .unwrap();
     drop(f.catalog);
@@ -440,6 +497,9 @@ fn hostile_rows_give_corrupted() {
         ("state", "v"),
         ("accounts", "id name created_at"),
         ("kms_instances", "id name kind is_default"),
+        ("bin", "snapshot deleted_at purge_at mac"),
+        ("bin_rules", "id account kind days created_at"),
+        ("retentions", "snapshot mac"),
     ] {
         for column in columns.split_whitespace() {
             for value in text.iter().chain(&number).chain(&blob) {
@@ -464,7 +524,13 @@ fn hostile_rows_give_corrupted() {
                             other => Err(other),
                         })?;
                         tx.volumes()?;
-                        tx.snapshots()?.iter().try_for_each(|row| tx.snapshot_lock(row.id).map(drop))?;
+                        tx.endings(now())?;
+                        for row in tx.snapshots()? {
+                            tx.snapshot_lock(row.id)?;
+                            tx.bin_entry(row.id)?;
+                            tx.retention_mac(row.id)?;
+                        }
+                        tx.bin_rules()?;
                         Setting::ALL.iter().try_for_each(|setting| tx.flag(*setting).map(drop))
                     })
                 });

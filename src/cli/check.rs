@@ -11,7 +11,7 @@ use super::repair::{self, Repaired};
 use super::{App, Exit, Failure, Outcome, parse_bytes, size_text};
 use crate::catalog::SnapshotState;
 use crate::region::{self, Region};
-use crate::volume::{CheckWatch, Finding, Host, RegionCheck, check_region, proof, verify_snapshot};
+use crate::volume::{CheckWatch, Finding, Host, RegionCheck, check_region, proof, refuse_in_bin, verify_snapshot};
 
 /// How fast is read.
 #[derive(Args)]
@@ -184,6 +184,7 @@ fn watch<'a>(
 /// Checks a snapshot.
 pub fn snapshot(app: &App, region: Region, text: &str, reading: &ReadingArgs) -> Outcome {
     let found = region.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
+    refuse_in_bin(&found)?;
     if found.state != SnapshotState::Success {
         return Err(Failure::refused(
             format!("snapshot {} is {}", found.name, found.state.as_str()),

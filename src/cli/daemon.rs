@@ -79,6 +79,7 @@ fn tell(app: &App, event: &Event) {
             format!("{}: {error}; trying again in {} s", words(region, task), pause.as_secs())
         }
         Event::Ended { region, task, error: Some(error), .. } => format!("{}: {error}", words(region, task)),
+        Event::Over { region, what } => format!("region {region}: {what}"),
         Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),
     };

@@ -177,6 +177,7 @@ fn of_host(error: &HostError) -> Exit {
         },
         HostError::Refused { .. } => Exit::Refused,
         HostError::InUse { .. } => Exit::InUse,
+        HostError::Control(error) => of_control(error),
         HostError::Answered { exit, .. } => Exit::of_number(*exit),
     }
 }

@@ -23,7 +23,7 @@ pub enum Filter {
 }
 
 /// Every form there is, for who typed another one.
-const KNOWN: &str = "tag:K=V, state=success|processing|failed, source=SNAPSHOT-ID|REGION, volume=NAME|ID, name=NAME (with *: any letters)";
+const KNOWN: &str = "tag:K=V, state=success|processing|failed|deleted, source=SNAPSHOT-ID|REGION, volume=NAME|ID, name=NAME (with *: any letters)";
 
 impl FromStr for Filter {
     type Err = String;
@@ -48,10 +48,11 @@ impl FromStr for Filter {
     }
 }
 
-/// The snapshots of a region for which all filters hold, in their order. A volume that is not there is an error, unless it is
-/// named by its whole id: a snapshot outlives it.
-pub fn snapshots(tx: &ReadTx, filters: &[Filter]) -> Result<Vec<Snapshot>, CatalogError> {
+/// The snapshots of a region for which all filters hold, in their order: those in the bin, or the others. A volume that is not
+/// there is an error, unless it is named by its whole id: a snapshot outlives it.
+pub fn snapshots(tx: &ReadTx, filters: &[Filter], deleted: bool) -> Result<Vec<Snapshot>, CatalogError> {
     let mut kept = tx.snapshots()?;
+    kept.retain(|s| (s.state == SnapshotState::Deleted) == deleted);
     for filter in filters {
         match filter {
             Filter::Tag(tag) => {
@@ -130,7 +131,8 @@ mod tests {
     fn what_is_no_filter_lists_those_there_are() {
         for text in ["", "x", "colour=red", "tag=a=b", "State=success", "state=", "name=", "=x", "tags:a=b"] {
             let refused = text.parse::<Filter>().unwrap_err();
-            for word in ["tag:K=V", "state=success|processing|failed", "source=", "volume=", "name="] {
+            for word in ["tag:K=V", "state=success|processing|failed|deleted", "source=", "volume=", "name="]
+            {
                 assert!(refused.contains(word), "{text}: {refused}");
             }
         }

@@ -10,6 +10,7 @@
 
 mod app;
 mod attach;
+mod bin;
 mod check;
 mod copy;
 mod daemon;
@@ -106,6 +107,9 @@ enum Command {
     /// Take, list and delete snapshots
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Rules of what waits in the recycle bin once it is deleted
+    #[command(subcommand)]
+    Bin(bin::Command),
     /// Mount the region: its volumes and snapshots as files
     Mount(mount::MountArgs),
     /// Write everything and unmount
@@ -146,6 +150,7 @@ fn run(command: Command, app: &App) -> Outcome {
         Command::Kms(command) => kms::run(&command, app),
         Command::Volume(command) => volume::run(command, app),
         Command::Snapshot(command) => snapshot::run(command, app),
+        Command::Bin(command) => bin::run(command, app),
         Command::Mount(args) => mount::mount(args, app),
         Command::Unmount { mount_point } => mount::unmount(&mount_point),
         Command::Attach(args) => attach::attach(&args, app),

@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::exit::Exit;
-use super::owner::SOCKET;
 use super::{App, Failure, Outcome, log};
 use crate::control::{self, Server};
 use crate::crypto::Secret;
@@ -18,7 +17,7 @@ use crate::fuse::{self, Cache, MountError, Mounted, Options, Shelves};
 use crate::region::Region;
 use crate::sys::mount::MountError as System;
 use crate::sys::{crashsafe, loopdev, owned, process};
-use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
+use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, SOCKET, remove_litter};
 
 /// How long an unmount waits for the server to have written everything.
 const CLOSE_TIME: Duration = Duration::from_secs(300);

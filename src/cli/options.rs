@@ -42,8 +42,8 @@ pub struct DetailArgs {
     /// A tag, K=V; up to 20, each key once. A copy has none of its source's
     #[arg(long = "tag", value_name = "K=V")]
     tags: Vec<Tag>,
-    /// Days after which it may go
-    #[arg(long)]
+    /// Days after which `terrane daemon` deletes it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub retention_days: Option<u32>,
 }
 

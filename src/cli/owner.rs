@@ -1,4 +1,4 @@
-//! An order goes to whoever owns the region's layers: the mount, over its socket, else this command, which then does it.
+//! The commands' side of the process that owns the region's layers: orders to it, what it says of itself, what is attached of it.
 
 use std::time::Duration;
 
@@ -6,64 +6,19 @@ use anyhow::Result;
 
 use super::Failure;
 use super::exit::Exit;
-use crate::control::{self, ControlError};
+use crate::control::ControlError;
 use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::sys::mount::MountedAt;
-use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
+use crate::volume::{self, Answer, HostState, LayersLock, Order, Owner, Waits};
 
-/// The name of a mount's socket in `run/`.
-pub const SOCKET: &str = "mount.sock";
-/// A command without a mount folds layers for so long; others may be waiting for it.
-const FOLD_TIME: Duration = Duration::from_secs(5);
-/// The same, where layers are damaged.
-const FAILING_TIME: Duration = Duration::from_millis(500);
-/// Other commands hold the layers briefly.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// What a mount may take to say that it is there.
 pub const MOUNT_TIME: Duration = Duration::from_secs(10);
-/// What a mount may take for an order.
-const ANSWER_TIME: Duration = Duration::from_secs(600);
 
-/// Has an order carried out.
+/// Has an order carried out, with the patience of a command.
 pub fn perform(region: Region, order: &Order) -> Result<()> {
-    loop {
-        match LayersLock::take_or_mount(&region, PATIENCE)? {
-            Ok(lock) => {
-                remove_litter(&region)?;
-                let host = Host::new(region, Some(lock));
-                let done = host.execute(order, false);
-                if done.is_ok() && may_free_layers(order) {
-                    let since = std::time::Instant::now();
-                    // What is left is folded by the next such command, or the next mount; it has said why in the log.
-                    let _ = host.fold(false, &mut |fold| {
-                        since.elapsed() < if fold.failures == 0 { FOLD_TIME } else { FAILING_TIME }
-                    });
-                }
-                let closed = host.close();
-                done?;
-                return Ok(closed?);
-            }
-            Err(_) => match ask(&region, order, ANSWER_TIME) {
-                Ok(Answer::Failed { exit, message, hint }) => {
-                    return Err(Failure { exit: Exit::of_number(exit), message, hint }.into());
-                }
-                Ok(_) => return Ok(()),
-                // It has just ended, or is not there yet: look again who owns the layers.
-                Err(ControlError::NotRunning) => std::thread::sleep(Duration::from_millis(50)),
-                Err(e) => return Err(e.into()),
-            },
-        }
-    }
-}
-
-fn may_free_layers(order: &Order) -> bool {
-    matches!(order, Order::DeleteSnapshot { .. } | Order::DeleteVolume { .. } | Order::Rollback { .. })
-}
-
-fn ask(region: &Region, order: &Order, time: Duration) -> Result<Answer, ControlError> {
-    control::call(&region.run_dir(), SOCKET, order, time)
+    Ok(volume::perform(region, order, Waits::COMMAND)?)
 }
 
 /// What a read-write mount of the region says of itself; none: there is no such mount.
@@ -71,12 +26,13 @@ pub fn mounted(region: &Region) -> Result<Option<HostState>> {
     match LayersLock::take(region, None)? {
         Ok(_) => Ok(None),
         Err(Owner { mount_point: None, .. }) => Ok(None),
-        Err(Owner { mount_point: Some(_), .. }) => match ask(region, &Order::Status, Duration::from_secs(10))
-        {
-            Ok(Answer::Status(state)) => Ok(Some(state)),
-            Ok(_) | Err(ControlError::NotRunning) => Ok(None),
-            Err(e) => Err(e.into()),
-        },
+        Err(Owner { mount_point: Some(_), .. }) => {
+            match volume::ask(region, &Order::Status, Duration::from_secs(10)) {
+                Ok(Answer::Status(state)) => Ok(Some(state)),
+                Ok(_) | Err(ControlError::NotRunning) => Ok(None),
+                Err(e) => Err(e.into()),
+            }
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::region::{self, Rebuilding, Region, RegionError};
 use crate::volume::{Host, Recovered, recover_rows, unvouched_rows};
 
 /// What headers and key files do not say.
-const LOST: &str = "of what does not read, or is not believed, names, descriptions, tags, aliases, settings, groups, retention, locks, and which \
-    keys were disabled are lost; so is the history of tasks";
+const LOST: &str = "of what does not read, or is not believed, names, descriptions, tags, aliases, settings, groups, retention, locks, the bin and \
+    its rules, and which keys were disabled are lost; so is the history of tasks";
 
 /// What was done.
 #[derive(Serialize, Default)]

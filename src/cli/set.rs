@@ -4,8 +4,9 @@ use clap::Args;
 
 use super::options::parse_description;
 use super::{Failure, Outcome};
-use crate::catalog::{Tag, check_tags};
+use crate::catalog::{Snapshot, Tag, check_tags};
 use crate::region::Region;
+use crate::volume::{refuse_in_bin, vouch};
 
 /// What `set` takes.
 #[derive(Args)]
@@ -32,8 +33,8 @@ struct Changes {
     /// Take the tag of this key away; may be given again, and need not be there
     #[arg(long = "remove-tag", value_name = "K")]
     removed_tags: Vec<String>,
-    /// Days after which it may go, counted from when it was taken
-    #[arg(long, value_name = "N", conflicts_with = "no_retention")]
+    /// Days after which `terrane daemon` deletes it, counted from when it was taken
+    #[arg(long, value_name = "N", conflicts_with = "no_retention", value_parser = clap::value_parser!(u32).range(1..))]
     retention_days: Option<u32>,
     /// Let it stay until somebody deletes it
     #[arg(long)]
@@ -47,8 +48,13 @@ pub fn run(args: &SetArgs, region: &Region) -> Outcome {
     if let Some(tag) = changes.tags.iter().find(|tag| changes.removed_tags.contains(&tag.key)) {
         return Err(Failure::usage(format!("the tag {:?} can't be both given and removed", tag.key)));
     }
-    region.catalog()?.write(|tx| {
+    if changes.retention_days.is_some() {
+        // It vouches for a retention, and may be asked for on the terminal: no other writer should wait for that.
+        region.root_key()?;
+    }
+    region.catalog()?.write(|tx| -> anyhow::Result<()> {
         let snapshot = tx.resolve_snapshot(&args.snapshot)?;
+        refuse_in_bin(&snapshot)?;
         let description = match changes.no_description {
             true => None,
             false => changes.description.as_deref().or(snapshot.description.as_deref()),
@@ -58,7 +64,10 @@ pub fn run(args: &SetArgs, region: &Region) -> Outcome {
             false => changes.retention_days.or(snapshot.retention_days),
         };
         tx.set_snapshot_details(snapshot.id, description, retention)?;
-        tx.change_tags(&snapshot.id.to_string(), &changes.removed_tags, &changes.tags)
-    })?;
-    Ok(())
+        if changes.no_retention || changes.retention_days.is_some() {
+            let changed = Snapshot { retention_days: retention, ..snapshot.clone() };
+            tx.set_retention_mac(snapshot.id, vouch::retention_mac(region, &changed)?)?;
+        }
+        Ok(tx.change_tags(&snapshot.id.to_string(), &changes.removed_tags, &changes.tags)?)
+    })
 }

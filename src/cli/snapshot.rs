@@ -2,22 +2,26 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::copy::CopyArgs;
 use super::diff::DiffArgs;
+use super::exit::Exit;
 use super::filter::{self, Filter};
 use super::lock::{self, LockArgs};
 use super::options::DetailArgs;
 use super::set::{self, SetArgs};
 use super::verify::{self, VerifyArgs};
 use super::{App, Failure, Outcome, owner, size_text};
-use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
+use crate::catalog::{CatalogError, DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, Order, SnapshotItem, cancel_copy, is_interrupted};
+use crate::volume::{
+    HostError, HostState, Order, SnapshotItem, cancel_copy, is_interrupted, restore_snapshot,
+};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -31,6 +35,9 @@ pub enum Command {
         /// Only those that are so; of several, all must hold: tag:K=V, state=S, source=ID|REGION, volume=V, name=N*
         #[arg(long = "filter", value_name = "F")]
         filters: Vec<Filter>,
+        /// Those that are in the bin instead
+        #[arg(long)]
+        deleted: bool,
     },
     /// Describe a snapshot
     Show {
@@ -50,10 +57,21 @@ pub enum Command {
         /// The snapshot
         snapshot: String,
     },
-    /// Delete a snapshot; volumes made from it go on
+    /// Delete a snapshot, or put it into the bin if a rule of `terrane bin` applies; volumes made from it go on
     Delete {
         /// The snapshot
         snapshot: String,
+        /// Let it not wait in the bin, and take it away if it does, which is named by its id
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Give a snapshot back from the bin
+    Restore {
+        /// The snapshot: its id, the name that it had, or the beginning of its id
+        snapshot: String,
+        /// Its name from now on
+        #[arg(long)]
+        name: Option<Name>,
     },
 }
 
@@ -94,6 +112,12 @@ struct Shown {
     retention_days: Option<u32>,
     locked_until: Option<String>,
     lock_mode: Option<LockMode>,
+    /// Since when it is in the bin.
+    deleted_at: Option<String>,
+    /// When it goes from there for good.
+    purge_at: Option<String>,
+    #[serde(skip)]
+    days_left: Option<i64>,
     tags: Vec<Tag>,
     created_at: String,
 }
@@ -108,23 +132,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
     match command {
         Command::Copy(_) => unreachable!("returned above"),
         Command::Create(args) => create(&args, app, region),
-        Command::List { filters } => {
-            let snapshots = region.catalog()?.read(|tx| filter::snapshots(tx, &filters))?;
-            let shown: Vec<_> = snapshots.into_iter().map(|s| describe(&region, s)).collect::<Result<_>>()?;
-            let columns = ["id", "name", "size", "changed", "shipped", "key", "state", "created at"];
-            app.output().list(&shown, &columns, |s| {
-                vec![
-                    s.id.clone(),
-                    s.name.clone(),
-                    size_text(s.size_bytes),
-                    size_text(s.changed_bytes),
-                    size_text(s.shipped_bytes),
-                    s.key_id.clone().unwrap_or_else(|| "none".into()),
-                    state_text(s),
-                    s.created_at.clone(),
-                ]
-            })
-        }
+        Command::List { filters, deleted } => list(app, &region, &filters, deleted),
         Command::Show { snapshot } => {
             let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
             app.output().object(&describe(&region, found)?, fields)
@@ -134,21 +142,86 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         Command::Set(args) => set::run(&args, &region),
         Command::Lock(args) => lock::lock(&args, app, &region),
         Command::Unlock { snapshot } => lock::unlock(&snapshot, app, &region),
-        Command::Delete { snapshot } => {
-            let found = region.catalog()?.read(|tx| tx.resolve_snapshot(&snapshot))?;
-            // A copy that is not whole is nobody's layer but its maker's.
-            if found.state != SnapshotState::Success && cancel_copy(&region, found.id)? {
-                return Ok(());
-            }
-            owner::refuse_attached(
-                &region,
-                "snapshots",
-                &found.id.to_string(),
-                &format!("snapshot {}", found.name),
-            )?;
-            owner::perform(region, &Order::DeleteSnapshot { snapshot: found.id.to_string() })
-        }
+        Command::Delete { snapshot, purge } => delete(app, region, &snapshot, purge),
+        Command::Restore { snapshot, name } => restore(app, &region, &snapshot, name.as_ref()),
     }
+}
+
+fn list(app: &App, region: &Region, filters: &[Filter], deleted: bool) -> Outcome {
+    let deleted = deleted || filters.contains(&Filter::State(SnapshotState::Deleted));
+    let snapshots = region.catalog()?.read(|tx| filter::snapshots(tx, filters, deleted))?;
+    let shown: Vec<_> = snapshots.into_iter().map(|s| describe(region, s)).collect::<Result<_>>()?;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    if deleted {
+        let columns = ["id", "name", "size", "key", "deleted at", "purged at", "days left"];
+        return app.output().list(&shown, &columns, |s| {
+            vec![
+                s.id.clone(),
+                s.name.clone(),
+                size_text(s.size_bytes),
+                s.key_id.clone().unwrap_or_else(|| "none".into()),
+                text(&s.deleted_at),
+                text(&s.purge_at),
+                s.days_left.map(|days| days.to_string()).unwrap_or_default(),
+            ]
+        });
+    }
+    let columns = ["id", "name", "size", "changed", "shipped", "key", "state", "created at"];
+    app.output().list(&shown, &columns, |s| {
+        vec![
+            s.id.clone(),
+            s.name.clone(),
+            size_text(s.size_bytes),
+            size_text(s.changed_bytes),
+            size_text(s.shipped_bytes),
+            s.key_id.clone().unwrap_or_else(|| "none".into()),
+            state_text(s),
+            s.created_at.clone(),
+        ]
+    })
+}
+
+fn delete(app: &App, region: Region, text: &str, purge: bool) -> Outcome {
+    let found = region.catalog()?.read(|tx| tx.resolve_snapshot(text))?;
+    // A copy that is not whole is nobody's layer but its maker's.
+    if !found.state.is_whole() && cancel_copy(&region, found.id)? {
+        return Ok(());
+    }
+    let snapshot = found.id.to_string();
+    owner::refuse_attached(&region, "snapshots", &snapshot, &format!("snapshot {}", found.name))?;
+    owner::perform(
+        region,
+        &match purge {
+            true => Order::PurgeSnapshot { snapshot },
+            false => Order::DeleteSnapshot { snapshot },
+        },
+    )?;
+    if let Some(entry) = app.region()?.catalog()?.read(|tx| tx.bin_entry(found.id))? {
+        app.output().note(format!(
+            "snapshot {} is in the bin until {}; `terrane snapshot restore {}` gives it back",
+            found.name, entry.purge_at, found.id
+        ));
+    }
+    Ok(())
+}
+
+fn restore(app: &App, region: &Region, text: &str, name: Option<&Name>) -> Outcome {
+    let found = region.catalog()?.read(|tx| tx.resolve_deleted_snapshot(text))?;
+    let restored = restore_snapshot(region, found.id, name).map_err(|error| match error {
+        HostError::Catalog(taken @ CatalogError::Exists { .. }) => {
+            let hint = Some(format!("give it another: terrane snapshot restore {} --name NAME", found.id));
+            Failure { exit: Exit::InUse, message: taken.to_string(), hint }.into()
+        }
+        other => anyhow::Error::from(other),
+    })?;
+    if let Some(days) = restored.lost_retention {
+        app.output().note(format!(
+            "the retention of snapshot {}, {days} days, is over: it has none now, and stays until somebody deletes it",
+            restored.name
+        ));
+    }
+    app.output().note(format!("snapshot {} ({}) is out of the bin", restored.name, found.id));
+    Ok(())
 }
 
 fn state_text(s: &Shown) -> String {
@@ -191,13 +264,23 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
                 _ => String::new(),
             },
         ),
+        (
+            "bin",
+            match (&s.deleted_at, &s.purge_at) {
+                (Some(since), Some(until)) => format!("since {since}, until {until}"),
+                _ => String::new(),
+            },
+        ),
         ("tags", tags.join(", ")),
         ("created at", s.created_at.clone()),
     ]
 }
 
 fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
-    let tags = region.catalog()?.read(|tx| tx.tags(&s.id.to_string()))?;
+    let (tags, bin) = region
+        .catalog()?
+        .read(|tx| -> Result<_, CatalogError> { Ok((tx.tags(&s.id.to_string())?, tx.bin_entry(s.id)?)) })?;
+    let days_left = bin.as_ref().map(|entry| days_until(entry.purge_at, region.now()));
     let lock = lock::in_force(region, s.id)?;
     Ok(Shown {
         id: s.id.to_string(),
@@ -221,9 +304,18 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         retention_days: s.retention_days,
         locked_until: lock.map(|lock| lock.until.to_string()),
         lock_mode: lock.map(|lock| lock.mode),
+        deleted_at: bin.as_ref().map(|entry| entry.deleted_at.to_string()),
+        purge_at: bin.map(|entry| entry.purge_at.to_string()),
+        days_left,
         tags,
         created_at: s.created_at.to_string(),
     })
+}
+
+/// Days that have begun count.
+fn days_until(end: Timestamp, now: Timestamp) -> i64 {
+    const DAY_SECONDS: i64 = 24 * 3600;
+    (end.duration_since(now).as_secs().max(0) + DAY_SECONDS - 1) / DAY_SECONDS
 }
 
 fn create(args: &Create, app: &App, region: Region) -> Outcome {

@@ -29,6 +29,7 @@ struct RegionStatus {
     total_bytes: u64,
     volumes: usize,
     snapshots: usize,
+    deleted_snapshots: usize,
     open_tasks: usize,
     failed_tasks: usize,
 }
@@ -95,7 +96,13 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
         ("mount", mount),
         ("log", r.log.clone()),
         ("space", format!("{} free of {}", size_text(r.free_bytes), size_text(r.total_bytes))),
-        ("holds", format!("{} volumes, {} snapshots", r.volumes, r.snapshots)),
+        (
+            "holds",
+            format!(
+                "{} volumes, {} snapshots, {} more in the bin",
+                r.volumes, r.snapshots, r.deleted_snapshots
+            ),
+        ),
         ("tasks", format!("{} queued or being done, {} failed", r.open_tasks, r.failed_tasks)),
     ]
 }
@@ -142,6 +149,7 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
             region.name()
         ));
     }
+    let deleted = snapshots.iter().filter(|s| s.state == SnapshotState::Deleted).count();
     let space = rustix::fs::statvfs(region.dir())?;
     Ok(RegionStatus {
         name: region.name().to_owned(),
@@ -151,7 +159,8 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         free_bytes: space.f_bavail * space.f_frsize,
         total_bytes: space.f_blocks * space.f_frsize,
         volumes: volumes.len(),
-        snapshots: snapshots.len(),
+        snapshots: snapshots.len() - deleted,
+        deleted_snapshots: deleted,
         open_tasks: tasks.iter().filter(|t| t.is_open()).count(),
         failed_tasks: failed,
     })

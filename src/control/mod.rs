@@ -7,7 +7,7 @@
 //!   slow client stalls nobody.
 //! - A socket whose process died is replaced; one whose process lives is not.
 //!
-//! Callers: `cli` (calls), the mount and the daemon (serve).
+//! Callers: `volume` (calls), the mount (serves).
 
 mod client; // call
 mod folder; // run/ and the names in it

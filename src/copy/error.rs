@@ -205,7 +205,7 @@ fn may_pass(error: &HostError) -> bool {
         HostError::Io { source, .. } => {
             !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
         }
-        HostError::InUse { .. } | HostError::Answered { .. } => true,
+        HostError::InUse { .. } | HostError::Control(_) | HostError::Answered { .. } => true,
         HostError::Crypto(_)
         | HostError::Unvouched { .. }
         | HostError::Misfit { .. }

@@ -6,7 +6,7 @@ use super::begun::Begun;
 use super::difference::{Difference, Gap, Standing};
 use super::error::{CopyError, Result};
 use super::verify::disagrees;
-use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot, SnapshotState};
+use crate::catalog::{KeyState, Kind, Layer as LayerRow, ReadTx, Setting, Snapshot};
 use crate::crypto::{Cipher, ProofKey};
 use crate::ids::{KeyId, LayerId, Name, Point, SnapshotId};
 use crate::kms::{self, KmsError};
@@ -169,7 +169,7 @@ pub(super) fn plan_rest(source: &Host, target: &Host, begun: &Begun) -> Result<P
             return proven(source, target, find_base_beside(target, points, size_bytes, key)?);
         };
         let named = target.region().catalog()?.read(|tx| tx.snapshots_of_layer(layer))?;
-        let named = named.iter().find(|named| named.state == SnapshotState::Success);
+        let named = named.iter().find(|named| named.state.is_whole());
         let snapshot = named.map_or(begun.snapshot.id, |named| named.id);
         let base = Base { snapshot, layer, point, is_reencrypted: false };
         // A fold may have put another layer in its place since the copy was taken up: it is taken up again.

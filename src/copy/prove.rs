@@ -20,7 +20,6 @@ use super::pace::Pace;
 use super::plan::{Base, Plan};
 use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
 use super::words::Words;
-use crate::catalog::SnapshotState;
 use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
@@ -203,7 +202,7 @@ impl Made<'_> {
     ) -> Result<Leaves> {
         let (region, key) = (self.target.region(), &*self.plan.proof_key);
         let row = region.catalog()?.read(|tx| tx.find_snapshot(base.snapshot))?;
-        let row = row.filter(|row| row.state == SnapshotState::Success && row.id != self.copy);
+        let row = row.filter(|row| row.state.is_whole() && row.id != self.copy);
         if let Some(row) = &row {
             let read = proof::read(region, row, base.point)
                 .and_then(|proof| proof.map(|proof| proof.leaves(key).map_err(HostError::from)).transpose());

@@ -149,12 +149,15 @@ pub fn enqueue_all(source: &Region, target: &Host, wanted: &[(&Plan, &Details)])
             what: format!("task {}", task.id),
             by: "another process".into(),
         })?;
-        rows.push((row_that_waits(id, source, plan, details, now), task.clone(), &details.tags));
+        let row = row_that_waits(id, source, plan, details, now);
+        let retention = vouch::retention_mac(region, &row)?;
+        rows.push((row, retention, task.clone(), &details.tags));
         held.push(Held::new(task, lock));
     }
     region.catalog()?.write(|tx| -> Result<()> {
-        for (snapshot, task, tags) in &rows {
+        for (snapshot, retention, task, tags) in &rows {
             tx.insert_snapshot(snapshot)?;
+            tx.set_retention_mac(snapshot.id, *retention)?;
             tx.set_tags(&snapshot.id.to_string(), tags)?;
             tx.insert_task(task)?;
         }

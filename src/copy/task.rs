@@ -242,7 +242,7 @@ fn give_up(
     let read = region.catalog().map_err(CopyError::from);
     let found = read.and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?)));
     let is_gone = matches!(found, Ok(None));
-    let is_unfinished = is_gone || matches!(&found, Ok(Some(row)) if row.state != SnapshotState::Success);
+    let is_unfinished = is_gone || matches!(&found, Ok(Some(row)) if !row.state.is_whole());
     let error = if is_gone { CopyError::Cancelled } else { error };
     let words = error.to_string();
     let end = match error {

@@ -19,15 +19,16 @@ const PAGE: u32 = 64;
 /// What another process works on, and a region whose places are all taken, is looked at again so soon.
 const LATER: Duration = Duration::from_secs(1);
 
-/// What tells that a catalog changed, of its file and its log.
+/// What tells that a catalog changed, of its file and its log. An empty log is as good as none: who only reads makes one, and takes it
+/// away, and two who look would give each other reason to look again for ever.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
+pub(super) struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
 
 impl Stamp {
-    fn of(dir: &Path) -> Self {
+    pub(super) fn of(dir: &Path) -> Self {
         let of = |name: &str| {
             let found = fs::symlink_metadata(dir.join(name)).ok()?;
-            Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
+            (found.size() > 0).then(|| (found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
         };
         Self(["catalog.db", "catalog.db-wal"].map(of))
     }
@@ -95,6 +96,11 @@ impl Queue {
     /// The region.
     pub fn id(&self) -> RegionId {
         self.id
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Whether this is the queue of that entry.

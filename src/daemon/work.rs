@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Sender, select, unbounded};
 
+use super::keeping::Keeping;
 use super::queue::{Job, Queue};
 use crate::catalog::Task;
 use crate::copy::{CopyError, Pace, Watch, carry_out};
@@ -52,6 +53,13 @@ pub enum Event<'a> {
         /// When it is tried again.
         again_in: Option<Duration>,
     },
+    /// Something ended in a region because its time was over, or could not be ended now.
+    Over {
+        /// Its name.
+        region: &'a str,
+        /// What, in words.
+        what: &'a str,
+    },
     /// The configuration could not be read: what was known of it is gone on with.
     Troubled {
         /// Why.
@@ -73,7 +81,7 @@ pub struct Summary {
     pub succeeded: u64,
     /// Tasks that failed.
     pub failed: u64,
-    /// Tasks, and regions, that had to wait for something, each time that they were tried.
+    /// Tasks, regions, and what ends by the clock, that had to wait for something, each time that they were tried.
     pub put_off: u64,
 }
 
@@ -92,6 +100,8 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
     find_queues(settings, &mut queues)?;
     let mut trouble: Option<String> = None;
     let (done_in, done) = unbounded::<Done>();
+    let mut keeping = Keeping::default();
+    let (looked_in, looked) = unbounded();
     let is_told_to_end = || settings.cancel.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
         let mut running = 0;
@@ -107,6 +117,13 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
                             tell(Event::Troubled { why: &words });
                         }
                         trouble = Some(words);
+                    }
+                }
+                for (name, queue) in &queues {
+                    if let Some(look) = keeping.begin(queue.id(), name, queue.dir()) {
+                        let looked_in = looked_in.clone();
+                        scope
+                            .spawn(move || drop(looked_in.send(look.take(settings.config, settings.cancel))));
                     }
                 }
                 // In turn: the one that was served comes last.
@@ -133,12 +150,24 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
                 continue;
             }
             let is_idle = || !queues.iter().any(|(_, queue)| queue.has_behind());
-            if running == 0 && (is_told_to_end() || settings.once && is_idle()) {
+            let is_over = is_told_to_end() || settings.once && is_idle();
+            if running == 0 && !keeping.is_busy() && is_over {
                 return;
             }
-            let Ok(ended) = done.recv_timeout(LOOK) else { continue };
-            running -= 1;
-            count(&ended, &mut queues, &mut summary, tell);
+            select! {
+                recv(done) -> ended => {
+                    let Ok(ended) = ended else { continue };
+                    running -= 1;
+                    count(&ended, &mut queues, &mut summary, tell);
+                }
+                recv(looked) -> looked => {
+                    let Ok(looked) = looked else { continue };
+                    let told = keeping.end(looked);
+                    summary.put_off += u64::from(told.is_put_off);
+                    told.lines.iter().for_each(|what| tell(Event::Over { region: &told.region, what }));
+                }
+                default(LOOK) => {}
+            }
         }
     });
     Ok(summary)

@@ -14,7 +14,12 @@ pub fn check(region: &Region) -> Result<Vec<String>, RegionError> {
     let keys = region.catalog()?.read(|tx| {
         problems.extend(tx.integrity_problems()?.into_iter().map(|what| format!("the catalog: {what}")));
         tx.volumes()?;
-        tx.snapshots()?.iter().try_for_each(|snapshot| tx.snapshot_lock(snapshot.id).map(drop))?;
+        for snapshot in tx.snapshots()? {
+            tx.snapshot_lock(snapshot.id)?;
+            tx.bin_entry(snapshot.id)?;
+            tx.retention_mac(snapshot.id)?;
+        }
+        tx.bin_rules()?;
         tx.tasks()?;
         tx.layers()?;
         tx.keys()

@@ -20,9 +20,9 @@ enum Source {
     File(PathBuf),
 }
 
-/// A region's clock.
+/// A region's clock, which can be asked without its region.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub struct Clock {
     source: Source,
     last: Arc<LastTime>,
 }

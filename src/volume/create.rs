@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
+use super::restore::refuse_in_bin;
 use super::{footing, vouch};
 use crate::catalog::{DiskKind, Kind, Layer, LayerState, ReadTx, SnapshotState, Volume};
 use crate::crypto::Cipher;
@@ -57,6 +58,7 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
         None => (None, Vec::new()),
         Some(snapshot) => {
             let snapshot = region.catalog()?.read(|tx| tx.snapshot(snapshot))?;
+            refuse_in_bin(&snapshot)?;
             if snapshot.state != SnapshotState::Success {
                 let message = format!("snapshot {} is not complete", snapshot.name);
                 return Err(HostError::refused(message, "wait until its state is success"));
@@ -99,10 +101,12 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
     let (row, layer) = folder::make_layer(region, &cache, &layer_spec)?;
     let committed = footing::commit_made(region, row.id, |tx| -> Result<_> {
         // Before the row of its layer was there the snapshot may have gone, and a fold put something else into its layer.
-        if let Some(snapshot) = spec.snapshot
-            && tx.layer(row.id)?.parent != tx.snapshot(snapshot)?.layer
-        {
-            return Err(HostError::refused("the snapshot was changed meanwhile", "try it again"));
+        if let Some(snapshot) = spec.snapshot {
+            let snapshot = tx.snapshot(snapshot)?;
+            refuse_in_bin(&snapshot)?;
+            if tx.layer(row.id)?.parent != snapshot.layer {
+                return Err(HostError::refused("the snapshot was changed meanwhile", "try it again"));
+            }
         }
         tx.set_layer_state(row.id, LayerState::Active)?;
         Ok(tx.insert_volume(&Volume {

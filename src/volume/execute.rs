@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use super::ending::Why;
 use super::folder::{self, LayerSpec};
 use super::host::Host;
 use super::host_error::{HostError, Result};
 use super::live::seal_together;
-use super::locks::refuse_locked;
 use super::next::TakenNext;
 use super::open_volume::OpenVolume;
 use super::order::{LiveState, Order, SnapshotItem, TagText};
-use super::{proof, vouch};
-use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, TaskEnd, Volume};
+use super::restore::refuse_in_bin;
+use super::vouch;
+use crate::catalog::{Kind, LayerState, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{AccountId, GroupId, IdError, LayerId, Name, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::{Anchor, Layer};
@@ -19,7 +20,7 @@ use crate::region::VolumeAnchor;
 use crate::units::{SECTOR_BYTES, VOLUME_BYTES_MAX};
 
 /// How long after a close the mount may learn of it.
-const CLOSE_LAG: std::time::Duration = std::time::Duration::from_millis(300);
+pub(super) const CLOSE_LAG: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// What snapshots of one moment share.
 struct Shared {
@@ -69,7 +70,9 @@ impl Host {
             Order::Rollback { volume, snapshot } => self.roll_back(parse(volume)?, parse(snapshot)?),
             Order::Resize { volume, size_bytes } => self.resize(parse(volume)?, *size_bytes, keep),
             Order::DeleteVolume { volume } => self.delete_volume(parse(volume)?),
-            Order::DeleteSnapshot { snapshot } => self.delete_snapshot(parse(snapshot)?),
+            Order::DeleteSnapshot { snapshot } => self.end_snapshot(parse(snapshot)?, Why::Deleted),
+            Order::PurgeSnapshot { snapshot } => self.end_snapshot(parse(snapshot)?, Why::Purged),
+            Order::EndSnapshot { snapshot } => self.end_snapshot(parse(snapshot)?, Why::Over),
             Order::LetGo => self.let_go(),
             Order::Status | Order::Unmount => Err(HostError::refused("no mount here", "mount the region")),
         }
@@ -147,10 +150,12 @@ impl Host {
             let sealed = ended.iter().zip(&changed).find(|(_, c)| c.id == w.id).map(|(layer, _)| layer);
             self.snapshot_row(w, sealed, shared)
         });
+        let rows = rows.map(|row| row.and_then(|row| Ok((vouch::retention_mac(&self.region, &row)?, row))));
         let commit = rows.collect::<Result<Vec<_>>>().and_then(|rows| {
             self.commit_seals(&with_layers(&committed, &ended), |tx| {
-                rows.iter().try_for_each(|row| -> Result<()> {
+                rows.iter().try_for_each(|(retention, row)| -> Result<()> {
                     tx.insert_snapshot(row)?;
+                    tx.set_retention_mac(row.id, *retention)?;
                     Ok(tx.set_tags(&row.id.to_string(), &shared.tags)?)
                 })
             })
@@ -207,6 +212,7 @@ impl Host {
                 format!("make a volume from it: terrane volume create --snapshot {}", snapshot.name),
             ));
         }
+        refuse_in_bin(&snapshot)?;
         let header = vouch::header_of_snapshot(&self.region, &snapshot)?;
         if (volume.cipher, volume.key) != (header.cipher, header.key) {
             let why = "its row says another key than that of its snapshots' layers";
@@ -317,56 +323,6 @@ impl Host {
         let Err(openers) = open.retire() else { return Ok(()) };
         let what = volume.name.as_ref().map_or_else(|| volume.id.to_string(), ToString::to_string);
         Err(HostError::InUse { what: format!("volume {what}"), by: super::owner::words_of_openers(&openers) })
-    }
-
-    fn delete_snapshot(&self, id: SnapshotId) -> Result<()> {
-        let _one = self.changing.lock();
-        let snapshot = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
-        // The kernel tells of a close a moment after it returned.
-        let since = std::time::Instant::now();
-        loop {
-            match self.delete_snapshot_unless_open(&snapshot) {
-                Err(HostError::InUse { .. }) if since.elapsed() < CLOSE_LAG => {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                Err(e) => return Err(e),
-                Ok(layer) => {
-                    return layer.map_or(Ok(()), |layer| folder::remove_unneeded(&self.region, layer));
-                }
-            }
-        }
-    }
-
-    /// Where nobody has the snapshot's file open, here or in another process, nobody can until it is gone. Its layer.
-    fn delete_snapshot_unless_open(&self, snapshot: &Snapshot) -> Result<Option<LayerId>> {
-        let in_use = |by| HostError::InUse { what: format!("snapshot {}", snapshot.name), by };
-        let _nobody_here = self
-            .snapshot_openers
-            .keep_out(snapshot.id)
-            .map_err(|pids| in_use(super::owner::words_of_openers(&pids)))?;
-        let nobody_elsewhere = folder::lock_for_removal(&self.region, snapshot.id)?.map_err(|holders| {
-            let words: Vec<_> = holders
-                .iter()
-                .map(|h| format!("process {} ({}), which reads it", h.pid, h.program))
-                .collect();
-            in_use(if words.is_empty() { "another process, which reads it".into() } else { words.join(", ") })
-        })?;
-        let deleted = self.region.catalog()?.write(|tx| -> Result<_> {
-            let now = self.region.now();
-            // In here: a lock that is taken meanwhile is before this, and holds, or finds no row.
-            refuse_locked(tx, snapshot, now)?;
-            // Of a copy that is being made: its process learns of it by the row that is gone, if it lives (S34).
-            tx.end_tasks_of(&snapshot.id.to_string(), TaskEnd::CANCELLED, now)?;
-            // A copy that waited may have begun meanwhile.
-            let layer = tx.snapshot(snapshot.id)?.layer;
-            tx.delete_snapshot(snapshot.id)?;
-            Ok(layer)
-        });
-        if deleted.is_ok() {
-            proof::forget(&self.region, snapshot.id);
-            nobody_elsewhere.remove();
-        }
-        deleted
     }
 }
 

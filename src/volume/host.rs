@@ -22,8 +22,9 @@ use super::open_volume::OpenVolume;
 use super::order::Unopened;
 use super::owner::LayersLock;
 use super::read::Stack;
+use super::restore::refuse_in_bin;
 use super::vouch;
-use crate::catalog::{Layer as LayerRow, LayerState, Snapshot, SnapshotState};
+use crate::catalog::{CatalogError, Kind, Layer as LayerRow, LayerState, Snapshot, SnapshotState};
 use crate::ids::{LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::{Anchor, Layer, PageCache, SealedMark};
@@ -399,6 +400,7 @@ impl Host {
     /// The row of a snapshot that is whole.
     pub fn whole_snapshot(&self, id: SnapshotId) -> Result<Snapshot> {
         let row = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        refuse_in_bin(&row)?;
         match row.state {
             SnapshotState::Success => Ok(row),
             state => {
@@ -415,9 +417,13 @@ impl Host {
             Some(_) => None,
             None => Some(folder::lock_for_reading(&self.region, id)?),
         };
-        // It may have been deleted before we were counted or had the lock. A layer that is open has its key, whatever that may now.
-        let key = self.region.catalog()?.read(|tx| tx.snapshot(id))?.key;
-        if let Some(key) = key {
+        // It may have been deleted, or put into the bin, before we were counted or had the lock. A layer that is open has its key, whatever that may now.
+        let row = self.region.catalog()?.read(|tx| tx.snapshot(id))?;
+        if row.state != SnapshotState::Success {
+            let (text, region) = (id.to_string(), self.region.name().to_owned());
+            return Err(CatalogError::NotFound { kind: Kind::Snapshot, text, region }.into());
+        }
+        if let Some(key) = row.key {
             kms::check_usable(&self.region, key)?;
         }
         let stack = self.open_snapshot(id)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::VolumeError;
 use crate::catalog::{CatalogError, Kind};
+use crate::control::ControlError;
 use crate::crypto::CryptoError;
 use crate::ids::LayerId;
 use crate::kms::KmsError;
@@ -74,6 +75,9 @@ pub enum HostError {
         /// Who.
         by: String,
     },
+    /// The process that owns the region's layers could not be asked.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The process that owns the region's layers refused.
     #[error("{message}")]
     Answered {
@@ -141,7 +145,7 @@ impl HostError {
                 Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
             }
             Self::InUse { .. } => Some("let it finish or end it, then run the command again".into()),
-            Self::Volume(_) | Self::Crypto(_) | Self::Io { .. } => None,
+            Self::Volume(_) | Self::Crypto(_) | Self::Control(_) | Self::Io { .. } => None,
         }
     }
 
@@ -163,6 +167,7 @@ impl HostError {
             | Self::Region(_)
             | Self::Catalog(_)
             | Self::Kms(_)
+            | Self::Control(_)
             | Self::Crypto(_) => libc::EIO,
         }
     }

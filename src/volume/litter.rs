@@ -55,7 +55,7 @@ pub fn is_interrupted(region: &Region, snapshot: &Snapshot) -> Result<bool> {
 pub fn cancel_copy(region: &Region, id: SnapshotId) -> Result<bool> {
     let now = region.now();
     let cancelled = region.catalog()?.write(|tx| -> Result<_> {
-        let Some(row) = tx.find_snapshot(id)?.filter(|row| row.state != SnapshotState::Success) else {
+        let Some(row) = tx.find_snapshot(id)?.filter(|row| !row.state.is_whole()) else {
             return Ok(None);
         };
         tx.delete_snapshot(id)?;
@@ -72,7 +72,7 @@ pub fn cancel_copy(region: &Region, id: SnapshotId) -> Result<bool> {
 pub fn remove_copy(region: &Region, id: SnapshotId, layer: Option<LayerId>, end: TaskEnd) -> Result<()> {
     let now = region.now();
     region.catalog()?.write(|tx| {
-        if tx.find_snapshot(id)?.is_some_and(|s| s.state != SnapshotState::Success) {
+        if tx.find_snapshot(id)?.is_some_and(|s| !s.state.is_whole()) {
             tx.delete_snapshot(id)?;
         }
         tx.end_tasks_of(&id.to_string(), end, now)

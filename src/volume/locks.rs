@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
 use super::host_error::{HostError, Result};
+use super::restore::refuse_in_bin;
 use crate::catalog::{Account, LockMode, ReadTx, Snapshot, SnapshotLock, SnapshotState};
 use crate::ids::SnapshotId;
 use crate::region::Region;
@@ -21,6 +22,7 @@ pub fn lock_snapshot(region: &Region, account: &Account, id: SnapshotId, wanted:
     region.catalog()?.write(|tx| {
         let snapshot = tx.snapshot(id)?;
         refuse_stranger(account, &snapshot)?;
+        refuse_in_bin(&snapshot)?;
         if snapshot.state != SnapshotState::Success {
             return Err(HostError::refused(
                 format!("snapshot {} is {}: only a whole one can be locked", snapshot.name, snapshot.state),

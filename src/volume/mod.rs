@@ -2,8 +2,8 @@
 //!
 //! Owns how layers make a disk, when one ends and the next begins, where a layer's folder lies, and the orders that
 //! change existing layers, which one process at a time carries out. Never writes a sector past `layer`, never speaks SQL,
-//! never parses what a person typed. Called by `fuse` (disks), `cli` (orders) and `copy` (snapshots to read, layers to
-//! make).
+//! never parses what a person typed. Called by `fuse` (disks), `cli` and `daemon` (orders) and `copy` (snapshots to
+//! read, layers to make).
 //!
 //! Invariants: a sector is what the uppermost layer that records it says, else zero; sealed layers are only ever put on
 //! top; a flush of the active layer is preceded by those of the layers it follows; a row precedes its folder and outlives it.
@@ -13,6 +13,7 @@ mod chain;
 mod changes;
 mod check;
 mod create;
+mod ending;
 mod error;
 mod execute;
 mod fold;
@@ -28,9 +29,11 @@ mod open_snapshot;
 mod open_volume;
 mod order;
 mod owner;
+mod perform;
 pub mod proof;
 mod read;
 mod repair;
+mod restore;
 pub mod vouch;
 mod walk;
 
@@ -40,6 +43,7 @@ pub use check::{
     CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
 };
 pub use create::{VolumeSpec, create_volume};
+pub use ending::retention_end;
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
 pub use host::{Host, Moments};
@@ -51,6 +55,8 @@ pub use open_snapshot::OpenSnapshot;
 pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unopened};
 pub use owner::{LayersLock, Owner};
+pub use perform::{SOCKET, Waits, ask, perform, perform_all};
 pub use read::Stack;
 pub use repair::{Recovered, recover_rows};
+pub use restore::{Restored, refuse_in_bin, restore_snapshot};
 pub use walk::{Stop, each_chunk};

@@ -53,8 +53,18 @@ pub enum Order {
         /// The volume's id.
         volume: String,
     },
-    /// Take a snapshot's name away, and its layer if nothing needs it.
+    /// Take a snapshot's name away, and its layer if nothing needs it; or put it into the bin, where a rule says so.
     DeleteSnapshot {
+        /// The snapshot's id.
+        snapshot: String,
+    },
+    /// The same without the bin, or out of it.
+    PurgeSnapshot {
+        /// The snapshot's id.
+        snapshot: String,
+    },
+    /// Purge or delete a snapshot whose time is over by the region's clock; nothing, where it is not.
+    EndSnapshot {
         /// The snapshot's id.
         snapshot: String,
     },
@@ -64,6 +74,20 @@ pub enum Order {
     Status,
     /// Unmount, if nothing is in use.
     Unmount,
+}
+
+impl Order {
+    /// Whether layers may be there to be folded once it is done.
+    pub(super) fn may_free_layers(&self) -> bool {
+        matches!(
+            self,
+            Self::DeleteSnapshot { .. }
+                | Self::PurgeSnapshot { .. }
+                | Self::EndSnapshot { .. }
+                | Self::DeleteVolume { .. }
+                | Self::Rollback { .. }
+        )
+    }
 }
 
 /// A tag on the wire.

@@ -3,6 +3,8 @@
 //! - A snapshot's row carries a MAC by a key derived from the root key, over what never changes in its life: whose moment it is,
 //!   its name, size and kind. The moment, the point, is that of its layer's header, under the layer's own key.
 //! - A task's row carries one over all that was asked.
+//! - So do the dates by which a snapshot ends without being asked for: those of its place in the bin, and its retention. A row that
+//!   somebody put there, or a date that was moved, takes nothing away.
 //! - A volume takes the layers that were made for it, by their headers, of the cipher, key and size that its row says; and of
 //!   those none before the one that this machine saw last.
 //! - A point is minted from the key of the layer that ends, and from what its header says since it was last opened: nobody else can
@@ -10,9 +12,9 @@
 
 use super::host_error::{HostError, Result};
 use super::{folder, footing};
-use crate::catalog::{Layer as LayerRow, Snapshot, Task, Volume};
+use crate::catalog::{BinEntry, Layer as LayerRow, ReadTx, Snapshot, SnapshotState, Task, Volume};
 use crate::crypto::{LayerKeys, Prf};
-use crate::ids::{LayerId, Point};
+use crate::ids::{LayerId, Point, SnapshotId};
 use crate::layer::Layer;
 use crate::layer::header::{Folding, Header};
 use crate::region::Region;
@@ -93,6 +95,53 @@ fn task_mac(region: &Region, row: &Task) -> Result<[u8; 16]> {
     let (id, account) = (row.id.to_string(), row.account.to_string());
     let text = ["task", &id, &account, &row.kind, resource, &row.detail].join("\0");
     Ok(Prf::derive(region.root_key()?, "terrane catalog").mac(&[text.as_bytes(), &region.id().0]))
+}
+
+/// Puts the MAC into a snapshot's place in the bin.
+pub fn sign_bin_entry(region: &Region, id: SnapshotId, entry: BinEntry) -> Result<BinEntry> {
+    let mac = Some(bin_mac(region, id, &entry)?);
+    Ok(BinEntry { mac, ..entry })
+}
+
+/// Whether it is in the bin since and until when that was said.
+pub fn is_bin_entry_vouched(region: &Region, id: SnapshotId, entry: &BinEntry) -> Result<bool> {
+    Ok(entry.mac == Some(bin_mac(region, id, entry)?))
+}
+
+fn bin_mac(region: &Region, id: SnapshotId, entry: &BinEntry) -> Result<[u8; 16]> {
+    let dates = [entry.deleted_at, entry.purge_at].map(|at| at.as_microsecond().to_le_bytes());
+    dates_mac(region, "bin", id, &dates.concat())
+}
+
+/// What vouches for the retention of a snapshot; none: it has none.
+pub fn retention_mac(region: &Region, row: &Snapshot) -> Result<Option<[u8; 16]>> {
+    let Some(days) = row.retention_days else { return Ok(None) };
+    let dates = [i64::from(days), row.created_at.as_microsecond()].map(i64::to_le_bytes);
+    dates_mac(region, "retention", row.id, &dates.concat()).map(Some)
+}
+
+fn dates_mac(region: &Region, what: &str, id: SnapshotId, dates: &[u8]) -> Result<[u8; 16]> {
+    let text = format!("{what}\0{id}\0");
+    let prf = Prf::derive(region.root_key()?, "terrane catalog");
+    Ok(prf.mac(&[text.as_bytes(), &region.id().0, dates]))
+}
+
+/// Refuses what is said of a snapshot's end where it is not what was said first. A retention that nothing vouches for, as of an
+/// earlier version, is let be: nothing ends by it.
+pub(super) fn check_endings(region: &Region, tx: &ReadTx, row: &Snapshot) -> Result<()> {
+    let (entry, retention) = (tx.bin_entry(row.id)?, tx.retention_mac(row.id)?);
+    let is_said = match entry {
+        Some(entry) => is_bin_entry_vouched(region, row.id, &entry)?,
+        None => row.state != SnapshotState::Deleted,
+    };
+    let why = if !is_said {
+        "nothing vouches for its time in the bin: it was not put there by a command, or its dates were changed"
+    } else if retention.is_some() && retention != retention_mac(region, row)? {
+        "its retention, or when it was taken, was changed"
+    } else {
+        return Ok(());
+    };
+    Err(HostError::unvouched(format!("snapshot {} ({})", row.name, row.id), why))
 }
 
 /// Refuses a snapshot whose row is not what was said when it was taken, or names a layer of another moment.

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use terrane::catalog::{CatalogError, LayerState, Pool, ReadTx, Setting};
+use terrane::catalog::{BinKind, CatalogError, LayerState, Pool, ReadTx, Setting};
 
 use super::input::Input;
 
@@ -27,6 +27,12 @@ INSERT INTO volumes VALUES ('vol-00000000000000001', 'acc-00000000000000001', 'w
 INSERT INTO snapshots VALUES ('snap-00000000000000001', 'acc-00000000000000001', 's1', 'words', '00000000000000000000000000000001',
   'vol-00000000000000001', 8388608, 'data', 'aes-xts-plain64', 'key-00000000000000001', 'success', 100, 'create', NULL, NULL, 1, 1,
   1, NULL, 7, 1, zeroblob(16), 2, 'governance');
+INSERT INTO snapshots VALUES ('snap-00000000000000002', 'acc-00000000000000001', 's2', 'words', '00000000000000000000000000000001',
+  'vol-00000000000000001', 8388608, 'data', 'aes-xts-plain64', 'key-00000000000000001', 'deleted', 100, 'create', NULL, NULL, 1, 1,
+  1, NULL, 7, 1, zeroblob(16), NULL, NULL);
+INSERT INTO bin VALUES ('snap-00000000000000002', 1, 2, zeroblob(16));
+INSERT INTO bin_rules VALUES ('bin-00000000000000001', 'acc-00000000000000001', 'snapshot', 7, 1);
+INSERT INTO retentions VALUES ('snap-00000000000000001', zeroblob(16));
 INSERT INTO tags VALUES ('snap-00000000000000001', 'k', 'v');
 INSERT INTO tasks VALUES ('task-00000000000000001', 'acc-00000000000000001', 'copy', 'snap-00000000000000001', 'x', 'failed', 1, 2,
   'words', 1, 1, 3, 6, zeroblob(16));
@@ -171,7 +177,12 @@ fn read_all(tx: &ReadTx) {
         assert!(row.size_bytes > 0 && row.size_bytes <= 64 << 40);
     }
     let _ = tx.find_volume(volume.parse().unwrap());
-    let _ = tx.snapshots();
+    for row in tx.snapshots().unwrap_or_default() {
+        let _ = tx.bin_entry(row.id);
+        let _ = tx.retention_mac(row.id);
+    }
+    let _ = tx.endings(jiff::Timestamp::UNIX_EPOCH);
+    let _ = tx.days_in_bin(BinKind::Snapshot, &[]);
     let _ = tx.tasks();
     for key in tx.keys().unwrap_or_default() {
         let _ = tx.key_versions(key.id);
@@ -182,6 +193,8 @@ fn read_all(tx: &ReadTx) {
     let _ = tx.resolve_volume("web");
     let _ = tx.resolve_volume("vol-0000000");
     let _ = tx.resolve_snapshot("s1");
+    let _ = tx.resolve_deleted_snapshot("s2");
+    let _ = tx.resolve_bin_rule("bin-000000");
     let _ = tx.resolve_key("default");
     let _ = tx.resolve_task("task-000000");
     Setting::ALL.iter().for_each(|setting| drop(tx.flag(*setting)));

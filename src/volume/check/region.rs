@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::sectors::{Meter, Target, check_layer};
 use super::{CheckWatch, Finding, Findings, is_damage};
-use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, SnapshotState};
+use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, Snapshot};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
@@ -114,7 +114,7 @@ fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
         };
         check_row(look, |row| vouch::check_volume_row(&host.region, row), report)?;
     }
-    for id in snapshots.iter().filter(|s| s.state == SnapshotState::Success).map(|s| s.id) {
+    for id in snapshots.iter().filter(|s| s.state.is_whole()).map(|s| s.id) {
         let look = || -> Result<_> {
             let read = |tx: &ReadTx| {
                 let row = tx.find_snapshot(id)?;
@@ -122,7 +122,11 @@ fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
             };
             Ok(host.region.catalog()?.read(read)?)
         };
-        check_row(look, |row| vouch::header_of_snapshot(&host.region, row).map(drop), report)?;
+        let check = |row: &Snapshot| {
+            host.region.catalog()?.read(|tx| vouch::check_endings(&host.region, tx, row))?;
+            vouch::header_of_snapshot(&host.region, row).map(drop)
+        };
+        check_row(look, check, report)?;
     }
     Ok(())
 }

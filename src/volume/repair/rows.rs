@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use super::Recovered;
 use super::layers::FoundLayer;
 use crate::catalog::{
-    DiskKind, Fold, LayerState, Salvaged, Snapshot, SnapshotState, Volume, WriteTx, check_tags,
+    BinEntry, BinRule, CatalogError, DiskKind, Fold, LayerState, Salvaged, Snapshot, SnapshotState, Tag,
+    Volume, WriteTx, check_tags,
 };
 use crate::ids::{LayerId, Name, SnapshotId, VolumeId};
 use crate::region::Region;
@@ -76,10 +77,12 @@ pub(super) fn insert(
             let state = if layer.row.state.is_folding() { LayerState::Sealed } else { layer.row.state };
             tx.insert_layer(&crate::catalog::Layer { state, ..layer.row.clone() }, &layer.points)?;
         }
+        insert_bin_rules(tx, old)?;
         for snapshot in &kept {
             tx.insert_snapshot(snapshot)?;
             insert_tags(tx, &snapshot.id.to_string(), old)?;
             keep_lock(tx, snapshot, old, recovered)?;
+            keep_endings(region, tx, snapshot, old, recovered)?;
             recovered.snapshots.push((snapshot.id.to_string(), snapshot.name.to_string()));
         }
         let known = kept_volume_names(&layers, old, &mut names, recovered);
@@ -116,7 +119,9 @@ fn kept_snapshots(
         recovered.notes.push(format!("copy {} ({}) waited to be made: ask for it again", copy.name, copy.id));
     }
     let sealed = |l: &&FoundLayer| matches!(l.row.state, LayerState::Sealed | LayerState::Filling);
-    for row in old.snapshots.iter().filter(|s| s.state == SnapshotState::Success) {
+    // What was in the bin comes last: it takes nobody's name.
+    let of = |state| old.snapshots.iter().filter(move |s| s.state == state);
+    for row in of(SnapshotState::Success).chain(of(SnapshotState::Deleted)) {
         let agrees = |l: &FoundLayer| {
             (row.size_bytes, row.cipher, row.key, row.account)
                 == (l.row.size_bytes, l.row.cipher, l.row.key, l.row.account)
@@ -137,19 +142,82 @@ fn kept_snapshots(
         }
         let what = format!("snapshot {} ({})", row.name, row.id);
         // A name has one bit wrong, or a broken tree holds a row twice.
-        let is_taken = kept.iter().any(|other: &Snapshot| other.id == row.id || other.name == row.name);
+        let has_its_name = |other: &Snapshot| other.name == row.name && other.state == row.state;
+        let is_in_bin = row.state == SnapshotState::Deleted;
+        let is_taken = kept.iter().any(|other| other.id == row.id || has_its_name(other) && !is_in_bin);
         match layer.filter(|_| !is_taken) {
             Some((layer, point)) => {
                 if row.mac.is_none() {
                     recovered.notes.push(format!("nothing vouches for {what}: it is taken as its row says"));
                 }
-                let row = Snapshot { layer: Some(layer), ..row.clone() };
+                let mut row = Snapshot { layer: Some(layer), ..row.clone() };
+                if is_in_bin && bin_entry(region, row.id, old)?.is_none() {
+                    give_back(&mut row, &kept, recovered)?;
+                }
                 kept.push(vouch::sign_snapshot(region, row, point)?);
             }
             None => recovered.notes.push(format!("{what}: its row is not believed, and its name is lost")),
         }
     }
     Ok(kept)
+}
+
+/// Where the old catalog says that a snapshot is in the bin, and until when, if that is vouched for.
+fn bin_entry<'o>(region: &Region, id: SnapshotId, old: &'o Salvaged) -> Result<Option<&'o BinEntry>> {
+    let Some((_, entry)) = old.bin.iter().find(|(of, _)| *of == id) else { return Ok(None) };
+    Ok(vouch::is_bin_entry_vouched(region, id, entry)?.then_some(entry))
+}
+
+/// A snapshot of which nobody knows until when it is in the bin is in no bin.
+fn give_back(row: &mut Snapshot, kept: &[Snapshot], recovered: &mut Recovered) -> Result<()> {
+    let mut taken: HashSet<_> = kept.iter().map(|s| format!("snapshot {}", s.name)).collect();
+    let was = row.name.clone();
+    if !taken.insert(format!("snapshot {was}")) {
+        row.name = name(row.id.to_string().trim_start_matches(SnapshotId::PREFIX), "snapshot ", &mut taken)?;
+    }
+    row.state = SnapshotState::Success;
+    recovered.notes.push(format!(
+        "snapshot {was} ({}): nothing vouches for its time in the bin, and it is given back as {}",
+        row.id, row.name
+    ));
+    Ok(())
+}
+
+/// The place in the bin of a snapshot that is kept, and what vouches for its retention.
+fn keep_endings(
+    region: &Region,
+    tx: &WriteTx,
+    snapshot: &Snapshot,
+    old: &Salvaged,
+    recovered: &mut Recovered,
+) -> Result<()> {
+    let id = snapshot.id;
+    if snapshot.state == SnapshotState::Deleted
+        && let Some(entry) = bin_entry(region, id, old)?
+    {
+        tx.set_bin_entry(id, entry)?;
+        let until = entry.purge_at;
+        recovered.notes.push(format!("snapshot {} ({id}) is in the bin, until {until}", snapshot.name));
+    }
+    let said = old.retention_macs.iter().find(|(of, _)| *of == id).map(|(_, mac)| *mac);
+    let is_vouched = said.is_some() && said == vouch::retention_mac(region, snapshot)?;
+    Ok(tx.set_retention_mac(id, said.filter(|_| is_vouched))?)
+}
+
+/// Rules say how long is waited, and harm nothing.
+fn insert_bin_rules(tx: &WriteTx, old: &Salvaged) -> Result<()> {
+    for rule in &old.bin_rules {
+        let tags: Vec<_> = tags_of(&rule.id.to_string(), old);
+        let rule = BinRule { account: tx.default_account()?.id, ..rule.clone() };
+        // Such as no command would have made are left out.
+        if check_tags(&tags).is_ok() && tx.find_bin_rule(rule.id)?.is_none() {
+            match tx.insert_bin_rule(&rule, &tags) {
+                Err(CatalogError::Exists { .. }) => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Names of volumes that old rows say, each of one volume: before any is made.
@@ -174,8 +242,12 @@ fn kept_volume_names(
     kept
 }
 
+fn tags_of(resource: &str, old: &Salvaged) -> Vec<Tag> {
+    old.tags.iter().filter(|(of, _)| of == resource).map(|(_, tag)| tag.clone()).collect()
+}
+
 fn insert_tags(tx: &WriteTx, resource: &str, old: &Salvaged) -> Result<()> {
-    let tags: Vec<_> = old.tags.iter().filter(|(of, _)| of == resource).map(|(_, tag)| tag.clone()).collect();
+    let tags = tags_of(resource, old);
     // Such as no command would have made are left out.
     match check_tags(&tags) {
         Ok(()) => Ok(tx.set_tags(resource, &tags)?),
