@@ -9,7 +9,7 @@ use super::copy::CopyArgs;
 use super::diff::DiffArgs;
 use super::filter::{self, Filter};
 use super::lock::{self, LockArgs};
-use super::options::DetailArgs;
+use super::options::{DetailArgs, tags_text};
 use super::set::{self, SetArgs};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
@@ -165,7 +165,6 @@ fn state_text(s: &Shown) -> String {
 }
 
 fn fields(s: &Shown) -> Vec<(&'static str, String)> {
-    let tags: Vec<String> = s.tags.iter().map(|t| format!("{}={}", t.key, t.value)).collect();
     vec![
         ("id", s.id.clone()),
         ("name", s.name.clone()),
@@ -196,7 +195,7 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
                 _ => String::new(),
             },
         ),
-        ("tags", tags.join(", ")),
+        ("tags", tags_text(&s.tags)),
         ("created at", s.created_at.clone()),
     ]
 }
