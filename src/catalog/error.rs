@@ -22,6 +22,8 @@ pub enum Kind {
     Snapshot,
     /// A background task.
     Task,
+    /// A schedule.
+    Schedule,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             Self::Volume => "volume",
             Self::Snapshot => "snapshot",
             Self::Task => "task",
+            Self::Schedule => "schedule",
         }
     }
 }
@@ -169,6 +172,7 @@ impl CatalogError {
                 Kind::Volume => "`terrane volume list` shows the volumes there are".into(),
                 Kind::Snapshot => "`terrane snapshot list` shows the snapshots there are".into(),
                 Kind::Task => "`terrane task list` shows the tasks there are".into(),
+                Kind::Schedule => "`terrane schedule list` shows the schedules there are".into(),
                 Kind::Layer | Kind::Instance => return None,
             },
             Self::Ambiguous { .. } => "give more digits, or the whole id".into(),

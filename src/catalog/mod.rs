@@ -1,4 +1,4 @@
-//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot, tag and task.
+//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot, schedule, tag and task.
 //!
 //! Owns the schema, its numbered migrations and every query; the only room that knows SQL. Never touches keys' material
 //! (it stores wrapped bytes), layer folders or configuration.
@@ -7,7 +7,7 @@
 //! row says is checked when it is read, so a damaged or hostile file gives [`CatalogError::Corrupted`] and no panic;
 //! names are unique by region and kind; times are microseconds since the epoch.
 //!
-//! Called by `region` (opening), `kms`, `volume`, `copy` and `cli`, each through [`Catalog::read`] and
+//! Called by `region` (opening), `kms`, `volume`, `copy`, `schedule` and `cli`, each through [`Catalog::read`] and
 //! [`Catalog::write`]. A connection is used by one thread at a time and never across a fork: a process that goes to the
 //! background opens its region afterwards.
 
@@ -21,6 +21,7 @@ mod locks;
 mod resolve;
 mod row;
 mod salvage;
+mod schedules;
 mod schema;
 mod settings;
 mod snapshots;
@@ -38,6 +39,7 @@ pub use keys::{Key, KeyState, KeyVersion};
 pub use layers::{Layer, LayerNeeds, LayerState};
 pub use locks::{LockMode, SnapshotLock};
 pub use salvage::Salvaged;
+pub use schedules::{Schedule, ScheduledCopy, ScheduledSnapshot};
 pub use settings::Setting;
 pub use snapshots::{Snapshot, SnapshotState, check_description};
 pub use tags::{TAGS_MAX, Tag, check_tags};

@@ -5,13 +5,15 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Failure;
-use super::exit::Exit;
+use super::exit::{Exit, of_control};
 use crate::control::{self, ControlError};
 use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::sys::mount::MountedAt;
-use crate::volume::{Answer, Host, HostState, LayersLock, Order, Owner, remove_litter};
+use crate::volume::{
+    Answer, Host, HostError, HostState, LayersLock, Order, Owner, SnapshotItem, remove_litter,
+};
 
 /// The name of a mount's socket in `run/`.
 pub const SOCKET: &str = "mount.sock";
@@ -28,6 +30,11 @@ const ANSWER_TIME: Duration = Duration::from_secs(600);
 
 /// Has an order carried out.
 pub fn perform(region: Region, order: &Order) -> Result<()> {
+    Ok(carry_out(region, order)?)
+}
+
+/// The same; what a mount refused is [`HostError::Answered`].
+pub fn carry_out(region: Region, order: &Order) -> Result<(), HostError> {
     loop {
         match LayersLock::take_or_mount(&region, PATIENCE)? {
             Ok(lock) => {
@@ -43,17 +50,44 @@ pub fn perform(region: Region, order: &Order) -> Result<()> {
                 }
                 let closed = host.close();
                 done?;
-                return Ok(closed?);
+                return closed;
             }
             Err(_) => match ask(&region, order, ANSWER_TIME) {
                 Ok(Answer::Failed { exit, message, hint }) => {
-                    return Err(Failure { exit: Exit::of_number(exit), message, hint }.into());
+                    return Err(HostError::Answered { exit, message, hint });
                 }
                 Ok(_) => return Ok(()),
                 // It has just ended, or is not there yet: look again who owns the layers.
                 Err(ControlError::NotRunning) => std::thread::sleep(Duration::from_millis(50)),
-                Err(e) => return Err(e.into()),
+                Err(error) => {
+                    let (exit, message) = (of_control(&error).number(), error.to_string());
+                    return Err(HostError::Answered { exit, message, hint: None });
+                }
             },
+        }
+    }
+}
+
+/// The same for a process that nobody looks at. What was synced on an attached volume is flushed before its snapshot.
+pub fn carry_out_unseen(region: Region, order: &Order) -> Result<(), HostError> {
+    if let Order::Snapshot { items, .. } = order
+        && let Ok(Some(state)) = mounted(&region)
+    {
+        flush_loops(&state, items, |words| tracing::warn!("{words}"));
+    }
+    carry_out(region, order)
+}
+
+/// What was synced on an attached volume lies in the loop device's pages until it is flushed.
+pub fn flush_loops(state: &HostState, items: &[SnapshotItem], mut tell: impl FnMut(String)) {
+    for item in items {
+        for device in loops_over(state, "volumes", &item.volume) {
+            if let Err(e) = loopdev::flush(&device.device) {
+                let device = device.device.display();
+                tell(format!(
+                    "{device} could not be flushed ({e}): the snapshot may lack what was last written to it"
+                ));
+            }
         }
     }
 }

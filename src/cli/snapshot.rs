@@ -15,9 +15,8 @@ use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
-use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, Order, SnapshotItem, cancel_copy, is_interrupted};
+use crate::volume::{Order, SnapshotItem, cancel_copy, is_interrupted};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -256,7 +255,7 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
         items.push(SnapshotItem { volume: volume.id.to_string(), snapshot, name: name.to_string() });
     }
     if let Some(state) = owner::mounted(&region)? {
-        flush_loops(app, &state, &items);
+        owner::flush_loops(&state, &items, |words| app.output().note(words));
     }
     let ids: Vec<String> = items.iter().map(|i| i.snapshot.clone()).collect();
     let order = Order::Snapshot {
@@ -269,18 +268,4 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
     };
     owner::perform(region, &order)?;
     ids.iter().try_for_each(|id| app.output().id(id))
-}
-
-/// What was synced on an attached volume lies in the loop device's pages until it is flushed.
-fn flush_loops(app: &App, state: &HostState, items: &[SnapshotItem]) {
-    for item in items {
-        for device in owner::loops_over(state, "volumes", &item.volume) {
-            if let Err(e) = loopdev::flush(&device.device) {
-                let device = device.device.display();
-                app.output().note(format!(
-                    "{device} could not be flushed ({e}): the snapshot may lack what was last written to it"
-                ));
-            }
-        }
-    }
 }

@@ -1,13 +1,12 @@
 //! One region's queue, as the daemon sees it: whether to look at it, and its next task.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+use super::stamp::Stamp;
 use crate::catalog::{ReadTx, Task};
 use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken, is_held};
 use crate::ids::{RegionId, SnapshotId, TaskId};
@@ -18,20 +17,6 @@ use crate::volume::Host;
 const PAGE: u32 = 64;
 /// What another process works on, and a region whose places are all taken, is looked at again so soon.
 const LATER: Duration = Duration::from_secs(1);
-
-/// What tells that a catalog changed, of its file and its log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
-
-impl Stamp {
-    fn of(dir: &Path) -> Self {
-        let of = |name: &str| {
-            let found = fs::symlink_metadata(dir.join(name)).ok()?;
-            Some((found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
-        };
-        Self(["catalog.db", "catalog.db-wal"].map(of))
-    }
-}
 
 /// Why a task is left alone, and until when.
 struct Rest {

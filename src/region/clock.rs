@@ -20,16 +20,16 @@ enum Source {
     File(PathBuf),
 }
 
-/// A region's clock.
+/// A region's clock. It goes on while the region is closed, but learns no moment that others have seen.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub struct Clock {
     source: Source,
     last: Arc<LastTime>,
 }
 
 impl Clock {
     /// The machine's clock, or `replaced`, an RFC 3339 time or `@FILE`.
-    pub fn new(replaced: Option<&str>, last: Arc<LastTime>) -> Result<Self, RegionError> {
+    pub(super) fn new(replaced: Option<&str>, last: Arc<LastTime>) -> Result<Self, RegionError> {
         let source = match replaced {
             None => Source::Machine,
             Some(text) => match text.strip_prefix('@') {
@@ -44,7 +44,7 @@ impl Clock {
     }
 
     /// What `TERRANE_CLOCK` says, if it is set.
-    pub fn replacement() -> Option<String> {
+    pub(super) fn replacement() -> Option<String> {
         std::env::var(VARIABLE).ok().filter(|text| !text.is_empty())
     }
 

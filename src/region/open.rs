@@ -26,7 +26,7 @@ pub struct Region {
     header: Header,
     place: RootKeyPlace,
     pool: Arc<Pool>,
-    clock: Clock,
+    clock: Arc<Clock>,
     anchors: Anchors,
     root_key: OnceLock<Secret<32>>,
     loading: Mutex<()>,
@@ -107,7 +107,7 @@ impl Region {
             header,
             place,
             pool,
-            clock,
+            clock: Arc::new(clock),
             anchors,
             root_key: OnceLock::new(),
             loading: Mutex::new(()),
@@ -163,6 +163,11 @@ impl Region {
     /// Now, by its clock, which never goes back.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Its clock, which may be asked after it is closed.
+    pub fn clock(&self) -> Arc<Clock> {
+        self.clock.clone()
     }
 
     /// Where its root key lies.
