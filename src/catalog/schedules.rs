@@ -69,8 +69,7 @@ pub struct ScheduledCopy {
     pub mac: Option<[u8; 16]>,
 }
 
-const SCHEDULE: &str =
-    "SELECT id, account, name, detail, mac, created_at, last_due, last_run_at, error, error_at FROM schedules";
+const SCHEDULE: &str = "SELECT id, account, name, detail, mac, created_at, last_due, last_run_at, error, error_at FROM schedules";
 
 fn schedule(f: &Fields) -> Result<Schedule, CatalogError> {
     Ok(Schedule {
@@ -124,6 +123,18 @@ impl ReadTx<'_> {
     /// All schedules, by name.
     pub fn schedules(&self) -> Result<Vec<Schedule>, CatalogError> {
         Ok(readable(self.list(&format!("{SCHEDULE} ORDER BY name, id"), [], |f| Ok(schedule(f)))?))
+    }
+
+    /// Of schedules whose rows do not read, in sentences.
+    pub fn schedule_problems(&self) -> Result<Vec<String>, CatalogError> {
+        let rows = self.list(&format!("{SCHEDULE} ORDER BY name, id"), [], |f| Ok(schedule(f)))?;
+        let words = |error| {
+            format!(
+                "a schedule can't be read, and is not carried out: {error}; \
+                 `terrane schedule delete` takes it away by its name or id"
+            )
+        };
+        Ok(rows.into_iter().filter_map(Result::err).map(words).collect())
     }
 
     /// The schedule of this id.

@@ -58,7 +58,8 @@ impl CopyToArgs {
                     return Err(Failure::usage(message));
                 }
                 (_, None) => {
-                    let message = "--key, --encrypt, --unencrypted and --keep-copies are of the --copy-to before them";
+                    let message =
+                        "--key, --encrypt, --unencrypted and --keep-copies are of the --copy-to before them";
                     return Err(Failure::usage(message));
                 }
             }
@@ -74,7 +75,12 @@ impl Args for CopyToArgs {
         };
         // Options without a value whose places are known.
         let flag = |id: &'static str, help: &'static str| {
-            Arg::new(id).long(id).help(help).action(ArgAction::Append).num_args(0).default_missing_value("true")
+            Arg::new(id)
+                .long(id)
+                .help(help)
+                .action(ArgAction::Append)
+                .num_args(0)
+                .default_missing_value("true")
         };
         command
             .arg(option(REGION, "copy-to", "REGION", "Copy each snapshot to this region; may be given again, each with the options that follow it"))

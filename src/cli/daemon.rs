@@ -92,9 +92,9 @@ fn tell(app: &App, event: &Event) {
 
 /// `2 snapshots taken, 2 copies asked for, 1 expired; volume db: …; trying again in 4 s`
 fn carried_text(outcome: &schedule::Outcome, again_in: Option<std::time::Duration>) -> String {
-    let counts = [(outcome.taken, "taken"), (outcome.asked, "copies asked for"), (outcome.expired, "expired")];
-    let done: Vec<_> =
-        counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let counts =
+        [(outcome.taken, "taken"), (outcome.asked, "copies asked for"), (outcome.expired, "expired")];
+    let done: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     let done = (!done.is_empty()).then(|| done.join(", "));
     let again = again_in.map(|pause| format!("trying again in {} s", pause.as_secs()));
     [done, outcome.error(), again].into_iter().flatten().collect::<Vec<_>>().join("; ")

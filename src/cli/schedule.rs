@@ -130,7 +130,8 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             let id = region.catalog()?.read(|tx| tx.resolve_schedule(&schedule))?;
             let row = region.catalog()?.read(|tx| tx.find_schedule(id))?;
             // It was there a moment before.
-            let row = row.ok_or_else(|| Failure::refused(format!("schedule {id} was just deleted"), "list them"))?;
+            let row =
+                row.ok_or_else(|| Failure::refused(format!("schedule {id} was just deleted"), "list them"))?;
             show(&row, app, &region)
         }
         Command::Delete { schedule } => {
@@ -142,7 +143,8 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
 
 fn create(args: &Create, app: &App, region: &Region) -> Outcome {
     if app.config().entry(region.id())?.is_none() {
-        let message = format!("region {} is not in the configuration, where the daemon finds it", region.name());
+        let message =
+            format!("region {} is not in the configuration, where the daemon finds it", region.name());
         return Err(Failure::refused(message, format!("terrane region add {}", region.dir().display())));
     }
     let account = app.account(&mut region.catalog()?)?.id;
@@ -160,7 +162,10 @@ fn what(args: &Create, app: &App, region: &Region) -> Result<What> {
     if !args.tags.is_empty() {
         let tags = checked_tags(&args.tags)?;
         let has_all = |id: String| {
-            region.catalog()?.read(|tx| tx.tags(&id)).map(|has| tags.iter().all(|tag| has.contains(tag)))
+            region
+                .catalog()?
+                .read(|tx| tx.tags(&id))
+                .map(|has| tags.iter().all(|tag| has.contains(tag)))
                 .map_err(anyhow::Error::from)
         };
         let volumes = region.catalog()?.read(|tx| tx.volumes())?;
@@ -195,7 +200,8 @@ fn copy_to(wanted: &Wanted, app: &App, region: &Region) -> Result<CopyTo> {
         }
     };
     if app.config().entry(target.id())?.is_none() {
-        let message = format!("region {} is not in the configuration, where the daemon finds it", target.name());
+        let message =
+            format!("region {} is not in the configuration, where the daemon finds it", target.name());
         return Err(Failure::refused(message, format!("terrane region add {}", target.dir().display())));
     }
     let key = match &wanted.key {

@@ -201,7 +201,8 @@ impl Memory {
         self.settled.remove(&row.id);
         let mut again_in = None;
         if outcome.is_busy {
-            let rest = Rest { until: Instant::now() + LATER, backoff: Backoff::default(), is_for_copies: false };
+            let rest =
+                Rest { until: Instant::now() + LATER, backoff: Backoff::default(), is_for_copies: false };
             self.resting.insert(row.id, rest);
         } else if !outcome.troubles.is_empty() || !outcome.waits_for.is_empty() {
             let is_well = outcome.troubles.is_empty();

@@ -17,6 +17,7 @@ pub fn check(region: &Region) -> Result<Vec<String>, RegionError> {
         tx.snapshots()?.iter().try_for_each(|snapshot| tx.snapshot_lock(snapshot.id).map(drop))?;
         tx.tasks()?;
         tx.layers()?;
+        problems.extend(tx.schedule_problems()?);
         tx.keys()
     })?;
     region.root_key()?;

@@ -27,8 +27,8 @@ mod rebuild;
 mod root_key;
 
 pub use anchor::VolumeAnchor;
-pub use clock::Clock;
 pub use check::{accept_older, check, missing_layers, unknown_folders};
+pub use clock::Clock;
 pub use config::{Config, ConfigLock, KeySource, KnownRegion};
 pub use error::RegionError;
 pub use files::uid_name;

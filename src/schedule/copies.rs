@@ -91,8 +91,7 @@ pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) 
         }
     }
     let copies = made::copies(target.host.region(), &target.voucher, run.row.id)?;
-    let is_open =
-        |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Processing);
+    let is_open = |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Processing);
     if copies.iter().any(|(_, made)| is_open(made)) {
         outcome.waits_for.push(target.host.region().dir().to_owned());
     }

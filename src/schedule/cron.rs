@@ -114,7 +114,8 @@ impl Cron {
             if day < first {
                 return None;
             }
-            let last = self.is_on(day).then(|| self.times_of(day).rev().find(|time| *time <= until)).flatten();
+            let last =
+                self.is_on(day).then(|| self.times_of(day).rev().find(|time| *time <= until)).flatten();
             if last.is_some() {
                 return last.filter(|time| *time > after);
             }
@@ -245,7 +246,10 @@ mod tests {
         // Of the century without a leap day.
         let leap = cron("0 0 29 2 *");
         assert_eq!(leap.next_after(at("2096-03-01T00:00:00Z")), Some(at("2104-02-29T00:00:00Z")));
-        assert_eq!(leap.last_until(at("2050-01-01T00:00:00Z"), at("2104-02-28T23:59:59Z")), Some(at("2096-02-29T00:00:00Z")));
+        assert_eq!(
+            leap.last_until(at("2050-01-01T00:00:00Z"), at("2104-02-28T23:59:59Z")),
+            Some(at("2096-02-29T00:00:00Z"))
+        );
         assert_eq!(leap.next_after(at("9999-03-01T00:00:00Z")), None);
     }
 

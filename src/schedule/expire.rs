@@ -60,22 +60,17 @@ pub(super) fn expire_copies(run: &Run, target: &Target, outcome: &mut Outcome) -
         matches!(state, Some(SnapshotState::Processing | SnapshotState::Success))
     };
     // The newest of a volume is remembered for ever: what is older is not asked for again.
-    let is_newest = |made: &Made| {
-        !all.iter().any(|(_, other)| other.volume == made.volume && other.due > made.due)
-    };
-    let gone: Vec<_> = all
-        .iter()
-        .filter(|(_, made)| !is_there(made) && !is_newest(made))
-        .map(|(_, made)| made.id)
-        .collect();
+    let is_newest =
+        |made: &Made| !all.iter().any(|(_, other)| other.volume == made.volume && other.due > made.due);
+    let gone: Vec<_> =
+        all.iter().filter(|(_, made)| !is_there(made) && !is_newest(made)).map(|(_, made)| made.id).collect();
     if !gone.is_empty() {
         region.catalog()?.write(|tx| gone.iter().try_for_each(|id| tx.forget_scheduled_copy(*id)))?;
     }
     let whole: Vec<_> =
         all.into_iter().map(|(_, made)| made).filter(|made| whole_row(made).is_some()).collect();
     let needed = HashSet::new();
-    let rule =
-        Rule { keep: target.to.keep, needed: &needed, forget: |tx, id| tx.forget_scheduled_copy(id) };
+    let rule = Rule { keep: target.to.keep, needed: &needed, forget: |tx, id| tx.forget_scheduled_copy(id) };
     expire(run, region, &whole, &rule, outcome)
 }
 
@@ -115,13 +110,7 @@ fn is_borne_out(region: &Region, row: &Snapshot) -> bool {
 }
 
 /// Deletes one, unless it is locked, or something needs it.
-fn expire_one(
-    run: &Run,
-    region: &Region,
-    row: &Snapshot,
-    rule: &Rule,
-    outcome: &mut Outcome,
-) -> Result<()> {
+fn expire_one(run: &Run, region: &Region, row: &Snapshot, rule: &Rule, outcome: &mut Outcome) -> Result<()> {
     let lock = region.catalog()?.read(|tx| tx.snapshot_lock(row.id))?;
     if lock.is_some_and(|lock| lock.holds(region.now())) || !is_borne_out(region, row) {
         return Ok(());

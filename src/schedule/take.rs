@@ -168,9 +168,10 @@ fn perform(run: &Run, due: Timestamp, items: Vec<SnapshotItem>) -> Result<(), Ho
 fn is_of_a_volume(error: &HostError) -> bool {
     match error {
         HostError::Region(_) | HostError::InUse { .. } => false,
-        HostError::Catalog(error) => {
-            !matches!(error, CatalogError::Busy { .. } | CatalogError::NoSpace { .. } | CatalogError::Corrupted { .. })
-        }
+        HostError::Catalog(error) => !matches!(
+            error,
+            CatalogError::Busy { .. } | CatalogError::NoSpace { .. } | CatalogError::Corrupted { .. }
+        ),
         _ => true,
     }
 }

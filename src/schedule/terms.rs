@@ -172,7 +172,9 @@ pub(super) fn unvouched(row: &Schedule, why: &str) -> ScheduleError {
 pub fn create(region: &Region, account: AccountId, name: Name, terms: &Terms) -> Result<ScheduleId> {
     if name.as_str().len() > NAME_CHARS_MAX {
         return Err(ScheduleError::refused(
-            format!("the name {name} is too long for a schedule, which has at most {NAME_CHARS_MAX} characters"),
+            format!(
+                "the name {name} is too long for a schedule, which has at most {NAME_CHARS_MAX} characters"
+            ),
             "its name is a part of those of its snapshots: choose a shorter one",
         ));
     }

@@ -147,9 +147,28 @@ mod tests {
 
     #[test]
     fn what_is_no_span_is_refused() {
-        for text in ["", "1", "m", "0m", "0h", "1s", "60s", "1M", "1y", "1.5h", "-1h", "+1h", " 1h", "1h ", "1h30m", "367d", "53w",
-            "99999999999999999999m", "9223372036854775807w", "١h"]
-        {
+        for text in [
+            "",
+            "1",
+            "m",
+            "0m",
+            "0h",
+            "1s",
+            "60s",
+            "1M",
+            "1y",
+            "1.5h",
+            "-1h",
+            "+1h",
+            " 1h",
+            "1h ",
+            "1h30m",
+            "367d",
+            "53w",
+            "99999999999999999999m",
+            "9223372036854775807w",
+            "١h",
+        ] {
             assert!(text.parse::<Every>().is_err(), "{text}");
         }
         assert_eq!("90m".parse::<Every>().unwrap().to_string(), "90m");
