@@ -289,6 +289,7 @@ fn what_is_locked_or_not_its_own_stays() {
         let mut copies = case.names("south");
         copies.sort();
         assert_eq!(copies, [hourly("db", 1), hourly("db", hour), "mine".into()]);
+        assert_eq!(case.error("hourly"), "", "that is no trouble");
     }
     // A lock that has ended is none.
     case.hour(25);

@@ -57,6 +57,7 @@ fn volumes_have_tags() {
     assert_eq!(listed(&world, &[]), ["base", "dev", "web"]);
     assert_eq!(listed(&world, &["tag:tier=silver"]), ["base", "web"]);
     assert_eq!(listed(&world, &["tag:tier=silver", "name=*b"]), ["web"]);
+    assert_eq!(listed(&world, &["name=*b", "tag:tier=silver"]), ["web"]);
     assert_eq!(listed(&world, &["name=*e*"]), ["base", "dev", "web"]);
     assert!(listed(&world, &["tag:tier=lead"]).is_empty());
     // A snapshot has its own, and so has a volume that is made of it.

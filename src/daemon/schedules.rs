@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -172,7 +172,7 @@ fn is_of(watched: &Watched, region: &KnownRegion) -> bool {
 }
 
 impl Memory {
-    fn is_to_be_looked_at(&self, dir: &PathBuf) -> bool {
+    fn is_to_be_looked_at(&self, dir: &Path) -> bool {
         let now = Instant::now();
         if let Some((rest, _)) = &self.rest {
             return rest.until <= now;

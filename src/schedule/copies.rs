@@ -61,21 +61,13 @@ fn open<'a>(run: &Run, to: &'a CopyTo) -> Result<Target<'a>> {
 /// Asks for a copy of each snapshot that is newer than all that were asked for there, of as many as are to be kept there.
 pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) -> Result<()> {
     let asked = made::copies(target.host.region(), &target.voucher, run.row.id)?;
-    let mut newest: HashMap<VolumeId, Timestamp> = HashMap::new();
-    for (_, copy) in &asked {
-        newest.entry(copy.volume).and_modify(|due| *due = copy.due.max(*due)).or_insert(copy.due);
-    }
+    let newest = newest_due(asked.iter().map(|(_, made)| made));
     let made = made::snapshots(run.region(), &run.voucher, run.row.id)?;
     let is_whole = |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Success);
-    let mut wanted: Vec<Made> = made.into_iter().map(|(_, made)| made).filter(is_whole).collect();
-    if let Some(keep) = target.to.keep {
-        let all = wanted.clone();
-        let newer = |made: &Made| {
-            all.iter().filter(|other| other.volume == made.volume && other.due > made.due).count()
-        };
-        wanted.retain(|made| newer(made) < keep as usize);
-    }
+    let whole: Vec<Made> = made.into_iter().map(|(_, made)| made).filter(is_whole).collect();
+    let mut wanted = newest_of_each(whole, target.to.keep);
     wanted.retain(|made| newest.get(&made.volume).is_none_or(|due| made.due > *due));
+    let mut first_error = None;
     // Those of one time together, the oldest first: each is the base of the next.
     for of_one_time in wanted.chunk_by(|a, b| a.due == b.due) {
         if run.caller.is_cancelled() {
@@ -83,11 +75,8 @@ pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) 
         }
         match ask(run, target, of_one_time) {
             Ok(asked) => outcome.asked += asked,
-            // That one can't be copied is no end of the others.
-            Err(error) => outcome.troubles.push(format!(
-                "copies of {} to region {}: {error}",
-                of_one_time[0].due, target.to.region_name
-            )),
+            // That one can't be copied is no end of the others; most often all meet the same.
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
     let copies = made::copies(target.host.region(), &target.voucher, run.row.id)?;
@@ -95,7 +84,29 @@ pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) 
     if copies.iter().any(|(_, made)| is_open(made)) {
         outcome.waits_for.push(target.host.region().dir().to_owned());
     }
-    Ok(())
+    first_error.map_or(Ok(()), Err)
+}
+
+/// The newest due time of each volume.
+pub(super) fn newest_due<'m>(made: impl Iterator<Item = &'m Made>) -> HashMap<VolumeId, Timestamp> {
+    let mut newest = HashMap::new();
+    for made in made {
+        newest.entry(made.volume).and_modify(|due| *due = made.due.max(*due)).or_insert(made.due);
+    }
+    newest
+}
+
+/// The newest so many of each volume, of those that are in order.
+fn newest_of_each(mut made: Vec<Made>, keep: Option<u32>) -> Vec<Made> {
+    let mut counts: HashMap<VolumeId, u32> = HashMap::new();
+    made.reverse();
+    made.retain(|made| {
+        let count = counts.entry(made.volume).or_default();
+        *count += 1;
+        keep.is_none_or(|keep| *count <= keep)
+    });
+    made.reverse();
+    made
 }
 
 /// Queues copies of the snapshots of one time, all or none.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 
-use super::copies::Target;
+use super::copies::{Target, newest_due};
 use super::error::Result;
 use super::made::{self, Made};
 use super::run::{Outcome, Run};
@@ -60,8 +60,8 @@ pub(super) fn expire_copies(run: &Run, target: &Target, outcome: &mut Outcome) -
         matches!(state, Some(SnapshotState::Processing | SnapshotState::Success))
     };
     // The newest of a volume is remembered for ever: what is older is not asked for again.
-    let is_newest =
-        |made: &Made| !all.iter().any(|(_, other)| other.volume == made.volume && other.due > made.due);
+    let newest = newest_due(all.iter().map(|(_, made)| made));
+    let is_newest = |made: &Made| newest.get(&made.volume) == Some(&made.due);
     let gone: Vec<_> =
         all.iter().filter(|(_, made)| !is_there(made) && !is_newest(made)).map(|(_, made)| made.id).collect();
     if !gone.is_empty() {
@@ -84,6 +84,9 @@ fn expire(run: &Run, region: &Region, made: &[Made], rule: &Rule, outcome: &mut 
     for volume in volumes {
         // Newest first.
         let of_volume: Vec<_> = made.iter().rev().filter(|made| made.volume == volume).collect();
+        if of_volume.len() <= keep as usize {
+            continue;
+        }
         let mut kept = 0;
         for made in of_volume {
             let Some(row) = whole_row(made) else { continue };

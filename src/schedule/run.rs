@@ -18,6 +18,9 @@ use crate::region::{Config, Region};
 use crate::sys::lock_file::LockFile;
 use crate::volume::{Host, HostError, Order};
 
+/// No more is said of what stands in a schedule's way.
+const ERROR_CHARS_MAX: usize = 1000;
+
 /// What is needed of whoever has a schedule carried out.
 pub struct Caller<'a> {
     /// The known regions.
@@ -67,7 +70,9 @@ impl Outcome {
     /// What stands in the way, in words.
     pub fn error(&self) -> Option<String> {
         let words: Vec<&str> = self.troubles.iter().chain(&self.notes).map(String::as_str).collect();
-        (!words.is_empty()).then(|| words.join("; "))
+        let words = words.join("; ");
+        let cut = words.char_indices().nth(ERROR_CHARS_MAX).map(|(at, _)| format!("{} …", &words[..at]));
+        (!words.is_empty()).then(|| cut.unwrap_or(words))
     }
 }
 
