@@ -3,6 +3,8 @@
 
 mod schedule_support;
 
+use std::os::unix::fs::FileExt;
+
 use schedule_support::world::{is_root, pattern, read_at, within, write_at};
 use schedule_support::{Case, at_hour, hourlies, hourly};
 
@@ -376,7 +378,9 @@ fn a_mounted_volume_is_asked_of_its_mount() {
     assert_eq!(case.names("north"), hourlies("db", 3..=4));
     if is_root() {
         let device = case.ok(&["attach", "--region", "north", "db"]);
-        write_at(std::path::Path::new(&device), 4096, &pattern(4096, 99)).unwrap();
+        // Still open: the last to close it would have its pages written.
+        let open = std::fs::OpenOptions::new().write(true).open(&device).unwrap();
+        open.write_all_at(&pattern(4096, 99), 4096).unwrap();
         case.hour(5);
         case.once(&[]);
         let taken = case.world.snapshot_file(&hourly("db", 5));
@@ -384,6 +388,7 @@ fn a_mounted_volume_is_asked_of_its_mount() {
             read_at(&taken, 4096, 4096).unwrap() == pattern(4096, 99),
             "the loop device's pages are flushed"
         );
+        drop(open);
         case.ok(&["detach", "--region", "north", "db"]);
     }
     case.ok(&["unmount", &mnt]);
