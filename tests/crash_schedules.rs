@@ -49,6 +49,12 @@ impl<'m> Machine<'m> {
 
     #[track_caller]
     fn ok(&self, args: &[&str]) -> String {
+        self.said(args).0
+    }
+
+    /// What it answers, and what it says beside.
+    #[track_caller]
+    fn said(&self, args: &[&str]) -> (String, String) {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("terrane"));
         for name in ["TERRANE_REGION", "TERRANE_ACCOUNT", "TERRANE_LOG"] {
             command.env_remove(name);
@@ -57,8 +63,9 @@ impl<'m> Machine<'m> {
             .env("TERRANE_CONFIG_DIR", &self.config)
             .env("TERRANE_CLOCK", format!("@{}", self.clock.display()));
         let output = command.args(args).stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        (String::from_utf8(output.stdout).unwrap().trim_end().to_owned(), said)
     }
 
     fn json(&self, args: &[&str]) -> serde_json::Value {
@@ -154,11 +161,12 @@ fn a_schedule_cut_anywhere_comes_to_its_end() {
         assert!([0, 2].contains(&there), "{found:?}");
         cut_between += usize::from(there == 2);
         for _ in 0..2 {
-            machine.ok(&["daemon", "--once", "-q"]);
+            let (_, said) = machine.said(&["daemon", "--once"]);
             for region in REGIONS {
                 let found = machine.snapshots(region);
                 let wanted = ["nightly-db-20310301T020000Z", "nightly-web-20310301T020000Z"];
-                assert_eq!(found.iter().map(|s| s[0].as_str()).collect::<Vec<_>>(), wanted, "in {region}");
+                let names: Vec<_> = found.iter().map(|s| s[0].as_str()).collect();
+                assert_eq!(names, wanted, "in {region}: {said}");
                 assert!(found.iter().all(|s| s[1] == "success" && s[2] == found[0][2] && !s[2].is_empty()));
             }
         }

@@ -146,6 +146,11 @@ impl Queue {
         self.resting.remove(&task);
     }
 
+    /// This process has put something into some queue: the catalog's files may tell of it by a coarse clock.
+    pub fn look_again(&mut self) {
+        self.idle = None;
+    }
+
     /// This process works on a task no more.
     pub fn is_let_go(&mut self, task: TaskId) {
         self.in_hand.remove(&task);

@@ -142,11 +142,12 @@ impl Schedules {
         }
     }
 
-    /// Takes back what a look found out, and tells of it.
-    pub fn take_back(&mut self, ended: Ended, summary: &mut Summary, tell: &mut dyn FnMut(Event)) {
+    /// Takes back what a look found out, and tells of it; whether copies were asked for.
+    pub fn take_back(&mut self, ended: Ended, summary: &mut Summary, tell: &mut dyn FnMut(Event)) -> bool {
+        let has_asked = ended.reports.iter().any(|report| report.outcome.asked > 0);
         let found = self.regions.iter_mut().find(|watched| watched.known.id == ended.region);
         // One that is not known any more is not looked at again.
-        let Some(watched) = found else { return };
+        let Some(watched) = found else { return has_asked };
         let region = watched.known.name.as_str();
         if let Some(why) = &ended.problem {
             summary.put_off += 1;
@@ -164,6 +165,7 @@ impl Schedules {
             memory.touch();
         }
         watched.memory = Some(memory);
+        has_asked
     }
 }
 

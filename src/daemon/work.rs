@@ -161,8 +161,10 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
                     count(&ended, &mut queues, &mut summary, tell);
                     schedules.touch();
                 },
-                recv(schedules.ended()) -> ended => if let Ok(ended) = ended {
-                    schedules.take_back(ended, &mut summary, tell);
+                recv(schedules.ended()) -> ended => if let Ok(ended) = ended
+                    && schedules.take_back(ended, &mut summary, tell)
+                {
+                    queues.iter_mut().for_each(|(_, queue)| queue.look_again());
                 },
                 default(LOOK) => {}
             }
