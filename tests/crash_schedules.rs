@@ -149,7 +149,11 @@ fn a_schedule_cut_anywhere_comes_to_its_end() {
     let places = PLACES * (factor.end - factor.start) as usize;
     let mut cut_between = 0;
     for number in 0..places {
-        let n = random.below(trace.len as u64 + 1) as usize;
+        let n = match number {
+            0 => 0,
+            1 => trace.len,
+            _ => random.below(trace.len as u64 + 1) as usize,
+        };
         let cut = if random.one_in(2) { Cut::All } else { Cut::any(&mut random) };
         let left = trace.after(n, cut, random.next());
         let machine = Machine::new(mount.disk(&left), dir.path(), 2 + number, Some(&first));
@@ -175,6 +179,6 @@ fn a_schedule_cut_anywhere_comes_to_its_end() {
         assert_eq!((&shown["last_due_at"], shown["error"].is_null()), (&"2031-03-01T02:00:00Z".into(), true));
         std::fs::remove_dir_all(&machine.config).unwrap();
     }
-    println!("{places} places, {cut_between} of them after the snapshots were taken");
+    println!("{places} disks after a cut of a schedule, {cut_between} of them with its snapshots");
     assert!(cut_between > 0 && cut_between < places);
 }
