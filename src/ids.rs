@@ -88,6 +88,8 @@ prefixed_id!(/// A customer master key's id.
     KeyId, "key-");
 prefixed_id!(/// A background task's id.
     TaskId, "task-");
+prefixed_id!(/// A schedule's id.
+    ScheduleId, "sched-");
 prefixed_id!(/// An account's id.
     AccountId, "acc-");
 prefixed_id!(/// A rule's id, of what waits in the bin.

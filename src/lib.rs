@@ -16,6 +16,7 @@ pub mod ids; // the identities of things: ids, names, points
 pub mod kms; // keys, versions, envelope
 pub mod layer; // slots, log and map of one layer; knows sectors, not volumes
 pub mod region; // opening a region: paths, format version, root key, configuration
+pub mod schedule; // when snapshots are due, taking and copying them, expiring the old ones
 pub mod sys; // the few unsafe calls: mount, loop devices, process hygiene, mappings
 pub mod units; // sectors, chunks, slots and all arithmetic between them and bytes
 pub mod volume; // a stack of layers as a disk: read, write, flush, discard, seal

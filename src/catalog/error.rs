@@ -24,6 +24,8 @@ pub enum Kind {
     Task,
     /// A rule of the bin.
     BinRule,
+    /// A schedule.
+    Schedule,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Self::Snapshot => "snapshot",
             Self::Task => "task",
             Self::BinRule => "bin rule",
+            Self::Schedule => "schedule",
         }
     }
 }
@@ -175,6 +178,7 @@ impl CatalogError {
                 },
                 Kind::Task => "`terrane task list` shows the tasks there are".into(),
                 Kind::BinRule => "`terrane bin list` shows the rules there are".into(),
+                Kind::Schedule => "`terrane schedule list` shows the schedules there are".into(),
                 Kind::Layer | Kind::Instance => return None,
             },
             Self::Ambiguous { .. } => "give more digits, or the whole id".into(),

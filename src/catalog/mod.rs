@@ -1,4 +1,4 @@
-//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot,
+//! The catalog: one SQLite file a region, with a row for every account, key, layer, fold, volume, snapshot, schedule,
 //! tag, task and rule of the bin.
 //!
 //! Owns the schema, its numbered migrations and every query; the only room that knows SQL. Never touches keys' material
@@ -8,7 +8,7 @@
 //! row says is checked when it is read, so a damaged or hostile file gives [`CatalogError::Corrupted`] and no panic;
 //! names are unique by region and kind, but for those of what is in the bin; times are microseconds since the epoch.
 //!
-//! Called by `region` (opening), `kms`, `volume`, `copy`, `daemon` and `cli`, each through [`Catalog::read`] and
+//! Called by `region` (opening), `kms`, `volume`, `copy`, `schedule`, `daemon` and `cli`, each through [`Catalog::read`] and
 //! [`Catalog::write`]. A connection is used by one thread at a time and never across a fork: a process that goes to the
 //! background opens its region afterwards.
 
@@ -24,6 +24,7 @@ mod locks;
 mod resolve;
 mod row;
 mod salvage;
+mod schedules;
 mod schema;
 mod settings;
 mod snapshots;
@@ -43,6 +44,7 @@ pub use keys::{Key, KeyState, KeyVersion};
 pub use layers::{Layer, LayerNeeds, LayerState};
 pub use locks::{LockMode, SnapshotLock};
 pub use salvage::Salvaged;
+pub use schedules::{Schedule, ScheduledCopy, ScheduledSnapshot};
 pub use settings::Setting;
 pub use snapshots::{Snapshot, SnapshotState, check_description};
 pub use tags::{TAGS_MAX, Tag, check_tags};

@@ -1,7 +1,9 @@
 //! From what a person typed to the one thing it means: an id, a name or alias, or the beginning of an id.
 
 use super::{BinRule, CatalogError, Key, Kind, ReadTx, Snapshot, SnapshotState, Task, Volume, WriteTx};
-use crate::ids::{AccountId, BinRuleId, GroupId, InstanceId, KeyId, Name, SnapshotId, TaskId, VolumeId};
+use crate::ids::{
+    AccountId, BinRuleId, GroupId, InstanceId, KeyId, Name, ScheduleId, SnapshotId, TaskId, VolumeId,
+};
 
 /// Fewer digits of an id than this are no id.
 const PREFIX_DIGITS_MIN: usize = 6;
@@ -86,6 +88,12 @@ impl ReadTx<'_> {
         self.find_task(self.own(&id)?)?.ok_or_else(|| self.not_found(Kind::Task, text))
     }
 
+    /// The id of the schedule of this id, name or beginning of an id, whether the rest of its row reads or not.
+    pub fn resolve_schedule(&self, text: &str) -> Result<ScheduleId, CatalogError> {
+        let by_name = self.schedule_of_name(text)?;
+        self.own(&self.resolve(Kind::Schedule, text, ScheduleId::PREFIX, "schedules", by_name)?)
+    }
+
     /// Refuses a name that a volume or a snapshot, by `kind`, has already.
     pub fn refuse_taken_name(&self, kind: Kind, name: &Name) -> Result<(), CatalogError> {
         let taken = match kind {
@@ -165,6 +173,7 @@ pub(super) fn is_id(name: &Name) -> bool {
         AccountId::PREFIX,
         InstanceId::PREFIX,
         BinRuleId::PREFIX,
+        ScheduleId::PREFIX,
         "img-",
     ];
     prefixes.iter().any(|prefix| is_whole_id(name.as_str(), prefix))

@@ -2,7 +2,7 @@
 //! never changed; a new one is appended.
 
 /// SQL of each step.
-pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6];
+pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
 
 /// `application_id` of a catalog: "TRNE".
 pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
@@ -165,4 +165,24 @@ CREATE TABLE bin_rules (
   created_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE retentions (snapshot TEXT PRIMARY KEY, mac BLOB) STRICT, WITHOUT ROWID;
+";
+
+// What a schedule was asked never changes, and is under a MAC by the root key, as is what it took and asked for; how it went is not.
+// A snapshot's row here is there before the snapshot, and may outlive it: no reference. Copies name schedules of any region.
+const V7: &str = "
+CREATE TABLE schedules (
+  id TEXT PRIMARY KEY, account TEXT NOT NULL REFERENCES accounts, name TEXT NOT NULL UNIQUE, detail TEXT NOT NULL, mac BLOB,
+  created_at INTEGER NOT NULL, last_due INTEGER, last_run_at INTEGER, error TEXT, error_at INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE schedule_snapshots (
+  snapshot TEXT PRIMARY KEY, schedule TEXT NOT NULL REFERENCES schedules ON DELETE CASCADE, volume TEXT NOT NULL,
+  due INTEGER NOT NULL, name TEXT NOT NULL, mac BLOB
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX schedule_snapshots_due ON schedule_snapshots (schedule, volume, due);
+
+CREATE TABLE schedule_copies (
+  snapshot TEXT PRIMARY KEY, schedule TEXT NOT NULL, source TEXT NOT NULL, volume TEXT NOT NULL, due INTEGER NOT NULL, mac BLOB
+) STRICT, WITHOUT ROWID;
+CREATE INDEX schedule_copies_schedule ON schedule_copies (schedule, due);
 ";

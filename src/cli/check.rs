@@ -11,7 +11,9 @@ use super::repair::{self, Repaired};
 use super::{App, Exit, Failure, Outcome, parse_bytes, size_text};
 use crate::catalog::SnapshotState;
 use crate::region::{self, Region};
-use crate::volume::{CheckWatch, Finding, Host, RegionCheck, check_region, proof, refuse_in_bin, verify_snapshot};
+use crate::volume::{
+    CheckWatch, Finding, Host, RegionCheck, check_region, proof, refuse_in_bin, verify_snapshot,
+};
 
 /// How fast is read.
 #[derive(Args)]

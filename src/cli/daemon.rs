@@ -6,11 +6,12 @@ use clap::Args;
 use super::exit::Exit;
 use super::progress::cancelled_by_signals;
 use super::waiting::exit_of;
-use super::{App, Failure, Outcome, parse_bytes, size_text};
+use super::{App, Failure, Outcome, owner, parse_bytes, size_text};
 use crate::catalog::Task;
 use crate::copy::CopyError;
 use crate::daemon::{Event, Settings, Summary, work};
 use crate::region::Region;
+use crate::schedule;
 use crate::sys::process;
 
 /// What `daemon` takes.
@@ -41,6 +42,7 @@ pub fn run(args: &DaemonArgs, app: &App) -> Outcome {
         once: args.once,
         cancel: &cancel,
         exit_of,
+        perform: owner::carry_out_unseen,
     };
     let summary = work(&settings, &mut |event| tell(app, &event))?;
     let Summary { succeeded, failed, put_off } = summary;
@@ -80,10 +82,23 @@ fn tell(app: &App, event: &Event) {
         }
         Event::Ended { region, task, error: Some(error), .. } => format!("{}: {error}", words(region, task)),
         Event::Over { region, what } => format!("region {region}: {what}"),
+        Event::Carried { region, schedule, outcome, again_in } => {
+            format!("schedule {schedule} in region {region}: {}", carried_text(outcome, *again_in))
+        }
         Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),
     };
     app.output().note(line);
+}
+
+/// `2 snapshots taken, 2 copies asked for, 1 expired; volume db: …; trying again in 4 s`
+fn carried_text(outcome: &schedule::Outcome, again_in: Option<std::time::Duration>) -> String {
+    let counts =
+        [(outcome.taken, "taken"), (outcome.asked, "copies asked for"), (outcome.expired, "expired")];
+    let done: Vec<_> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let done = (!done.is_empty()).then(|| done.join(", "));
+    let again = again_in.map(|pause| format!("trying again in {} s", pause.as_secs()));
+    [done, outcome.error(), again].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn words(region: &str, task: &Task) -> String {

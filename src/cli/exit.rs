@@ -12,6 +12,7 @@ use crate::crypto::CryptoError;
 use crate::fuse::MountError;
 use crate::kms::KmsError;
 use crate::region::RegionError;
+use crate::schedule::ScheduleError;
 use crate::sys::loopdev::LoopError;
 use crate::volume::HostError;
 
@@ -119,6 +120,8 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<(Exit, Option<S
         Some((of_catalog(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<CopyError>() {
         Some((of_copy(error), error.hint()))
+    } else if let Some(error) = cause.downcast_ref::<ScheduleError>() {
+        Some((of_schedule(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<HostError>() {
         Some((of_host(error), error.hint()))
     } else if let Some(error) = cause.downcast_ref::<MountError>() {
@@ -196,7 +199,14 @@ pub(super) fn of_copy(error: &CopyError) -> Exit {
     }
 }
 
-fn of_control(error: &ControlError) -> Exit {
+fn of_schedule(error: &ScheduleError) -> Exit {
+    match error {
+        ScheduleError::Host(error) => of_host(error),
+        ScheduleError::Copy(error) => of_copy(error),
+    }
+}
+
+pub(super) fn of_control(error: &ControlError) -> Exit {
     match error {
         ControlError::ForeignUser(_) | ControlError::Refused(_) | ControlError::Version { .. } => {
             Exit::Refused

@@ -1,10 +1,10 @@
-//! What `snapshot list --filter` lets through.
+//! What `snapshot list --filter` and `volume list --filter` let through.
 
 use std::str::FromStr;
 
 use anyhow::Result;
 
-use crate::catalog::{CatalogError, ReadTx, Snapshot, SnapshotState, Tag};
+use crate::catalog::{CatalogError, ReadTx, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::VolumeId;
 
 /// One condition.
@@ -77,6 +77,49 @@ pub fn snapshots(tx: &ReadTx, filters: &[Filter], deleted: bool) -> Result<Vec<S
             }
             Filter::Name(pattern) => kept.retain(|s| fits(s.name.as_str(), pattern)),
         }
+    }
+    Ok(kept)
+}
+
+/// One condition on volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeFilter {
+    /// It has this tag.
+    Tag(Tag),
+    /// Its name fits; `*` stands for any letters, or none.
+    Name(String),
+}
+
+impl FromStr for VolumeFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = "known are: tag:K=V, name=NAME (with *: any letters)";
+        if let Some(tag) = text.strip_prefix("tag:") {
+            return Ok(Self::Tag(tag.parse()?));
+        }
+        match text.strip_prefix("name=") {
+            Some("") => Err(format!("name= wants a value; {known}")),
+            Some(name) => Ok(Self::Name(name.to_owned())),
+            None => Err(format!("no such filter; {known}")),
+        }
+    }
+}
+
+/// The volumes of a region for which all filters hold, in their order.
+pub fn volumes(tx: &ReadTx, filters: &[VolumeFilter]) -> Result<Vec<Volume>, CatalogError> {
+    let mut kept = Vec::new();
+    for volume in tx.volumes()? {
+        let mut holds = true;
+        for filter in filters {
+            holds &= match filter {
+                VolumeFilter::Tag(tag) => tx.tags(&volume.id.to_string())?.contains(tag),
+                VolumeFilter::Name(pattern) => {
+                    volume.name.as_ref().is_some_and(|name| fits(name.as_str(), pattern))
+                }
+            };
+        }
+        kept.extend(holds.then_some(volume));
     }
     Ok(kept)
 }

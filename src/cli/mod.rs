@@ -13,6 +13,7 @@ mod attach;
 mod bin;
 mod check;
 mod copy;
+mod copy_to;
 mod daemon;
 mod debug;
 mod diff;
@@ -30,6 +31,7 @@ mod parse;
 mod progress;
 mod region;
 mod repair;
+mod schedule;
 mod set;
 mod snapshot;
 mod status;
@@ -131,11 +133,14 @@ enum Command {
         /// A loop device
         device: std::path::PathBuf,
     },
-    /// Work off the queues of all known regions, or of the one of --region
+    /// Work off the queues and carry out the schedules of all known regions, or of the one of --region
     Daemon(daemon::DaemonArgs),
     /// What is queued, being done, or over in a region
     #[command(subcommand)]
     Task(task::Command),
+    /// Take, copy and expire snapshots by the clock
+    #[command(subcommand)]
+    Schedule(schedule::Command),
     /// What is mounted, what is wrong
     Status,
     /// What another program needs to check the bytes
@@ -158,6 +163,7 @@ fn run(command: Command, app: &App) -> Outcome {
         Command::LetGo { device } => mount::let_go(&device),
         Command::Daemon(args) => daemon::run(&args, app),
         Command::Task(command) => task::run(&command, app),
+        Command::Schedule(command) => schedule::run(command, app),
         Command::Status => status::run(app),
         Command::Debug(command) => debug::run(command, app),
     }

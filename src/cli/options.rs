@@ -50,9 +50,28 @@ pub struct DetailArgs {
 impl DetailArgs {
     /// The tags; as many, and each as often, as a resource may have them.
     pub fn tags(&self) -> Result<&[Tag]> {
-        check_tags(&self.tags).map_err(|e| Failure::usage(e.to_string()))?;
-        Ok(&self.tags)
+        checked_tags(&self.tags)
     }
+}
+
+/// Tags as they were given, if a resource may have all of them.
+pub fn checked_tags(tags: &[Tag]) -> Result<&[Tag]> {
+    check_tags(tags).map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(tags)
+}
+
+/// Tags that are given and taken away, if that can be both at once.
+pub fn checked_changes<'t>(given: &'t [Tag], removed: &[String]) -> Result<&'t [Tag]> {
+    if let Some(tag) = given.iter().find(|tag| removed.contains(&tag.key)) {
+        return Err(Failure::usage(format!("the tag {:?} can't be both given and removed", tag.key)));
+    }
+    checked_tags(given)
+}
+
+/// Tags for people.
+pub fn tags_text(tags: &[Tag]) -> String {
+    let tags: Vec<String> = tags.iter().map(|t| format!("{}={}", t.key, t.value)).collect();
+    tags.join(", ")
 }
 
 /// Free words: 2 to 256 characters.

@@ -11,7 +11,7 @@ use crate::fuse::{self, Life};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::sys::mount::MountedAt;
-use crate::volume::{self, Answer, HostState, LayersLock, Order, Owner, Waits};
+use crate::volume::{self, Answer, HostError, HostState, LayersLock, Order, Owner, SnapshotItem, Waits};
 
 /// What a mount may take to say that it is there.
 pub const MOUNT_TIME: Duration = Duration::from_secs(10);
@@ -19,6 +19,30 @@ pub const MOUNT_TIME: Duration = Duration::from_secs(10);
 /// Has an order carried out, with the patience of a command.
 pub fn perform(region: Region, order: &Order) -> Result<()> {
     Ok(volume::perform(region, order, Waits::COMMAND)?)
+}
+
+/// The same for a process that nobody looks at. What was synced on an attached volume is flushed before its snapshot.
+pub fn carry_out_unseen(region: Region, order: &Order) -> Result<(), HostError> {
+    if let Order::Snapshot { items, .. } = order
+        && let Ok(Some(state)) = mounted(&region)
+    {
+        flush_loops(&state, items, |words| tracing::warn!("{words}"));
+    }
+    volume::perform(region, order, Waits::COMMAND)
+}
+
+/// What was synced on an attached volume lies in the loop device's pages until it is flushed.
+pub fn flush_loops(state: &HostState, items: &[SnapshotItem], mut tell: impl FnMut(String)) {
+    for item in items {
+        for device in loops_over(state, "volumes", &item.volume) {
+            if let Err(e) = loopdev::flush(&device.device) {
+                let device = device.device.display();
+                tell(format!(
+                    "{device} could not be flushed ({e}): the snapshot may lack what was last written to it"
+                ));
+            }
+        }
+    }
 }
 
 /// What a read-write mount of the region says of itself; none: there is no such mount.

@@ -2,9 +2,9 @@
 
 use clap::Args;
 
-use super::options::parse_description;
-use super::{Failure, Outcome};
-use crate::catalog::{Snapshot, Tag, check_tags};
+use super::Outcome;
+use super::options::{checked_changes, parse_description};
+use crate::catalog::{Snapshot, Tag};
 use crate::region::Region;
 use crate::volume::{refuse_in_bin, vouch};
 
@@ -44,10 +44,7 @@ struct Changes {
 /// Changes what people say of a snapshot, all of it or nothing.
 pub fn run(args: &SetArgs, region: &Region) -> Outcome {
     let changes = &args.changes;
-    check_tags(&changes.tags).map_err(|e| Failure::usage(e.to_string()))?;
-    if let Some(tag) = changes.tags.iter().find(|tag| changes.removed_tags.contains(&tag.key)) {
-        return Err(Failure::usage(format!("the tag {:?} can't be both given and removed", tag.key)));
-    }
+    checked_changes(&changes.tags, &changes.removed_tags)?;
     if changes.retention_days.is_some() {
         // It vouches for a retention, and may be asked for on the terminal: no other writer should wait for that.
         region.root_key()?;

@@ -10,18 +10,15 @@ use super::diff::DiffArgs;
 use super::exit::Exit;
 use super::filter::{self, Filter};
 use super::lock::{self, LockArgs};
-use super::options::DetailArgs;
+use super::options::{DetailArgs, tags_text};
 use super::set::{self, SetArgs};
 use super::verify::{self, VerifyArgs};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{CatalogError, DiskKind, LockMode, Snapshot, SnapshotState, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId};
 use crate::region::Region;
-use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{
-    HostError, HostState, Order, SnapshotItem, cancel_copy, is_interrupted, restore_snapshot,
-};
+use crate::volume::{HostError, Order, SnapshotItem, cancel_copy, is_interrupted, restore_snapshot};
 
 /// Commands on snapshots. SNAPSHOT is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -233,7 +230,6 @@ fn state_text(s: &Shown) -> String {
 }
 
 fn fields(s: &Shown) -> Vec<(&'static str, String)> {
-    let tags: Vec<String> = s.tags.iter().map(|t| format!("{}={}", t.key, t.value)).collect();
     vec![
         ("id", s.id.clone()),
         ("name", s.name.clone()),
@@ -271,7 +267,7 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
                 _ => String::new(),
             },
         ),
-        ("tags", tags.join(", ")),
+        ("tags", tags_text(&s.tags)),
         ("created at", s.created_at.clone()),
     ]
 }
@@ -344,7 +340,7 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
         items.push(SnapshotItem { volume: volume.id.to_string(), snapshot, name: name.to_string() });
     }
     if let Some(state) = owner::mounted(&region)? {
-        flush_loops(app, &state, &items);
+        owner::flush_loops(&state, &items, |words| app.output().note(words));
     }
     let ids: Vec<String> = items.iter().map(|i| i.snapshot.clone()).collect();
     let order = Order::Snapshot {
@@ -357,18 +353,4 @@ fn create(args: &Create, app: &App, region: Region) -> Outcome {
     };
     owner::perform(region, &order)?;
     ids.iter().try_for_each(|id| app.output().id(id))
-}
-
-/// What was synced on an attached volume lies in the loop device's pages until it is flushed.
-fn flush_loops(app: &App, state: &HostState, items: &[SnapshotItem]) {
-    for item in items {
-        for device in owner::loops_over(state, "volumes", &item.volume) {
-            if let Err(e) = loopdev::flush(&device.device) {
-                let device = device.device.display();
-                app.output().note(format!(
-                    "{device} could not be flushed ({e}): the snapshot may lack what was last written to it"
-                ));
-            }
-        }
-    }
 }

@@ -1,16 +1,21 @@
 //! `terrane status`: what is mounted, what is wrong.
 
 use anyhow::Result;
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::exit::Exit;
 use super::volume::{could_not_be_opened, in_trouble};
 use super::{App, Failure, Outcome, owner, size_text};
-use crate::catalog::{Snapshot, SnapshotState, TaskState};
+use crate::catalog::{Schedule, Snapshot, SnapshotState, TaskState};
 use crate::copy::is_held;
 use crate::fuse::{self, Life};
 use crate::region::Region;
+use crate::schedule::{Terms, next_due};
 use crate::volume::{HostState, is_interrupted};
+
+/// A daemon is a second late at most; one that begins with the machine, and has much to do, some minutes.
+const OVERDUE: SignedDuration = SignedDuration::from_mins(10);
 
 #[derive(Serialize)]
 struct Status {
@@ -32,6 +37,7 @@ struct RegionStatus {
     deleted_snapshots: usize,
     open_tasks: usize,
     failed_tasks: usize,
+    schedules: usize,
 }
 
 /// Of the chosen region, or of all known ones. Exit 6 where anything is bad.
@@ -104,6 +110,7 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
             ),
         ),
         ("tasks", format!("{} queued or being done, {} failed", r.open_tasks, r.failed_tasks)),
+        ("schedules", r.schedules.to_string()),
     ]
 }
 
@@ -123,6 +130,19 @@ fn waits(region: &Region, copy: &Snapshot) -> Result<Option<String>> {
         )),
         None => None,
     })
+}
+
+/// What stands in a schedule's way, or that nobody carries it out.
+fn schedule_problem(region: &Region, row: &Schedule) -> Option<String> {
+    let what = format!("schedule {} in region {}", row.name, region.name());
+    if let Err(error) = Terms::of_row(row) {
+        return Some(format!("{what}: {error}"));
+    }
+    if let Some(error) = &row.error {
+        return Some(format!("{what}: {error}"));
+    }
+    let due = next_due(row).filter(|due| region.now().duration_since(*due) > OVERDUE)?;
+    Some(format!("{what} was due {due}, and nobody carried it out: is `terrane daemon` running?"))
 }
 
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
@@ -150,6 +170,10 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         ));
     }
     let deleted = snapshots.iter().filter(|s| s.state == SnapshotState::Deleted).count();
+    let (schedules, unreadable) =
+        region.catalog()?.read(|tx| -> Result<_> { Ok((tx.schedules()?, tx.schedule_problems()?)) })?;
+    problems.extend(unreadable.into_iter().map(|what| format!("region {}: {what}", region.name())));
+    problems.extend(schedules.iter().filter_map(|row| schedule_problem(region, row)));
     let space = rustix::fs::statvfs(region.dir())?;
     Ok(RegionStatus {
         name: region.name().to_owned(),
@@ -163,5 +187,6 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         deleted_snapshots: deleted,
         open_tasks: tasks.iter().filter(|t| t.is_open()).count(),
         failed_tasks: failed,
+        schedules: schedules.len(),
     })
 }

@@ -4,14 +4,15 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::options::KeyArgs;
+use super::filter::{self, VolumeFilter};
+use super::options::{KeyArgs, checked_changes, checked_tags, tags_text};
 use super::{App, Outcome, owner, parse_volume_size, size_text};
-use crate::catalog::{CatalogError, DiskKind, ReadTx, Setting, Snapshot, Volume};
+use crate::catalog::{CatalogError, DiskKind, ReadTx, Setting, Snapshot, Tag, Volume};
 use crate::copy::KeyChoice;
 use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
 use crate::volume::folder;
-use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_volume};
+use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume};
 
 /// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -19,20 +20,18 @@ pub enum Command {
     /// Make a volume and print its id
     Create(Create),
     /// List the region's volumes
-    List,
+    List {
+        /// Only those that are so; of several, all must hold: tag:K=V, name=N*
+        #[arg(long = "filter", value_name = "F")]
+        filters: Vec<VolumeFilter>,
+    },
     /// Describe a volume
     Show {
         /// The volume
         volume: String,
     },
-    /// Give a volume another name
-    Set {
-        /// The volume
-        volume: String,
-        /// Its new name
-        #[arg(long)]
-        name: Name,
-    },
+    /// Give a volume another name, or change its tags
+    Set(Set),
     /// Make a volume larger, also while it is in use
     Resize {
         /// The volume
@@ -73,6 +72,33 @@ pub struct Create {
     /// What it is for: system or data [default: data, or the snapshot's]
     #[arg(long)]
     kind: Option<DiskKind>,
+    /// A tag, K=V; up to 20, each key once. A volume made from a snapshot has none of its
+    #[arg(long = "tag", value_name = "K=V")]
+    tags: Vec<Tag>,
+}
+
+/// What `set` takes.
+#[derive(Args)]
+pub struct Set {
+    /// The volume
+    volume: String,
+    #[command(flatten)]
+    changes: Changes,
+}
+
+/// What is to be changed: at least one thing, and nothing else.
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+struct Changes {
+    /// Its new name
+    #[arg(long)]
+    name: Option<Name>,
+    /// A tag, K=V, new or in place of that key's; a volume has up to 20
+    #[arg(long = "tag", value_name = "K=V")]
+    tags: Vec<Tag>,
+    /// Take the tag of this key away; may be given again, and need not be there
+    #[arg(long = "remove-tag", value_name = "K")]
+    removed_tags: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -89,6 +115,7 @@ struct Shown {
     reason: Option<String>,
     path: Option<String>,
     source_snapshot_id: Option<String>,
+    tags: Vec<Tag>,
     created_at: String,
 }
 
@@ -102,8 +129,8 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
     };
     match command {
         Command::Create(args) => create(args, app, &region),
-        Command::List => {
-            let volumes = region.catalog()?.read(|tx| tx.volumes())?;
+        Command::List { filters } => {
+            let volumes = region.catalog()?.read(|tx| filter::volumes(tx, &filters))?;
             let live = owner::mounted(&region)?;
             let shown: Vec<_> =
                 volumes.into_iter().map(|v| describe(v, &region, live.as_ref())).collect::<Result<_>>()?;
@@ -133,13 +160,20 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
                     ("state", v.reason.as_ref().map_or(v.state.into(), |r| format!("{}: {r}", v.state))),
                     ("path", v.path.clone().unwrap_or_else(|| "not mounted".into())),
                     ("made from", v.source_snapshot_id.clone().unwrap_or_default()),
+                    ("tags", tags_text(&v.tags)),
                     ("created at", v.created_at.clone()),
                 ]
             })
         }
-        Command::Set { volume, name } => {
-            let id = resolve(&volume)?.id;
-            Ok(region.catalog()?.write(|tx| tx.set_volume_name(id, Some(&name)))?)
+        Command::Set(Set { volume, changes }) => {
+            checked_changes(&changes.tags, &changes.removed_tags)?;
+            Ok(region.catalog()?.write(|tx| {
+                let id = tx.resolve_volume(&volume)?.id;
+                if let Some(name) = &changes.name {
+                    tx.set_volume_name(id, Some(name))?;
+                }
+                tx.change_tags(&id.to_string(), &changes.removed_tags, &changes.tags)
+            })?)
         }
         Command::Resize { volume, size } => {
             let id = resolve(&volume)?.id;
@@ -193,7 +227,7 @@ fn create(args: Create, app: &App, region: &Region) -> Outcome {
         snapshot: source.map(|s| s.id),
         key: region.catalog()?.read(|tx| key_of_new(tx, &args.key.choice(), source))?,
     };
-    app.output().id(create_volume(region, &spec)?)
+    app.output().id(create_tagged_volume(region, &spec, checked_tags(&args.tags)?)?)
 }
 
 /// The key of a new volume; none: plain.
@@ -212,11 +246,11 @@ fn key_of_new(
 }
 
 fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Shown> {
-    let (own, shared) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+    let (own, shared, tags) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
         let chain = tx.layer_chain(v.active)?;
         let bytes = |id: LayerId, known: u64| folder::stored_bytes(region, id).unwrap_or(known);
         let below: u64 = chain[1..].iter().map(|l| bytes(l.id, l.stored_bytes)).sum();
-        Ok((bytes(v.active, chain[0].stored_bytes), below))
+        Ok((bytes(v.active, chain[0].stored_bytes), below, tx.tags(&v.id.to_string())?))
     })?;
     let state = live.and_then(|s| s.live.iter().find(|l| l.volume == v.id.to_string()));
     let unopened = live.and_then(|s| s.unopened.iter().find(|u| u.volume == v.id.to_string()));
@@ -241,6 +275,7 @@ fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Show
         reason,
         path: live.map(|s| format!("{}/volumes/{}", s.mount_point, v.id)),
         source_snapshot_id: v.source_snapshot.map(|s| s.to_string()),
+        tags,
         created_at: v.created_at.to_string(),
     })
 }

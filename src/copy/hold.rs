@@ -1,25 +1,19 @@
 //! Who works on which copy: by locks on files in `run/`, which death frees.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::error::{CopyError, Result};
 use crate::catalog::Task;
 use crate::ids::{SnapshotId, TaskId};
 use crate::region::Region;
+use crate::sys::lock_file::{LockFile, try_lock};
 use crate::sys::owned;
 use crate::volume::HostError;
 
 /// So many copies at once are made in a region; more wait.
 pub const COPIES_MAX: u32 = 20;
-/// Who asks whether a task is held holds it for a moment.
-const LOOKS: u32 = 10;
-const LOOK: Duration = Duration::from_millis(2);
 
 /// A task that this process works on, and no other.
 pub struct Held {
@@ -65,46 +59,23 @@ impl Held {
     }
 }
 
-/// The lock of a task. Its file goes with it.
+/// The lock of a task.
 pub(super) struct TaskLock {
-    file: File,
-    path: PathBuf,
+    _file: LockFile,
 }
 
 impl TaskLock {
     /// Takes it; none: another process has it.
     pub fn take(region: &Region, id: TaskId) -> Result<Option<Self>> {
         let path = path(region, id);
-        for _ in 0..LOOKS {
-            let file = owned::open_or_create(&path).map_err(io_of(&path))?;
-            match try_lock(&file).map_err(io_of(&path))? {
-                // Else its file went with the one who had it.
-                true if is_at(&file, &path) => return Ok(Some(Self { file, path })),
-                true => {}
-                false => std::thread::sleep(LOOK),
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl Drop for TaskLock {
-    fn drop(&mut self) {
-        // While it is locked: who opens it afterwards makes another. One that stays is of no worth.
-        let _ = fs::remove_file(&self.path);
-        let _ = flock(&self.file, FlockOperation::Unlock);
+        Ok(LockFile::take(&path).map_err(io_of(&path))?.map(|file| Self { _file: file }))
     }
 }
 
 /// Whether a process works on a task.
 pub fn is_held(region: &Region, id: TaskId) -> Result<bool> {
     let path = path(region, id);
-    match owned::open(&path, true) {
-        // Shared: two who ask at once don't take each other for the holder.
-        Ok(file) => Ok(flock(&file, FlockOperation::NonBlockingLockShared).is_err()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(io_of(&path)(e)),
-    }
+    LockFile::is_held(&path).map_err(io_of(&path))
 }
 
 /// One of the places of a region at which copies are made.
@@ -129,20 +100,6 @@ impl Slot {
 
 fn path(region: &Region, id: TaskId) -> PathBuf {
     region.run_dir().join(format!("{id}.lock"))
-}
-
-fn try_lock(file: &File) -> io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Whether this open file is the one of this name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let (Ok(open), Ok(named)) = (file.metadata(), fs::symlink_metadata(path)) else { return false };
-    (open.dev(), open.ino()) == (named.dev(), named.ino())
 }
 
 fn io_of(path: &Path) -> impl FnOnce(io::Error) -> CopyError {

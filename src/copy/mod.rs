@@ -11,7 +11,7 @@
 //! out ([`carry_out`]): he holds the task's lock, one of the region's places ([`Slot`]), and the lock of the layer's data file,
 //! never anything by time; a copy whose process was killed stays, `processing`, until it is taken up ([`Begun`]) or deleted.
 //!
-//! Called by `cli` and `daemon`.
+//! Called by `cli`, `schedule` and `daemon`.
 
 mod begun;
 mod behind;
@@ -35,7 +35,7 @@ pub use error::CopyError;
 pub use hold::{COPIES_MAX, Held, Slot, Taken, is_held};
 pub use pace::Pace;
 pub use plan::{Base, KeyChoice, Plan, plan, plan_asked};
-pub use request::{Request, TASK_KIND, enqueue, enqueue_all, find_asked};
+pub use request::{Request, TASK_KIND, enqueue, enqueue_all, enqueue_all_and, find_asked};
 pub use task::{Copy, Details, Watch, carry_out};
 pub use verify::{Differing, Measured, Side, VerifyWatch, compare_measured, compare_proofs};
 pub use verity::SALT_LEN;

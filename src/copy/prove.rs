@@ -61,7 +61,7 @@ impl Made<'_> {
     pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Leaves> {
         let difference = &self.plan.difference;
         let below = Stack { active: None, chain: difference.below() };
-        let layers = [below.chain.layers(), &[self.top.clone()]].concat();
+        let layers = [below.chain.layers(), std::slice::from_ref(&self.top)].concat();
         let disk = Stack { active: None, chain: Chain::new(layers) };
         let size_bytes = self.plan.source.size_bytes;
         let of_base = match self.plan.parent() {

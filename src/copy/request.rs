@@ -9,7 +9,7 @@ use super::error::{CopyError, Result};
 use super::hold::{Held, TaskLock};
 use super::plan::{KeyChoice, Plan, copy_words, key_of_copy};
 use super::task::{Details, away};
-use crate::catalog::{Snapshot, SnapshotState, Task, TaskState};
+use crate::catalog::{Snapshot, SnapshotState, Task, TaskState, WriteTx};
 use crate::ids::{KeyId, RegionId, SnapshotId, TaskId};
 use crate::region::{Config, Region, RegionError};
 use crate::volume::{Host, HostError, vouch};
@@ -134,6 +134,16 @@ pub fn enqueue(source: &Region, target: &Host, plan: &Plan, details: &Details) -
 /// its task, and a snapshot, `processing`, without a layer. They are this process's until what is returned is dropped; then
 /// anybody's.
 pub fn enqueue_all(source: &Region, target: &Host, wanted: &[(&Plan, &Details)]) -> Result<Vec<Held>> {
+    enqueue_all_and(source, target, wanted, |_, _| Ok(()))
+}
+
+/// The same, and in that transaction what `also` writes of the copies' ids.
+pub fn enqueue_all_and(
+    source: &Region,
+    target: &Host,
+    wanted: &[(&Plan, &Details)],
+    also: impl FnOnce(&WriteTx, &[SnapshotId]) -> Result<()>,
+) -> Result<Vec<Held>> {
     // All were asked for before.
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -161,6 +171,7 @@ pub fn enqueue_all(source: &Region, target: &Host, wanted: &[(&Plan, &Details)])
             tx.set_tags(&snapshot.id.to_string(), tags)?;
             tx.insert_task(task)?;
         }
+        also(tx, &rows.iter().map(|(snapshot, ..)| snapshot.id).collect::<Vec<_>>())?;
         if let Ok(before) = now.checked_sub(TOLD) {
             tx.forget_tasks(before)?;
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use super::backoff::Backoff;
-use super::queue::Stamp;
+use super::stamp::Stamp;
 use crate::catalog::{ReadTx, Snapshot, SnapshotState};
 use crate::ids::{RegionId, SnapshotId};
 use crate::region::{Clock, Config, Region, RegionError};

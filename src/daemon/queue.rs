@@ -1,13 +1,12 @@
 //! One region's queue, as the daemon sees it: whether to look at it, and its next task.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
+use super::stamp::Stamp;
 use crate::catalog::{ReadTx, Task};
 use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken, is_held};
 use crate::ids::{RegionId, SnapshotId, TaskId};
@@ -18,21 +17,6 @@ use crate::volume::Host;
 const PAGE: u32 = 64;
 /// What another process works on, and a region whose places are all taken, is looked at again so soon.
 const LATER: Duration = Duration::from_secs(1);
-
-/// What tells that a catalog changed, of its file and its log. An empty log is as good as none: who only reads makes one, and takes it
-/// away, and two who look would give each other reason to look again for ever.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
-
-impl Stamp {
-    pub(super) fn of(dir: &Path) -> Self {
-        let of = |name: &str| {
-            let found = fs::symlink_metadata(dir.join(name)).ok()?;
-            (found.size() > 0).then(|| (found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
-        };
-        Self(["catalog.db", "catalog.db-wal"].map(of))
-    }
-}
 
 /// Why a task is left alone, and until when.
 struct Rest {
@@ -165,6 +149,11 @@ impl Queue {
     /// A task that this process worked on is over.
     pub fn forget(&mut self, task: TaskId) {
         self.resting.remove(&task);
+    }
+
+    /// This process has put something into some queue: the catalog's files may tell of it by a coarse clock.
+    pub fn look_again(&mut self) {
+        self.idle = None;
     }
 
     /// This process works on a task no more.

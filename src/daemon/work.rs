@@ -1,4 +1,5 @@
-//! The daemon's loop: tasks are begun in the order they were asked for, as many at once as it may, until it is told to end.
+//! The daemon's loop: tasks are begun in the order they were asked for, as many at once as it may, and schedules carried out, until it
+//! is told to end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,10 +8,13 @@ use crossbeam_channel::{Sender, select, unbounded};
 
 use super::keeping::Keeping;
 use super::queue::{Job, Queue};
+use super::schedules::Schedules;
 use crate::catalog::Task;
 use crate::copy::{CopyError, Pace, Watch, carry_out};
 use crate::ids::{RegionId, TaskId};
-use crate::region::{Config, RegionError};
+use crate::region::{Config, Region, RegionError};
+use crate::schedule::Outcome;
+use crate::volume::{HostError, Order};
 
 /// An idle daemon looks so often whether anything changed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -31,6 +35,8 @@ pub struct Settings<'a> {
     pub cancel: &'a AtomicBool,
     /// The number of those who wait for a copy that fails so.
     pub exit_of: fn(&CopyError) -> u8,
+    /// Has an order carried out: by the mount that owns the region's layers, else by this process.
+    pub perform: fn(Region, &Order) -> Result<(), HostError>,
 }
 
 /// What happened, for people.
@@ -60,6 +66,17 @@ pub enum Event<'a> {
         /// What, in words.
         what: &'a str,
     },
+    /// A schedule was carried out, or could not be.
+    Carried {
+        /// Its region's name.
+        region: &'a str,
+        /// Its own.
+        schedule: &'a str,
+        /// What came of it.
+        outcome: &'a Outcome,
+        /// When it is tried again.
+        again_in: Option<Duration>,
+    },
     /// The configuration could not be read: what was known of it is gone on with.
     Troubled {
         /// Why.
@@ -81,7 +98,7 @@ pub struct Summary {
     pub succeeded: u64,
     /// Tasks that failed.
     pub failed: u64,
-    /// Tasks, regions, and what ends by the clock, that had to wait for something, each time that they were tried.
+    /// Tasks, schedules, regions, and what ends by the clock, that had to wait for something, each time that they were tried.
     pub put_off: u64,
 }
 
@@ -97,7 +114,8 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
     let pace = settings.max_rate.map(Pace::new);
     let mut summary = Summary::default();
     let mut queues: Vec<(String, Queue)> = Vec::new();
-    find_queues(settings, &mut queues)?;
+    let mut schedules = Schedules::new();
+    find_queues(settings, &mut queues, &mut schedules)?;
     let mut trouble: Option<String> = None;
     let (done_in, done) = unbounded::<Done>();
     let mut keeping = Keeping::default();
@@ -108,7 +126,7 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
         loop {
             let mut began = false;
             if !is_told_to_end() {
-                match find_queues(settings, &mut queues) {
+                match find_queues(settings, &mut queues, &mut schedules) {
                     Ok(()) => trouble = None,
                     // Those that were known are served on.
                     Err(error) => {
@@ -144,6 +162,7 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
                     let (pace, done_in) = (pace.as_ref(), done_in.clone());
                     scope.spawn(move || run(settings, job, pace, &done_in));
                 }
+                schedules.begin(scope, settings);
             }
             // One of each region at a time, so that none waits for all of another's.
             if began && running < settings.jobs {
@@ -151,15 +170,20 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
             }
             let is_idle = || !queues.iter().any(|(_, queue)| queue.has_behind());
             let is_over = is_told_to_end() || settings.once && is_idle();
-            if running == 0 && !keeping.is_busy() && is_over {
+            if running == 0 && !schedules.is_busy() && !keeping.is_busy() && is_over {
                 return;
             }
             select! {
-                recv(done) -> ended => {
-                    let Ok(ended) = ended else { continue };
+                recv(done) -> ended => if let Ok(ended) = ended {
                     running -= 1;
                     count(&ended, &mut queues, &mut summary, tell);
-                }
+                    schedules.touch();
+                },
+                recv(schedules.ended()) -> ended => if let Ok(ended) = ended
+                    && schedules.take_back(ended, &mut summary, tell)
+                {
+                    queues.iter_mut().for_each(|(_, queue)| queue.look_again());
+                },
                 recv(looked) -> looked => {
                     let Ok(looked) = looked else { continue };
                     let told = keeping.end(looked);
@@ -174,7 +198,11 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
 }
 
 /// The regions may be others than they were.
-fn find_queues(settings: &Settings, queues: &mut Vec<(String, Queue)>) -> Result<(), RegionError> {
+fn find_queues(
+    settings: &Settings,
+    queues: &mut Vec<(String, Queue)>,
+    schedules: &mut Schedules,
+) -> Result<(), RegionError> {
     let mut known = settings.config.known()?;
     known.retain(|region| settings.only.is_none_or(|only| region.id == only));
     queues.retain(|(_, queue)| known.iter().any(|region| queue.is_of(region)));
@@ -183,6 +211,7 @@ fn find_queues(settings: &Settings, queues: &mut Vec<(String, Queue)>) -> Result
             queues.push((region.name.to_string(), Queue::new(region)));
         }
     }
+    schedules.know(&known);
     Ok(())
 }
 

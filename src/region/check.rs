@@ -22,6 +22,7 @@ pub fn check(region: &Region) -> Result<Vec<String>, RegionError> {
         tx.bin_rules()?;
         tx.tasks()?;
         tx.layers()?;
+        problems.extend(tx.schedule_problems()?);
         tx.keys()
     })?;
     region.root_key()?;

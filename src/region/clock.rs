@@ -20,7 +20,7 @@ enum Source {
     File(PathBuf),
 }
 
-/// A region's clock, which can be asked without its region.
+/// A region's clock, which can be asked without its region. It goes on while that is closed, but learns no moment that others have seen.
 #[derive(Debug)]
 pub struct Clock {
     source: Source,
@@ -44,7 +44,7 @@ impl Clock {
     }
 
     /// What `TERRANE_CLOCK` says, if it is set.
-    pub fn replacement() -> Option<String> {
+    pub(super) fn replacement() -> Option<String> {
         std::env::var(VARIABLE).ok().filter(|text| !text.is_empty())
     }
 

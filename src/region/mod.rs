@@ -8,7 +8,7 @@
 //! the directory opens it; a root key is used only once the region's check value has shown that it is the right one;
 //! opening needs no root key, [`Region::root_key`] loads it when first asked.
 //!
-//! Called by `cli`, `kms`, `volume`, `copy` and the mount. A [`Region`] is `Sync` and may be shared by threads; it must
+//! Called by `cli`, `kms`, `volume`, `copy`, `schedule`, `daemon` and the mount. A [`Region`] is `Sync` and may be shared by threads; it must
 //! not be carried across a fork (SQLite's connections would be): fork first, open then.
 
 mod anchor;

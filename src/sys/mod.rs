@@ -6,6 +6,7 @@
 
 pub mod asking;
 pub mod crashsafe;
+pub mod lock_file;
 pub mod loopdev;
 pub mod mapping;
 pub mod mount;

@@ -6,7 +6,7 @@ use super::folder::{self, LayerSpec};
 use super::host_error::{HostError, Result};
 use super::restore::refuse_in_bin;
 use super::{footing, vouch};
-use crate::catalog::{DiskKind, Kind, Layer, LayerState, ReadTx, SnapshotState, Volume};
+use crate::catalog::{DiskKind, Kind, Layer, LayerState, ReadTx, SnapshotState, Tag, Volume};
 use crate::crypto::Cipher;
 use crate::ids::{AccountId, KeyId, LayerId, Name, SnapshotId, VolumeId};
 use crate::layer::PageCache;
@@ -29,12 +29,17 @@ pub struct VolumeSpec {
     pub key: Option<KeyId>,
 }
 
-/// Makes a volume; usable at once, whatever its size (X13).
+/// Makes a volume without tags: [`create_tagged_volume`].
 pub fn create_volume(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
+    create_tagged_volume(region, spec, &[])
+}
+
+/// Makes a volume; usable at once, whatever its size (X13).
+pub fn create_tagged_volume(region: &Region, spec: &VolumeSpec, tags: &[Tag]) -> Result<VolumeId> {
     let found = |id| region.catalog()?.read(|tx| -> Result<_> { find_source(tx, id) });
     loop {
         let before = spec.snapshot.map(found).transpose()?;
-        let made = make(region, spec);
+        let made = make(region, spec, tags);
         // The owner of the layers may be folding: then what was read of the snapshot, and of its layer, is of two moments.
         if made.is_err() && spec.snapshot.map(found).transpose()? != before {
             continue;
@@ -49,7 +54,7 @@ fn find_source(tx: &ReadTx, id: SnapshotId) -> Result<(LayerId, Option<Layer>)> 
     Ok((layer, tx.find_layer(layer)?))
 }
 
-fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
+fn make(region: &Region, spec: &VolumeSpec, tags: &[Tag]) -> Result<VolumeId> {
     let id = VolumeId::random();
     if let Some(name) = &spec.name {
         region.catalog()?.read(|tx| tx.refuse_taken_name(Kind::Volume, name))?;
@@ -109,6 +114,7 @@ fn make(region: &Region, spec: &VolumeSpec) -> Result<VolumeId> {
             }
         }
         tx.set_layer_state(row.id, LayerState::Active)?;
+        tx.set_tags(&id.to_string(), tags)?;
         Ok(tx.insert_volume(&Volume {
             id,
             account: spec.account,

@@ -42,7 +42,7 @@ pub use changes::{ChangedRun, Changes, Holds};
 pub use check::{
     CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
 };
-pub use create::{VolumeSpec, create_volume};
+pub use create::{VolumeSpec, create_tagged_volume, create_volume};
 pub use ending::retention_end;
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};

@@ -166,6 +166,11 @@ pub(super) fn check_snapshot(
     Err(HostError::unvouched(format!("snapshot {} ({})", row.name, row.id), why))
 }
 
+/// Refuses a snapshot that its layer does not bear out, or whose key may not be used.
+pub fn check_whole(region: &Region, row: &Snapshot) -> Result<()> {
+    header_of_snapshot(region, row).map(drop)
+}
+
 /// The header of a snapshot's layer, if the snapshot is what its row says.
 pub(super) fn header_of_snapshot(region: &Region, row: &Snapshot) -> Result<Header> {
     let layer = region.catalog()?.read(|tx| match row.layer {

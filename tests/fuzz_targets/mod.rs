@@ -82,6 +82,9 @@ fn words() -> Vec<Vec<u8>> {
         "key=value",
         "\u{1b}[2J\u{9b}\u{202e}",
         "aes-xts-plain64",
+        "90m",
+        "*/5 0-6/2,23 1,15 jan-mar fri-sun",
+        "0 0 29 2 *",
     ];
     words.iter().map(|word| word.as_bytes().to_vec()).collect()
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use terrane::catalog::{BinKind, CatalogError, LayerState, Pool, ReadTx, Setting};
+use terrane::schedule::{Terms, next_due};
 
 use super::input::Input;
 
@@ -36,6 +37,11 @@ INSERT INTO retentions VALUES ('snap-00000000000000001', zeroblob(16));
 INSERT INTO tags VALUES ('snap-00000000000000001', 'k', 'v');
 INSERT INTO tasks VALUES ('task-00000000000000001', 'acc-00000000000000001', 'copy', 'snap-00000000000000001', 'x', 'failed', 1, 2,
   'words', 1, 1, 3, 6, zeroblob(16));
+INSERT INTO schedules VALUES ('sched-00000000000000001', 'acc-00000000000000001', 'hourly', '{\"every_seconds\":3600,\"cron\":null,
+  \"volumes\":[\"vol-00000000000000001\"],\"tags\":[],\"keep\":3,\"copies\":[]}', zeroblob(16), 1, 2, 3, 'words', 4);
+INSERT INTO schedule_snapshots VALUES ('snap-00000000000000001', 'sched-00000000000000001', 'vol-00000000000000001', 1, 's1', zeroblob(16));
+INSERT INTO schedule_copies VALUES ('snap-00000000000000001', 'sched-00000000000000001', 'snap-00000000000000002',
+  'vol-00000000000000001', 1, zeroblob(16));
 ";
 
 /// A place for the file, in memory where there is such a folder; and what it holds before it is changed.
@@ -184,6 +190,12 @@ fn read_all(tx: &ReadTx) {
     let _ = tx.endings(jiff::Timestamp::UNIX_EPOCH);
     let _ = tx.days_in_bin(BinKind::Snapshot, &[]);
     let _ = tx.tasks();
+    for row in tx.schedules().unwrap_or_default() {
+        let _ = (next_due(&row), Terms::of_row(&row));
+        let _ = (tx.scheduled_snapshots(row.id), tx.scheduled_copies(row.id));
+    }
+    let _ = tx.schedule_problems();
+    let _ = tx.resolve_schedule("hourly");
     for key in tx.keys().unwrap_or_default() {
         let _ = tx.key_versions(key.id);
     }

@@ -2,13 +2,16 @@
 
 use std::sync::OnceLock;
 
+use jiff::Timestamp;
 use terrane::crypto::{self, Cipher, LayerKeys, Secret};
 use terrane::doors;
 use terrane::ids::{
-    AccountId, GroupId, InstanceId, KeyId, LayerId, Name, Point, RegionId, SnapshotId, TaskId, VolumeId,
+    AccountId, GroupId, InstanceId, KeyId, LayerId, Name, Point, RegionId, ScheduleId, SnapshotId, TaskId,
+    VolumeId,
 };
 use terrane::layer::header::{Folding, Header, UntrustedHeader};
 use terrane::layer::{Bookmark, ChunkBits, SectorSet, Taken, TakenChunk};
+use terrane::schedule::{Cron, Every, When};
 
 pub fn region_toml(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
@@ -129,7 +132,7 @@ fn comes_back<T: std::str::FromStr + ToString + PartialEq>(text: &str) {
     }
 }
 
-/// Sizes, ids, names, tags.
+/// Sizes, ids, names, tags, times.
 pub fn typed(bytes: &[u8]) {
     let text = &String::from_utf8_lossy(bytes);
     doors::size(text);
@@ -146,6 +149,14 @@ pub fn typed(bytes: &[u8]) {
     comes_back::<RegionId>(text);
     comes_back::<Name>(text);
     comes_back::<Cipher>(text);
+    comes_back::<ScheduleId>(text);
+    comes_back::<Every>(text);
+    comes_back::<Cron>(text);
+    if let Ok(cron) = text.parse::<Cron>() {
+        let when = When::Cron(cron);
+        let next = when.next_after(Timestamp::UNIX_EPOCH).expect("it is due some time");
+        assert_eq!(when.last_until(Timestamp::UNIX_EPOCH, next), Some(next), "{text}");
+    }
     let _ = text.parse::<terrane::catalog::Tag>();
     let _ = terrane::catalog::check_description(text);
 }
