@@ -231,8 +231,8 @@ fn what_a_volume_took_from_below_has_not_changed_since() {
         host.close().unwrap();
         drop(host);
         let newest = line.moments.len() - 1;
-        for base in 0..2 {
-            line.crosses(&world, TARGETS[base], base, newest, &format!("seed {seed}"));
+        for (base, target) in TARGETS.iter().enumerate().take(2) {
+            line.crosses(&world, target, base, newest, &format!("seed {seed}"));
         }
         assert_eq!(findings(&world, "north"), Vec::<String>::new(), "seed {seed}");
         // Once more, as sealed layers.
@@ -240,8 +240,8 @@ fn what_a_volume_took_from_below_has_not_changed_since() {
         for gone in 2..=newest {
             delete_and_fold(&world, line.moments[gone].id);
         }
-        for base in 0..2 {
-            line.crosses(&world, TARGETS[base], base, newest + 1, &format!("seed {seed}, folded again"));
+        for (base, target) in TARGETS.iter().enumerate().take(2) {
+            line.crosses(&world, target, base, newest + 1, &format!("seed {seed}, folded again"));
         }
     }
 }
@@ -356,8 +356,8 @@ fn a_fold_that_goes_on_keeps_its_bookmark() {
             let host = world.owner("north");
             host.fold(false, &mut |_| false).unwrap();
             drop(host);
-            for base in 0..2 {
-                line.crosses(&world, TARGETS[base], base, 2, &format!("sizes {sizes:?}"));
+            for (base, target) in TARGETS.iter().enumerate().take(2) {
+                line.crosses(&world, target, base, 2, &format!("sizes {sizes:?}"));
             }
             let region = world.region("north");
             let rows =
@@ -370,8 +370,8 @@ fn a_fold_that_goes_on_keeps_its_bookmark() {
         }
         assert!(was_amid, "it was never seen amid");
         delete_and_fold(&world, line.moments[1].id);
-        for base in 0..2 {
-            line.crosses(&world, TARGETS[base], base, 2, "at the end");
+        for (base, target) in TARGETS.iter().enumerate().take(2) {
+            line.crosses(&world, target, base, 2, "at the end");
         }
     }
 }
