@@ -270,3 +270,39 @@ fn bound_to(region: &Region, snapshot: SnapshotId, point: Point) -> Vec<u8> {
 fn aad_of_leaves(bound_to: &[u8], root: &[u8; 16]) -> Vec<u8> {
     [bound_to, b"\0leaves\0", root].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_comes_back_and_no_other_is_taken() {
+        for derived in [false, true] {
+            let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived };
+            let bytes = head.to_bytes();
+            assert_eq!(bytes.len() + ENVELOPE_LEN, HEAD_LEN);
+            let again = Head::parse(&bytes).unwrap();
+            assert!(again.agrees_with(&head) && again.derived == derived);
+            for len in 0..bytes.len() {
+                assert!(Head::parse(&bytes[..len]).is_none(), "cut to {len}");
+            }
+            assert!(Head::parse(&[&bytes[..], &[0]].concat()).is_none());
+            for (at, bit) in [(32, 2), (33, 1), (39, 0x80)] {
+                let mut other = bytes.clone();
+                other[at] |= bit;
+                assert!(Head::parse(&other).is_none(), "byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_of_another_content_do_not_agree() {
+        let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived: false };
+        assert!(head.agrees_with(&Head { derived: true, ..head }));
+        for other in
+            [Head { root: [8; 16], ..head }, Head { count: 4, ..head }, Head { size_bytes: 8 << 30, ..head }]
+        {
+            assert!(!head.agrees_with(&other));
+        }
+    }
+}
