@@ -33,7 +33,7 @@ pub struct VerifyArgs {
     /// Compare its content with that of another snapshot, by the proofs of both: no data is read
     #[arg(long, value_name = "REGION/SNAPSHOT")]
     against: Option<String>,
-    /// Read all of it (of both, with --against) and compare what was read, also with the proof; makes the proof where there is none
+    /// Read all of it (of both, with --against) and compare what was read, also with the proof of each; makes the proof where there is none or it is damaged
     #[arg(long)]
     deep: bool,
     /// Write the roots of dm-verity's hash trees, for `veritysetup verify`, to this new file
