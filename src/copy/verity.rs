@@ -93,7 +93,7 @@ impl Verity {
         let mut others = others.peekable();
         let mut above: Vec<(u64, Hash)> = Vec::new();
         // A block that is not full is over something else than the full ones, zeros or not.
-        let last = Some(nodes / PER_BLOCK).filter(|_| nodes % PER_BLOCK != 0);
+        let last = Some(nodes / PER_BLOCK).filter(|_| !nodes.is_multiple_of(PER_BLOCK));
         loop {
             let done = above.last().map(|(node, _)| *node);
             let next = others.peek().map(|(node, _)| node / PER_BLOCK);
