@@ -11,7 +11,8 @@ use copy_support::daemon::named;
 use copy_support::{Disk, Random, World, flip, name};
 use terrane::catalog::DiskKind;
 use terrane::copy::{
-    self, Begun, Copy, CopyError, KeyChoice, Pace, Side, VerifyWatch, Watch, compare_measured, compare_proofs,
+    self, Begun, Copy, CopyError, KeyChoice, OwnProof, Pace, Side, VerifyWatch, Watch, compare_measured,
+    compare_proofs,
 };
 use terrane::ids::SnapshotId;
 use terrane::layer::{Layer, PageCache, slot_offset};
@@ -196,7 +197,7 @@ fn a_copy_of_two_processes_is_proven() {
 fn assert_is_proven(world: &World, source: SnapshotId, copy: SnapshotId) {
     let sides = [("north", source), ("south", copy)]
         .map(|(region, id)| Side::open(&world.reader(region), id).unwrap());
-    assert!(compare_proofs(&sides[0], &sides[1]).unwrap().is_nothing());
+    assert!(compare_proofs(&sides[0], &sides[1]).unwrap().differing.is_nothing());
     let cancel = AtomicBool::new(false);
     let measured = sides.each_ref().map(|side| {
         let mut watch = VerifyWatch { cancel: &cancel, pace: None, progress: &mut |_| {} };
@@ -204,8 +205,7 @@ fn assert_is_proven(world: &World, source: SnapshotId, copy: SnapshotId) {
     });
     assert!(compare_measured(&measured[0], &measured[1]).is_nothing());
     for measured in &measured {
-        let against = measured.against_proof.clone().expect("it has a proof");
-        assert!(against.is_nothing(), "{against:?}");
+        assert!(matches!(measured.own_proof, OwnProof::Equal), "{:?}", measured.own_proof);
     }
 }
 
@@ -260,7 +260,7 @@ fn forge(world: &World, region: &str, id: SnapshotId) {
     let mut leaves = proof::Leaves::of_zeros(DISK as u64);
     leaves.change(ChunkNo(4), 1);
     let row = world.snapshot(region, id);
-    proof::write(host.region(), &row, moments.all[0], &leaves, &key).unwrap();
+    proof::write(host.region(), &row, moments.all[0], &leaves, &key, false).unwrap();
 }
 
 #[test]
@@ -391,13 +391,26 @@ fn what_can_not_be_compared_is_refused() {
     verify(&["first", "--deep", "--receipt", &taken], 5, &["is there already"]);
     assert_eq!(std::fs::read(&taken).unwrap(), b"mine");
 
-    // Of other disks the content alone is compared; the proofs of neither are touched.
-    world.ok(&["snapshot", "verify", "second", "--region", "north", "--against", "north/stranger", "--deep"]);
+    // Of other disks the content alone is compared; each has a proof by its own key.
+    let compared = world.json(&[
+        "snapshot",
+        "verify",
+        "second",
+        "--region",
+        "north",
+        "--against",
+        "north/stranger",
+        "--deep",
+    ]);
+    assert_eq!(compared["snapshot"]["root"], compared["against"]["root"]);
+    assert_eq!(proofs_of(&compared), ["equal", "made"]);
+    let compared = world.json(&["snapshot", "verify", "stranger", "--region", "north", "--deep"]);
+    assert_eq!(proofs_of(&compared), ["equal", "null"]);
     let unequal = |args: &[&str], words: &[&str]| {
         differs(&world, &[&["snapshot", "verify", "--region", "south"], args].concat(), words);
     };
     unequal(&["first", "--against", "north/stranger", "--deep"], &["differs from", "in 1 chunk of 2 MiB"]);
-    assert!(!proof_file(&world, "north", strange).exists());
+    assert!(proof_file(&world, "north", strange).exists());
 
     // Reading makes the proof that is missing, and it holds.
     world.ok(&["snapshot", "verify", "third", "--region", "north", "--deep"]);
@@ -407,7 +420,7 @@ fn what_can_not_be_compared_is_refused() {
     let (mine, other) = (proof_file(&world, "south", copy), named(&world, "south", "second").unwrap().id);
     let bytes = std::fs::read(&mine).unwrap();
     std::fs::copy(proof_file(&world, "south", other), &mine).unwrap();
-    verify(&["first", "--against", "north/first"], 6, &["data key"]);
+    verify(&["first", "--against", "north/first"], 6, &["data key", "--deep` reads all of it"]);
     for (what, change) in [("cut", bytes.len() - 1), ("no head", 150), ("short", 10), ("empty", 0)] {
         std::fs::write(&mine, &bytes[..change]).unwrap();
         verify(&["second", "--against", "south/first"], 6, &["proof"]);
@@ -425,33 +438,331 @@ fn what_can_not_be_compared_is_refused() {
     }
     world.ok(&["snapshot", "verify", "first", "--region", "south", "--deep"]);
     world.ok(&["snapshot", "verify", "first", "--region", "south", "--against", "north/first"]);
-    world.ok(&["key", "disable", &world.default_key("south").to_string(), "--region", "south"]);
-    verify(&["first", "--against", "north/first"], 4, &["disabled"]);
+    // Of either side.
+    for region in ["north", "south"] {
+        let key = world.default_key(region).to_string();
+        world.ok(&["key", "disable", &key, "--region", region]);
+        for deep in [&[][..], &["--deep"]] {
+            verify(&[&["first", "--against", "north/first"], deep].concat(), 4, &["disabled", region]);
+        }
+        let checked = world.run(&["region", "check", "--region", region]);
+        assert!(checked.status.success(), "nothing is said of what is closed: {checked:?}");
+        world.ok(&["key", "enable", &key, "--region", region]);
+    }
 }
 
-/// `--receipt`: another program's word for what both sides hold.
+/// What each side's own proof is, in JSON.
+fn proofs_of(shown: &serde_json::Value) -> [String; 2] {
+    ["snapshot", "against"].map(|side| {
+        shown[side]["proof"].as_str().map_or_else(|| shown[side]["proof"].to_string(), str::to_owned)
+    })
+}
+
+/// X3: who reads all of a snapshot is told what became of its proof; nothing is called proven that was compared with nothing, and
+/// nothing is overwritten that another version may know.
+#[test]
+fn what_becomes_of_a_proof_is_told() {
+    let (world, mut disk, first) = world();
+    world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let last = disk.change(&world, "last", |c| c.write(0, &[4; SECTOR_LEN]));
+    let deep = ["snapshot", "verify", "last", "--region", "north", "--deep"];
+    let file = proof_file(&world, "north", last);
+    let damage: [(&str, &dyn Fn(), &str, &str); 6] = [
+        ("none", &|| {}, "made", "had no proof, and was given one"),
+        ("whole", &|| {}, "equal", "is what its proof says"),
+        ("damaged leaves", &|| flip(&file, 200), "replaced", "had a damaged proof, which was made anew"),
+        ("damaged head", &|| flip(&file, 150), "replaced", "had a damaged proof, which was made anew"),
+        ("cut", &|| std::fs::write(&file, "TRNPROOF").unwrap(), "replaced", "had a damaged proof"),
+        ("gone", &|| std::fs::remove_file(&file).unwrap(), "made", "had no proof"),
+    ];
+    for (what, damage, became, words) in damage {
+        damage();
+        let before = std::fs::read(&file).ok();
+        let said = String::from_utf8(world.run(&deep).stderr).unwrap();
+        assert!(said.contains(words), "{what}: {words} is missing in {said}");
+        assert_eq!(said.contains("is what its proof says"), became == "equal", "{what}: {said}");
+        match before.filter(|_| became != "equal") {
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            None if became == "made" => std::fs::remove_file(&file).unwrap(),
+            None => {}
+        }
+        let shown = world.json(&deep);
+        assert_eq!(proofs_of(&shown), [became, "null"], "{what}");
+        assert_eq!((&shown["equal"], &shown["deep"]), (&true.into(), &true.into()), "{what}");
+        assert_eq!(proofs_of(&world.json(&deep)), ["equal", "null"], "{what}: afterwards");
+    }
+    let by_proofs = ["snapshot", "verify", "first", "--region", "south", "--against", "north/first"];
+    assert_eq!(proofs_of(&world.json(&by_proofs)), ["null", "null"]);
+
+    // Another version's is left as it is, whoever asks.
+    let bytes = std::fs::read(&file).unwrap();
+    for (at, words) in [(8, "version 3"), (12, "features 0x2")] {
+        let mut other = bytes.clone();
+        other[at] ^= 2;
+        std::fs::write(&file, &other).unwrap();
+        world.fails(&deep, 6, &[words, "this program knows version 1", &last.to_string()]);
+        world.copy(("north", last), "south", &format!("last-{at}"), KeyChoice::AsSource);
+        let checked = world.run(&["region", "check", "--region", "north"]);
+        assert_eq!(checked.status.code(), Some(6));
+        let said = String::from_utf8(checked.stdout).unwrap();
+        assert!(said.contains(words) && !said.contains("--deep"), "{said}");
+        assert_eq!(std::fs::read(&file).unwrap(), other);
+    }
+}
+
+/// X3: which side is at fault: of two that are equal, the one that its proof denies; of two that are not, both are said.
+#[test]
+fn a_side_that_its_own_proof_denies_is_named() {
+    let (world, mut disk, first) = world();
+    let second = disk.change(&world, "second", |c| c.write(2 * MIB, &[1; SECTOR_LEN]));
+    let copy = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    forge(&world, "south", copy);
+    let found = |args: &[&str]| {
+        let args = [&["snapshot", "verify", "first", "--region", "south", "--output", "json"], args].concat();
+        let output = world.run(&args);
+        assert_eq!(output.status.code(), Some(6), "{args:?}");
+        let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (shown, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (shown, said) = found(&["--deep", "--against", "north/first"]);
+    assert_eq!((&shown["equal"], &shown["differing_chunks"]), (&true.into(), &0.into()));
+    assert_eq!(proofs_of(&shown), ["differs", "equal"]);
+    assert!(said.contains("of region south is not what its proof says: in 3 chunks"), "{said}");
+    assert!(!said.contains("differs from"), "{said}");
+
+    let (shown, said) = found(&["--deep", "--against", "north/second"]);
+    assert_eq!((&shown["equal"], &shown["differing_chunks"]), (&false.into(), &1.into()));
+    assert_eq!(proofs_of(&shown), ["differs", "equal"]);
+    assert!(said.contains("of region north: in 1 chunk of 2 MiB; snapshot first"), "{said}");
+    assert!(said.contains("of region south is not what its proof says: in 3 chunks"), "{said}");
+
+    let (shown, said) = found(&["--deep"]);
+    assert_eq!((&shown["equal"], &shown["differing_chunks"]), (&false.into(), &3.into()));
+    assert_eq!(proofs_of(&shown), ["differs", "null"]);
+    assert!(said.contains("is not what its proof says: in 3 chunks"), "{said}");
+}
+
+/// How a proof was made is no part of what it says; a head of another kind is none.
+#[test]
+fn a_derived_proof_is_as_good() {
+    let (world, _disk, first) = world();
+    let copy = world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let host = world.reader("south");
+    let (disk, moments) = host.open_snapshot_with_moments(copy).unwrap();
+    let top = disk.chain.layers().last().unwrap();
+    let key = folder::proof_key(host.region(), top.id(), top.keys()).unwrap();
+    let (row, point) = (world.snapshot("south", copy), moments.all[0]);
+    let said = proof::read(host.region(), &row, point).unwrap().unwrap();
+    assert!(!said.head.derived);
+    let leaves = said.leaves(&key).unwrap();
+    proof::write(host.region(), &row, point, &leaves, &key, true).unwrap();
+    let derived = proof::find_head(host.region(), &row, point).unwrap();
+    assert!(derived.derived && derived.agrees_with(&said.head));
+    assert_is_proven(&world, first, copy);
+}
+
+/// The sweep takes what no snapshot has and what was being written, and nothing else; no state of the folder keeps anybody from using
+/// the region.
+#[test]
+fn the_sweep_takes_its_own_alone() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::time::{Duration, SystemTime};
+    let (world, _disk, first) = world();
+    world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let proofs = world.path("north/proofs");
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let (old, new, future) = (now - 2 * hour, now - hour / 2, now + 2 * hour);
+    let temporary = ".snap-00000000000000007.0123456789abcdef.tmp";
+    let cases = [
+        ("snap-00000000000000001", new, false),
+        ("snap-00000000000000002", future, false),
+        (temporary, old, false),
+        (".snap-00000000000000007.0123456789abcdee.tmp", new, true),
+        (".snap-00000000000000007.0123456789abcded.tmp", future, true),
+        ("notes", old, true),
+        ("snap-1", old, true),
+        ("snap-0000000000000000A", old, true),
+        (".snap-00000000000000007.0123456789abcde.tmp", old, true),
+        (".snap-00000000000000007.0123456789abcdeX.tmp", old, true),
+        (".notes.0123456789abcdef.tmp", old, true),
+    ];
+    let outside = world.path("outside");
+    std::fs::create_dir(&outside).unwrap();
+    for folder in [&proofs, &outside] {
+        for (name, written, _) in cases {
+            std::fs::File::create(folder.join(name)).unwrap().set_modified(written).unwrap();
+        }
+    }
+    symlink("notes", proofs.join("snap-00000000000000003")).unwrap();
+    std::fs::create_dir(proofs.join("snap-00000000000000004")).unwrap();
+    let sweep = || world.owner("north").close().unwrap();
+    sweep();
+    for (name, _, stays) in cases {
+        assert_eq!(proofs.join(name).exists(), stays, "{name}");
+    }
+    assert!(proof_file(&world, "north", first).exists());
+    assert!(
+        proofs.join("snap-00000000000000003").is_symlink() && proofs.join("snap-00000000000000004").is_dir()
+    );
+
+    // Anything else in its place.
+    let kept = world.path("kept");
+    std::fs::rename(&proofs, &kept).unwrap();
+    std::fs::copy(kept.join(first.to_string()), outside.join(first.to_string())).unwrap();
+    let instead: [(&str, &dyn Fn()); 3] = [
+        ("a symbolic link", &|| symlink(&outside, &proofs).unwrap()),
+        ("a regular file", &|| std::fs::write(&proofs, "mine").unwrap()),
+        ("chmod 700", &|| {
+            std::fs::create_dir(&proofs).unwrap();
+            std::fs::set_permissions(&proofs, std::fs::Permissions::from_mode(0o777)).unwrap();
+        }),
+    ];
+    for (words, make) in instead {
+        make();
+        sweep();
+        let checked = world.run(&["region", "check", "--region", "north"]);
+        let said = format!(
+            "{}{}",
+            String::from_utf8_lossy(&checked.stdout),
+            String::from_utf8_lossy(&checked.stderr)
+        );
+        assert_eq!(checked.status.code(), Some(6), "{said}");
+        assert!(said.contains("north/proofs") && said.contains(words), "{words}: {said}");
+        world.fails(&["snapshot", "verify", "first", "--region", "north", "--deep"], 6, &["proofs", words]);
+        match words {
+            "chmod 700" => std::fs::remove_dir(&proofs).unwrap(),
+            _ => std::fs::remove_file(&proofs).unwrap(),
+        }
+    }
+    // Nor from deleting; what it leads to stays.
+    symlink(&outside, &proofs).unwrap();
+    world.delete("north", first);
+    for name in cases.map(|(name, ..)| name.to_owned()).into_iter().chain([first.to_string()]) {
+        assert!(outside.join(&name).exists(), "{name}");
+    }
+}
+
+/// A deep verification is held back, and ends by a signal in order: exit 7, and no receipt that says nothing.
+#[test]
+fn a_deep_verification_can_be_slowed_and_cancelled() {
+    use std::io::{BufRead, BufReader};
+    let (world, _disk, first) = world();
+    world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    let path = world.path("receipt").display().to_string();
+    let args = ["snapshot", "verify", "first", "--region", "south", "--against", "north/first", "--deep"];
+    // At a byte a second it does not end by itself.
+    let slow = [&args[..], &["--max-rate", "1", "--receipt", &path, "--output", "json"]].concat();
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let mut command = world.command(&slow);
+        let mut child = command
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        let progress: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(progress["bytes_total"].as_u64().unwrap() >= 8 * MIB as u64, "{line}");
+        // Of the end, or of a second later: what is held back is not near its end.
+        line.clear();
+        said.read_line(&mut line).unwrap();
+        let progress: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert!(progress["bytes_done"].as_u64().unwrap() < 4 * MIB as u64, "{line}");
+        assert!(std::path::Path::new(&path).exists(), "it has its place before hours are spent");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let rest = std::io::read_to_string(said).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{rest}");
+        assert!(output.stdout.is_empty() && rest.contains("was cancelled before its end"), "{rest}");
+        assert!(!std::path::Path::new(&path).exists());
+    }
+    world.ok(&args);
+}
+
+/// What was found is said, whether its receipt can be written or not.
+#[test]
+fn a_receipt_that_can_not_be_written_costs_no_verdict() {
+    let (world, mut disk, first) = world();
+    let second = disk.change(&world, "second", |c| c.write(0, &[4; SECTOR_LEN]));
+    world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    let path = world.path("receipt");
+    let nowhere = world.path("nowhere/receipt").display().to_string();
+    let verify = ["snapshot", "verify", "first", "--region", "south", "--deep", "--receipt"];
+    world.fails(&[&verify[..], &[&nowhere]].concat(), 3, &["making the receipt", &nowhere]);
+    world.fails(
+        &["snapshot", "verify", "none", "--region", "south", "--deep", "--receipt", path.to_str().unwrap()],
+        3,
+        &["none"],
+    );
+    assert!(!path.exists(), "nothing is left of one that came to nothing");
+
+    // No file may grow beyond a part of a receipt. What SQLite shares between processes is there as long as somebody has it open.
+    let _open = ["north", "south"].map(|region| {
+        let host = world.reader(region);
+        host.region().catalog().unwrap().read(|tx| tx.snapshots()).unwrap();
+        host
+    });
+    let limited = |against: &str| {
+        let of_program = world.command(&[]);
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh"]).arg(of_program.get_program());
+        for (name, value) in of_program.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        let output = shell.args(verify).arg(&path).args(["--against", against]).output().unwrap();
+        assert!(!path.exists(), "nothing is left of a part");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (exit, _, said) = limited("north/first");
+    assert_eq!(exit, Some(1), "{said}");
+    assert!(said.contains("equals snapshot first") && said.contains("writing the receipt"), "{said}");
+    let (exit, ranges, said) = limited("north/second");
+    assert_eq!(exit, Some(6), "{said}");
+    assert!(ranges.starts_with("OFFSET BYTES") && ranges.contains("2097152"), "{ranges}");
+    assert!(said.contains("in 1 chunk of 2 MiB; writing the receipt"), "{said}");
+}
+
+/// `--receipt`: another program's word for what both sides hold; of the smallest disk too, over which there is no tree.
 #[test]
 fn a_receipt_is_what_veritysetup_says() {
     let (world, mut disk, _) = world();
     let last = disk.change(&world, "last", |c| c.write(DISK - SECTOR_LEN, &[1; SECTOR_LEN]));
-    world.copy(("north", last), "south", "last", KeyChoice::AsSource);
-    let path = world.path("receipt").display().to_string();
-    world.ok(&[
-        "snapshot",
-        "verify",
-        "last",
-        "--region",
-        "south",
-        "--against",
-        "north/last",
-        "--deep",
-        "--receipt",
-        &path,
-    ]);
+    let key = Some(world.default_key("north"));
+    let mut small = Disk::new(&world, "north", SECTOR_LEN, key, DiskKind::Data);
+    let of_zeros = small.change(&world, "zeros", |c| {
+        c.write(0, &[3; SECTOR_LEN]);
+        c.discard(0, SECTOR_LEN);
+    });
+    let zeros = small.model.clone();
+    let block = small.change(&world, "block", |c| c.write(0, &[7; SECTOR_LEN]));
+    for (called, id, model) in
+        [("last", last, &disk.model), ("zeros", of_zeros, &zeros), ("block", block, &small.model)]
+    {
+        world.copy(("north", id), "south", called, KeyChoice::AsSource);
+        is_what_veritysetup_says(&world, called, model);
+    }
+}
+
+fn is_what_veritysetup_says(world: &World, called: &str, model: &[u8]) {
+    let [path, plain, hashes] =
+        ["receipt", "plain", "hashes"].map(|what| world.path(&format!("{called}-{what}")));
+    let (against, receipt) = (format!("north/{called}"), path.display().to_string());
+    let verify = ["snapshot", "verify", called, "--region", "south", "--deep"];
+    world.ok(&[&verify[..], &["--against", &against, "--receipt", &receipt]].concat());
     let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!((&receipt["version"], &receipt["equal"]), (&1.into(), &true.into()));
-    let (plain, hashes) = (world.path("plain"), world.path("hashes"));
-    std::fs::write(&plain, &disk.model).unwrap();
+    assert_eq!(proofs_of(&receipt), ["equal", "equal"]);
+    std::fs::write(&plain, model).unwrap();
     let salt = format!("--salt={}", receipt["salt"].as_str().unwrap());
     let formatted = std::process::Command::new("veritysetup")
         .args(["format", "--hash=sha256", &salt])
@@ -459,8 +770,9 @@ fn a_receipt_is_what_veritysetup_says() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&formatted.stdout).into_owned();
-    let root = said.lines().find_map(|line| line.strip_prefix("Root hash:")).unwrap().trim();
+    let root = said.lines().find_map(|line| line.strip_prefix("Root hash:"));
+    let root = root.unwrap_or_else(|| panic!("{called}: {formatted:?}")).trim();
     for side in ["snapshot", "against"] {
-        assert_eq!(receipt[side]["verity_root"], root, "{side}: {said}");
+        assert_eq!(receipt[side]["verity_root"], root, "{called}, {side}: {said}");
     }
 }

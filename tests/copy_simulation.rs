@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use copy_support::{Random, World, copy_files, name, take};
 use terrane::catalog::{CatalogError, DiskKind, SnapshotState, TaskState};
 use terrane::copy::{
-    self, CopyError, Held, KeyChoice, Pace, Side, Slot, Taken, VerifyWatch, Watch, carry_out, compare_proofs,
-    enqueue,
+    self, CopyError, Held, KeyChoice, OwnProof, Pace, Side, Slot, Taken, VerifyWatch, Watch, carry_out,
+    compare_proofs, enqueue,
 };
 use terrane::ids::{KeyId, Point, SnapshotId, TaskId, VolumeId};
 use terrane::kms;
@@ -383,11 +383,11 @@ impl Sim {
     fn is_proven(&self, asked: &Pending) {
         let open = |region: usize, id| Side::open(&self.world.reader(REGIONS[region]), id).unwrap();
         let sides = (open(asked.source.region, asked.source.id), open(asked.region, asked.id));
-        assert!(compare_proofs(&sides.0, &sides.1).unwrap().is_nothing());
+        assert!(compare_proofs(&sides.0, &sides.1).unwrap().differing.is_nothing());
         let cancel = AtomicBool::new(false);
         let mut watch = VerifyWatch { cancel: &cancel, pace: None, progress: &mut |_| {} };
         let measured = sides.1.measure(&sides.1, None, &mut watch).unwrap();
-        assert!(measured.against_proof.unwrap().is_nothing());
+        assert!(matches!(measured.own_proof, OwnProof::Equal));
     }
 
     fn layers(&self, region: usize, id: SnapshotId) -> Vec<terrane::catalog::Layer> {

@@ -82,4 +82,4 @@ macro_rules! targets {
     };
 }
 
-targets!(superblock log pages header bookmark region_toml key_file control typed envelope catalog);
+targets!(superblock log pages header bookmark region_toml key_file control typed envelope proof catalog);

@@ -269,6 +269,193 @@ fn folders_and_what_runs_in_them() {
     ]);
 }
 
+#[test]
+fn proofs() {
+    check_all(&[
+        Case {
+            name: "proofs is a link",
+            harm: |b| b.move_out(&b.at("proofs")),
+            command: DEEP,
+            exit: 6,
+            words: &["proofs", "symbolic link"],
+        },
+        Case {
+            name: "proofs is a link to be swept",
+            harm: |b| {
+                b.move_out(&b.at("proofs"));
+                fs::write(b.outside.join("moved/old"), "mine").unwrap();
+                fs::rename(
+                    b.outside.join("moved").join(&b.ids.snapshot),
+                    b.outside.join("moved/snap-00000000000000001"),
+                )
+                .unwrap();
+                for name in ["old", "snap-00000000000000001"] {
+                    age(&b.outside.join("moved").join(name));
+                }
+            },
+            command: SNAPSHOT,
+            exit: 0,
+            words: &["snap-"],
+        },
+        Case {
+            name: "proofs is a link as a snapshot is deleted",
+            harm: |b| b.move_out(&b.at("proofs")),
+            command: &["snapshot", "delete", "s1"],
+            exit: 0,
+            words: &[],
+        },
+        Case {
+            name: "proofs is a file",
+            harm: |b| sparse_after(&b.at("proofs")),
+            command: SNAPSHOT,
+            exit: 0,
+            words: &["snap-"],
+        },
+        Case {
+            name: "proofs is a file as a snapshot is deleted",
+            harm: |b| sparse_after(&b.at("proofs")),
+            command: &["snapshot", "delete", "s1"],
+            exit: 0,
+            words: &[],
+        },
+        Case {
+            name: "proofs is a file as all is checked",
+            harm: |b| sparse_after(&b.at("proofs")),
+            command: CHECK,
+            exit: 6,
+            words: &["proofs", "not a folder"],
+        },
+        Case {
+            name: "proofs is a pipe",
+            harm: |b| pipe_instead(&b.at("proofs")),
+            command: CHECK,
+            exit: 6,
+            words: &["proofs", "a pipe"],
+        },
+        Case {
+            name: "others may write proofs",
+            harm: |b| chmod(&b.at("proofs"), 0o777),
+            command: CHECK,
+            exit: 6,
+            words: &["proofs", "chmod 700", "no snapshot needs its proof"],
+        },
+        Case {
+            name: "others may write proofs and a snapshot is taken",
+            harm: |b| chmod(&b.at("proofs"), 0o777),
+            command: SNAPSHOT,
+            exit: 0,
+            words: &["snap-"],
+        },
+        Case {
+            name: "a proof is a link",
+            harm: |b| b.move_out(&b.proof()),
+            command: CHECK,
+            exit: 6,
+            words: &["its proof can't be read", "symbolic link"],
+        },
+        Case {
+            name: "a proof is a link and is made anew",
+            harm: |b| b.move_out(&b.proof()),
+            command: DEEP,
+            exit: 0,
+            words: &["had a damaged proof, which was made anew"],
+        },
+        Case {
+            name: "a proof is a hard link",
+            harm: |b| b.hard_link(&b.proof()),
+            command: CHECK,
+            exit: 6,
+            words: &["its proof can't be read", "2 names"],
+        },
+        Case {
+            name: "a proof is a pipe",
+            harm: |b| pipe_instead(&b.proof()),
+            command: CHECK,
+            exit: 6,
+            words: &["its proof can't be read", "a pipe"],
+        },
+        Case {
+            name: "a proof is a pipe and is made anew",
+            harm: |b| pipe_instead(&b.proof()),
+            command: DEEP,
+            exit: 0,
+            words: &["made anew"],
+        },
+        Case {
+            name: "a proof is a folder",
+            harm: |b| {
+                remove(&b.proof());
+                fs::create_dir(b.proof()).unwrap();
+            },
+            command: DEEP,
+            exit: 6,
+            words: &["proof", "a folder"],
+        },
+        Case {
+            name: "a proof is a folder as all is checked",
+            harm: |b| {
+                remove(&b.proof());
+                fs::create_dir(b.proof()).unwrap();
+            },
+            command: CHECK,
+            exit: 6,
+            words: &["proof", "a folder"],
+        },
+        Case {
+            name: "a proof of 800 MB of zeros",
+            harm: |b| sparse(&b.proof(), 800 << 20),
+            command: CHECK,
+            exit: 6,
+            words: &["another kind of file"],
+        },
+        Case {
+            name: "a proof that goes on for 800 MB",
+            harm: |b| set_len(&b.proof(), 800 << 20),
+            command: CHECK,
+            exit: 6,
+            words: &["its proof can't be read", "838860800 bytes"],
+        },
+        Case {
+            name: "a proof that goes on for 800 MB and is made anew",
+            harm: |b| set_len(&b.proof(), 800 << 20),
+            command: DEEP,
+            exit: 0,
+            words: &["made anew"],
+        },
+        Case {
+            name: "a proof that is cut",
+            harm: |b| set_len(&b.proof(), 150),
+            command: CHECK,
+            exit: 6,
+            words: &["a shorter file"],
+        },
+        Case {
+            name: "leaves that are damaged",
+            harm: |b| flip(&b.proof(), 200),
+            command: CHECK,
+            exit: 6,
+            words: &["its proof can't be read", "no snapshot needs its proof"],
+        },
+        Case {
+            name: "a proof of another version",
+            harm: |b| {
+                let mut bytes = fs::read(b.proof()).unwrap();
+                bytes[8] = 2;
+                fs::write(b.proof(), bytes).unwrap();
+            },
+            command: DEEP,
+            exit: 6,
+            words: &["version 2", "this program knows version 1"],
+        },
+    ]);
+}
+
+/// As if it had been written long ago.
+fn age(path: &Path) {
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+}
+
 fn sparse_after(path: &Path) {
     remove(path);
     sparse(path, 10);

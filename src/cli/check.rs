@@ -110,13 +110,16 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
     let mut problems: Vec<_> = region::check(&region)?.into_iter().map(plain).collect();
     let unknown_folders = region::unknown_folders(&region)?;
     problems.extend(unknown_folders.iter().map(|path| plain(unknown(path))));
+    let mut of_proofs = 0;
     let report = match args.quick {
         true => {
             problems.extend(region::missing_layers(&region)?.into_iter().map(plain));
             RegionCheck::default()
         }
         false => {
-            problems.extend(proof::problems(&region)?.into_iter().map(plain));
+            let found = proof::problems(&region, &cancel)?;
+            of_proofs = found.len() as u64;
+            problems.extend(found.into_iter().map(plain));
             read_layers(app, region, &args.reading, &cancel)?
         }
     };
@@ -144,11 +147,21 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
     };
     print(app, &shown, &shown.problems, shown.problem_count)?;
     let what = format!("region {name}");
-    end(app, &what, problem_count, shown.checked_bytes, report.cancelled, hint(&shown, report.misled_rows))
+    end(
+        app,
+        &what,
+        problem_count,
+        shown.checked_bytes,
+        report.cancelled,
+        hint(&shown, report.misled_rows, of_proofs),
+    )
 }
 
-fn hint(shown: &ShownRegion, misled_rows: u64) -> &'static str {
-    if shown.problem_count == shown.unknown_folders.len() as u64 {
+fn hint(shown: &ShownRegion, misled_rows: u64, of_proofs: u64) -> &'static str {
+    if shown.problem_count == of_proofs {
+        "no snapshot needs its proof to be read, and none is lost: `terrane snapshot verify SNAPSHOT --deep` reads all of it, and makes \
+         a damaged one anew"
+    } else if shown.problem_count == shown.unknown_folders.len() as u64 + of_proofs {
         "`terrane region check --repair` lists such folders; with --remove-unknown it removes them"
     } else if misled_rows > 0 {
         "the catalog says what no key bears out: `terrane region check --repair` writes such rows anew, from what layers say of \

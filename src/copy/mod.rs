@@ -37,5 +37,7 @@ pub use pace::Pace;
 pub use plan::{Base, KeyChoice, Plan, plan, plan_asked};
 pub use request::{Request, TASK_KIND, enqueue, enqueue_all, enqueue_all_and, find_asked};
 pub use task::{Copy, Details, Watch, carry_out};
-pub use verify::{Differing, Measured, Side, VerifyWatch, compare_measured, compare_proofs};
+pub use verify::{
+    Compared, Differing, Measured, OwnProof, Side, VerifyWatch, compare_measured, compare_proofs,
+};
 pub use verity::SALT_LEN;

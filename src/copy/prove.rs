@@ -214,7 +214,7 @@ impl Made<'_> {
         }
         let leaves = measure(below, key, &Reading::PLAIN, |_| watch()).map_err(|e| self.of_base(e))?;
         if let Some(row) = row
-            && let Err(error) = proof::write(region, &row, base.point, &leaves, key)
+            && let Err(error) = proof::write(region, &row, base.point, &leaves, key, false)
         {
             tracing::warn!(snapshot = %row.id, %error, "a base's proof could not be written");
         }
@@ -240,7 +240,7 @@ impl Made<'_> {
         }
         let region = self.target.region();
         let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
-        let written = proof::write(region, &row, point, leaves, key);
+        let written = proof::write(region, &row, point, leaves, key, false);
         written.map_err(|e| CopyError::of_target(e, region.name()))
     }
 
@@ -260,7 +260,7 @@ pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leav
     if proof::find_head(region, &plan.source, point).is_some() {
         return;
     }
-    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key) {
+    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key, false) {
         tracing::info!(snapshot = %plan.source.id, %error, "the source was not given its proof");
     }
 }

@@ -14,23 +14,25 @@ use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN};
 /// Bytes of a salt.
 pub const SALT_LEN: usize = 32;
 /// Digests in a block of hashes.
-const PER_BLOCK: usize = SECTOR_LEN / 32;
+const PER_BLOCK: u64 = SECTOR_BYTES / 32;
 /// Blocks of hashes over a chunk.
-const OVER_CHUNK: usize = CHUNK_SECTORS as usize / PER_BLOCK;
+const OVER_CHUNK: u64 = CHUNK_SECTORS / PER_BLOCK;
 
 type Hash = [u8; 32];
 
-/// A tree that is being made, from a disk's chunks in any order. Chunks that are not told of are zeros.
+/// A tree that is being made, from a disk's chunks in any order. Chunks that are not told of are zeros, and take no memory: in each
+/// level only the hashes are kept that are not those over nothing but zeros.
 pub struct Verity {
     salt: [u8; SALT_LEN],
+    blocks: u64,
     /// Of each chunk that was told of, the digests of its blocks of hashes: 128 bytes.
-    over_chunks: Mutex<BTreeMap<u64, [Hash; OVER_CHUNK]>>,
+    over_chunks: Mutex<BTreeMap<u64, [Hash; OVER_CHUNK as usize]>>,
 }
 
 impl Verity {
-    /// A tree with this salt.
-    pub fn new(salt: [u8; SALT_LEN]) -> Self {
-        Self { salt, over_chunks: Mutex::default() }
+    /// A tree with this salt, over a disk of this size.
+    pub fn new(salt: [u8; SALT_LEN], size_bytes: u64) -> Self {
+        Self { salt, blocks: size_bytes.div_ceil(SECTOR_BYTES), over_chunks: Mutex::default() }
     }
 
     /// A chunk's bytes; of the last, those within the disk.
@@ -39,11 +41,12 @@ impl Verity {
         self.over_chunks.lock().insert(chunk.0, over);
     }
 
-    fn over(&self, bytes: &[u8]) -> [Hash; OVER_CHUNK] {
-        let mut over = [[0; 32]; OVER_CHUNK];
-        for (over, blocks) in over.iter_mut().zip(bytes.chunks(PER_BLOCK * SECTOR_LEN)) {
+    fn over(&self, bytes: &[u8]) -> [Hash; OVER_CHUNK as usize] {
+        let mut over = [[0; 32]; OVER_CHUNK as usize];
+        for (over, blocks) in over.iter_mut().zip(bytes.chunks(PER_BLOCK as usize * SECTOR_LEN)) {
             let hashes: Vec<Hash> = blocks.chunks(SECTOR_LEN).map(|block| self.hash(block)).collect();
-            *over = self.hash_block(&hashes);
+            // Over a single block of data there are no hashes: its own is the root.
+            *over = if self.blocks == 1 { hashes[0] } else { self.hash_block(&hashes) };
         }
         over
     }
@@ -58,31 +61,50 @@ impl Verity {
         self.hash(&block)
     }
 
-    /// The root of a disk of this size, of which all that is not zero was told.
-    pub fn root(self, size_bytes: u64) -> Hash {
-        let blocks = size_bytes.div_ceil(SECTOR_BYTES);
-        let over_chunks = self.over_chunks.lock();
-        // Under a single block of data there is no tree.
-        if blocks <= 1 {
-            return self.hash(&[0; SECTOR_LEN]);
+    /// The root, once all was told that is not zero.
+    pub fn root(self) -> Hash {
+        let mut over_chunks = std::mem::take(&mut *self.over_chunks.lock());
+        // The last chunk has fewer blocks, and so other hashes, zeros or not.
+        let (last, within) = (self.blocks / CHUNK_SECTORS, self.blocks % CHUNK_SECTORS);
+        if within != 0 {
+            let zeros = || self.over(&vec![0; (within * SECTOR_BYTES) as usize]);
+            over_chunks.entry(last).or_insert_with(zeros);
         }
-        let of_zeros = self.over(&[0; crate::units::CHUNK_BYTES as usize]);
-        let mut level = Vec::with_capacity(blocks.div_ceil(PER_BLOCK as u64) as usize);
-        let mut left = blocks;
-        for chunk in 0..blocks.div_ceil(CHUNK_SECTORS) {
-            let within = left.min(CHUNK_SECTORS);
-            let over = match over_chunks.get(&chunk) {
-                Some(over) => *over,
-                None if within == CHUNK_SECTORS => of_zeros,
-                None => self.over(&vec![0; (within * SECTOR_BYTES) as usize]),
-            };
-            level.extend(&over[..within.div_ceil(PER_BLOCK as u64) as usize]);
-            left -= within;
+        let mut nodes = self.blocks.div_ceil(PER_BLOCK);
+        let mut of_zeros = self.hash_block(&[self.hash(&[0; SECTOR_LEN]); PER_BLOCK as usize]);
+        let first = over_chunks.into_iter().flat_map(|(chunk, over)| (chunk * OVER_CHUNK..).zip(over));
+        let mut others: Box<dyn Iterator<Item = (u64, Hash)>> =
+            Box::new(first.take_while(move |(node, _)| *node < nodes));
+        while nodes > 1 {
+            others = Box::new(self.above(nodes, of_zeros, others).into_iter());
+            of_zeros = self.hash_block(&[of_zeros; PER_BLOCK as usize]);
+            nodes = nodes.div_ceil(PER_BLOCK);
         }
-        while level.len() > 1 {
-            level = level.chunks(PER_BLOCK).map(|hashes| self.hash_block(hashes)).collect();
+        others.next().map_or(of_zeros, |(_, root)| root)
+    }
+
+    /// Of the level above one of so many nodes, those that are not over `of_zeros` alone. `others`: the same of this one, in order.
+    fn above(
+        &self,
+        nodes: u64,
+        of_zeros: Hash,
+        others: impl Iterator<Item = (u64, Hash)>,
+    ) -> Vec<(u64, Hash)> {
+        let mut others = others.peekable();
+        let mut above: Vec<(u64, Hash)> = Vec::new();
+        // A block that is not full is over something else than the full ones, zeros or not.
+        let last = Some(nodes / PER_BLOCK).filter(|_| !nodes.is_multiple_of(PER_BLOCK));
+        loop {
+            let done = above.last().map(|(node, _)| *node);
+            let next = others.peek().map(|(node, _)| node / PER_BLOCK);
+            let Some(node) = next.or(last.filter(|last| done != Some(*last))) else { return above };
+            let mut hashes = [of_zeros; PER_BLOCK as usize];
+            while let Some((of, hash)) = others.next_if(|(of, _)| of / PER_BLOCK == node) {
+                hashes[(of % PER_BLOCK) as usize] = hash;
+            }
+            let count = (nodes - node * PER_BLOCK).min(PER_BLOCK);
+            above.push((node, self.hash_block(&hashes[..count as usize])));
         }
-        level[0]
     }
 }
 
@@ -110,17 +132,34 @@ mod tests {
     #[test]
     fn the_root_is_that_of_the_whole_tree() {
         let chunk = CHUNK_BYTES as usize;
-        for len in [8192, 128 * 4096, 129 * 4096, chunk, chunk + 4096, 33 * chunk, 33 * chunk + 130 * 4096] {
+        for len in
+            [4096, 8192, 128 * 4096, 129 * 4096, chunk, chunk + 4096, 33 * chunk, 33 * chunk + 130 * 4096]
+        {
             let mut data = vec![0; len];
             // The first chunk, the last, and one in the middle; the others are zeros that nobody tells of.
             for at in [5, len / 2, len - 1] {
                 data[at] = 7;
             }
-            let verity = Verity::new([9; SALT_LEN]);
+            let verity = Verity::new([9; SALT_LEN], len as u64);
             for (number, bytes) in data.chunks(chunk).enumerate().filter(|(_, c)| c.iter().any(|b| *b != 0)) {
                 verity.chunk(ChunkNo(number as u64), bytes);
             }
-            assert_eq!(verity.root(len as u64), plain_root(&[9; SALT_LEN], &data), "{len} bytes");
+            assert_eq!(verity.root(), plain_root(&[9; SALT_LEN], &data), "{len} bytes");
+            let of_zeros = Verity::new([9; SALT_LEN], len as u64).root();
+            assert_eq!(of_zeros, plain_root(&[9; SALT_LEN], &vec![0; len]), "{len} bytes of zeros");
         }
+    }
+
+    /// Level by level from what is known of zeros: the largest disk has 2³⁴ blocks.
+    #[test]
+    fn an_empty_disk_of_any_size_takes_no_memory() {
+        let verity = Verity::new([9; SALT_LEN], crate::units::VOLUME_BYTES_MAX);
+        let mut level = verity.hash(&[0; SECTOR_LEN]);
+        // 128⁴ = 2²⁸ blocks under a node of the fourth level, 64 of which make the root.
+        for _ in 0..4 {
+            level = verity.hash_block(&[level; PER_BLOCK as usize]);
+        }
+        let root = verity.hash_block(&[level; 64]);
+        assert_eq!(verity.root(), root);
     }
 }

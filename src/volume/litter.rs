@@ -10,7 +10,10 @@ use crate::region::Region;
 /// has any open.
 pub fn remove_litter(region: &Region) -> Result<()> {
     remove_abandoned(region)?;
-    proof::forget_unnamed(region)?;
+    // Nothing depends on proofs: whatever is wrong with them, the region can be used.
+    if let Err(error) = proof::forget_unnamed(region) {
+        tracing::warn!(%error, "proofs that no snapshot has could not be swept");
+    }
     for row in region.catalog()?.read(|tx| tx.unneeded_layers())? {
         tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
         // Such as a header under a disabled key: it is tried again.

@@ -25,6 +25,7 @@ pub const LIST: &[&str] = &["volume", "list"];
 pub const SHOW: &[&str] = &["volume", "show", "web"];
 pub const CHECK: &[&str] = &["region", "check"];
 pub const VERIFY: &[&str] = &["snapshot", "verify", "s1"];
+pub const DEEP: &[&str] = &["snapshot", "verify", "s1", "--deep"];
 pub const SNAPSHOT: &[&str] = &["snapshot", "create", "web", "--name", "s2"];
 pub const CLONE: &[&str] = &["volume", "create", "--snapshot", "s1", "--name", "clone"];
 
@@ -36,6 +37,7 @@ pub const ALL: &[&[&str]] = &[
     SHOW,
     CHECK,
     VERIFY,
+    DEEP,
     CLONE,
     SNAPSHOT,
     &["key", "rotate", "default"],
@@ -44,7 +46,7 @@ pub const ALL: &[&[&str]] = &[
     &["region", "check", "--repair", "--remove-unknown", "--yes"],
 ];
 
-/// A region with a volume of a snapshot and something on top, another volume, and a copy of it for each case.
+/// A region with a volume of a snapshot, which has a proof, and something on top, another volume, and a copy of it for each case.
 pub struct Template {
     world: World,
     pub ids: Ids,
@@ -77,6 +79,7 @@ impl Template {
         let snapshot = world.snapshot("web", "s1");
         write_at(&world.file("web"), MIB, &pattern(64 << 10, 3)).unwrap();
         world.unmount();
+        world.ok(DEEP);
         let id = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
         let ids = Ids {
             active: id(world.active_layer("web")),
@@ -148,6 +151,10 @@ impl Bad {
 
     pub fn layer(&self, id: &str) -> PathBuf {
         self.dir.join("layers").join(id)
+    }
+
+    pub fn proof(&self) -> PathBuf {
+        self.at("proofs").join(&self.ids.snapshot)
     }
 
     pub fn victim(&self) -> PathBuf {

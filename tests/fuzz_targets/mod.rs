@@ -4,6 +4,7 @@
 
 mod input;
 mod layers;
+mod proofs;
 mod rows;
 mod store;
 mod texts;
@@ -27,6 +28,7 @@ pub const ALL: &[Target] = &[
     Target { name: "control", run: texts::control, seeds: messages, runs: 30_000 },
     Target { name: "typed", run: texts::typed, seeds: words, runs: 20_000 },
     Target { name: "envelope", run: texts::envelope, seeds: envelopes, runs: 10_000 },
+    Target { name: "proof", run: proofs::proof, seeds: proofs::seeds, runs: 4_000 },
     Target { name: "catalog", run: rows::catalog, seeds: rows::seeds, runs: 300 },
 ];
 

@@ -3,19 +3,23 @@
 //! ```text
 //!   0 magic "TRNPROOF" · 8 version u32 = 1 · 12 features u32 = 0 · 16 version of the key u32 · 20 zero u32
 //!  24 a file key wrapped by the snapshot's key[93] · 117 head[69] · 186 leaves[29 + 8 + 24 × count]
-//! head, opened:   root[16] · count u64 · bytes of the disk u64 · zero u64
+//! head, opened:   root[16] · count u64 · bytes of the disk u64 · derived u64
 //! leaves, opened: bytes of the disk u64 · (chunk u64 · leaf u128) × count, chunks ascending, no leaf zero
 //! ```
 //! Little-endian. Both are AES-256-GCM envelopes under the file key's first 32 bytes; what they are bound to says region, snapshot and
 //! point, and for the leaves the root: equal leaves are not seen by who has no key, and none is another snapshot's. The file
 //! key is new in each file, for the proof key may be known to others: of a plain source it is.
+//!
+//! `derived` is 0 where all of the disk was read to make it, 1 where it was made from a base's leaves and what changed.
+//!
+//! The head says how long the file is, within what a disk of the snapshot's size can have: nothing is read, and no memory taken, on the
+//! word of the file's length.
 
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
 
-use super::Leaves;
+use super::{Leaves, shelf};
 use crate::catalog::Snapshot;
 use crate::crypto::{self, ProofKey, Secret};
 use crate::ids::{Point, SnapshotId};
@@ -23,20 +27,21 @@ use crate::kms::{self, KmsError};
 use crate::layer::LayerError;
 use crate::region::Region;
 use crate::sys::{crashsafe, owned};
-use crate::units::{CHUNK_BYTES, VOLUME_BYTES_MAX};
+use crate::volume::chunks_of_bytes;
 use crate::volume::host_error::{HostError, Result};
-use crate::volume::vouch;
 
 const MAGIC: &[u8; 8] = b"TRNPROOF";
 const VERSION: u32 = 1;
 const FIXED_LEN: usize = 24;
 const WRAPPED_LEN: usize = 93;
-const HEAD_LEN: usize = 29 + 40;
-/// A file longer than this is not read: a leaf for each chunk of the largest disk, and what is before.
-const LEN_MAX: u64 = VOLUME_BYTES_MAX / CHUNK_BYTES * 24 + 4096;
+/// What an envelope is longer than what it holds.
+const ENVELOPE_LEN: usize = 29;
+const HEAD_LEN: usize = ENVELOPE_LEN + 40;
+/// Where the leaves begin: what is before says all but them.
+const HEAD_END: usize = FIXED_LEN + WRAPPED_LEN + HEAD_LEN;
 
-/// The part of a proof that two of one content have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a proof comes to.
+#[derive(Clone, Copy, Debug)]
 pub struct Head {
     /// The root.
     pub root: [u8; 16],
@@ -44,22 +49,54 @@ pub struct Head {
     pub count: u64,
     /// Size of the disk.
     pub size_bytes: u64,
+    /// It was made from a base's leaves and what changed; else all of the disk was read for it.
+    pub derived: bool,
 }
 
-/// A proof that was opened.
+impl Head {
+    /// Whether both are of one content, however they were made.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let content = |head: &Self| (head.root, head.count, head.size_bytes);
+        content(self) == content(other)
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = self.root.to_vec();
+        [self.count, self.size_bytes, self.derived.into()].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (root, rest) = bytes.split_first_chunk::<16>()?;
+        let (numbers, []) = rest.as_chunks::<8>() else { return None };
+        let [count, size_bytes, derived] = *numbers else { return None };
+        let derived = match u64::from_le_bytes(derived) {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        let [count, size_bytes] = [count, size_bytes].map(u64::from_le_bytes);
+        Some(Self { root: *root, count, size_bytes, derived })
+    }
+}
+
+/// A proof of which the head was opened.
 pub struct Proof {
     /// What it comes to.
     pub head: Head,
+    snapshot: SnapshotId,
+    file: File,
     file_key: Secret<32>,
     bound_to: Vec<u8>,
-    leaves: Vec<u8>,
 }
 
 impl Proof {
-    /// Its leaves; `key` is the disk's.
+    /// Its leaves, read now; `key` is the disk's.
     pub fn leaves(&self, key: &ProofKey) -> Result<Leaves, LayerError> {
-        let listed =
-            crypto::unwrap(&self.file_key, &aad_of_leaves(&self.bound_to, &self.head.root), &self.leaves);
+        let damaged = |found: &str| damaged(self.snapshot, found);
+        let mut sealed = vec![0; leaves_len(self.head.count) as usize];
+        read_at(&self.file, &mut sealed, HEAD_END as u64, self.snapshot)?;
+        let listed = crypto::unwrap(&self.file_key, &aad_of_leaves(&self.bound_to, &self.head.root), &sealed);
         let listed = listed.map_err(|e| damaged(&e.to_string()))?;
         if key.root(&listed) != self.head.root {
             return Err(damaged("leaves of another root, or of another proof key"));
@@ -72,58 +109,105 @@ impl Proof {
     }
 }
 
-fn damaged(found: &str) -> LayerError {
-    LayerError::corrupted("a snapshot's proof", "what its key wrote", found)
+fn leaves_len(count: u64) -> u64 {
+    ENVELOPE_LEN as u64 + 8 + 24 * count
 }
 
-fn folder(region: &Region) -> PathBuf {
-    region.dir().join("proofs")
+fn damaged(snapshot: SnapshotId, found: &str) -> LayerError {
+    LayerError::corrupted(format!("the proof of snapshot {snapshot}"), "what its key wrote", found)
 }
 
-fn path_of(region: &Region, snapshot: SnapshotId) -> PathBuf {
-    folder(region).join(snapshot.to_string())
+fn read_at(file: &File, into: &mut [u8], offset: u64, snapshot: SnapshotId) -> Result<(), LayerError> {
+    file.read_exact_at(into, offset).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof => damaged(snapshot, "a shorter file"),
+        _ => LayerError::io("reading a snapshot's proof")(e),
+    })
 }
 
-/// Makes the folder where there is none: regions had none before.
-fn make_folder(region: &Region) -> Result<()> {
-    let path = folder(region);
-    match crashsafe::create_dir(&path, 0o700) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            owned::check_folder(&path).map_err(HostError::io("opening the proofs' folder", &path))
-        }
-        made => made.map_err(HostError::io("making the proofs' folder", &path)),
-    }
-}
-
-/// Writes a snapshot's proof, durable; one that is there is replaced.
+/// Writes a snapshot's proof, durable; one that is there is replaced, unless [`check_replaceable`] refuses. `derived` as in [`Head`].
 pub fn write(
     region: &Region,
     snapshot: &Snapshot,
     point: Point,
     leaves: &Leaves,
     key: &ProofKey,
+    derived: bool,
 ) -> Result<()> {
-    make_folder(region)?;
+    shelf::make(region)?;
+    check_replaceable(region, snapshot.id)?;
     let bound_to = bound_to(region, snapshot.id, point);
     let (file_key, wrapped) = kms::new_data_key(region, snapshot.key, &bound_to)?;
     let file_key = first_half(&file_key);
-    let root = leaves.root(key);
+    let head =
+        Head { root: leaves.root(key), count: leaves.count(), size_bytes: leaves.size_bytes(), derived };
     let mut bytes = MAGIC.to_vec();
     [VERSION, 0, wrapped.version, 0].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
     bytes.extend(wrapped.bytes);
-    let mut head = root.to_vec();
-    [leaves.count(), leaves.size_bytes(), 0].iter().for_each(|n| head.extend(n.to_le_bytes()));
-    bytes.extend(crypto::wrap(&file_key, &bound_to, &head));
-    bytes.extend(crypto::wrap(&file_key, &aad_of_leaves(&bound_to, &root), &leaves.list()));
-    let path = path_of(region, snapshot.id);
+    bytes.extend(crypto::wrap(&file_key, &bound_to, &head.to_bytes()));
+    bytes.extend(crypto::wrap(&file_key, &aad_of_leaves(&bound_to, &head.root), &leaves.list()));
+    let path = shelf::path_of(region, snapshot.id);
     crashsafe::write_file(&path, &bytes, 0o600).map_err(HostError::io("writing a snapshot's proof", &path))
 }
 
-/// A snapshot's proof; none if it has none.
+/// Refuses where the proof may not be made anew: it is of another version of the program, or what stands in its place, or in that of
+/// the folder, is not to be replaced by a file.
+pub fn check_replaceable(region: &Region, snapshot: SnapshotId) -> Result<()> {
+    let path = shelf::path_of(region, snapshot);
+    let refused = |words: String| {
+        HostError::io("a snapshot's proof", &path)(io::Error::new(io::ErrorKind::InvalidData, words))
+    };
+    if !shelf::is_there(region)? {
+        return Ok(());
+    }
+    if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        return Err(refused(
+            "a folder, where a file belongs: take it away, and the proof is made anew".into(),
+        ));
+    }
+    // What can't be opened or is shorter is of no version.
+    let mut fixed = [0; FIXED_LEN];
+    let read = owned::open(&path, false).and_then(|file| file.read_exact_at(&mut fixed, 0));
+    match read.map(|()| Fixed::parse(&fixed)) {
+        Ok(Fixed::Newer { version, features }) => Err(refused(format!(
+            "of version {version}, features {features:#x}, and this program knows version {VERSION}: one that knows it reads it; it is \
+             made anew once it is taken away"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What a file's first bytes say; none of it has a MAC.
+enum Fixed {
+    /// The file key is wrapped by this version of the snapshot's key.
+    Known {
+        key_version: u32,
+    },
+    Newer {
+        version: u32,
+        features: u32,
+    },
+    Other,
+}
+
+impl Fixed {
+    fn parse(bytes: &[u8; FIXED_LEN]) -> Self {
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
+        match (bytes.starts_with(MAGIC), number(8), number(12), number(20)) {
+            (true, VERSION, 0, 0) => Self::Known { key_version: number(16) },
+            (false, ..) | (true, VERSION, 0, _) => Self::Other,
+            (true, version, features, _) => Self::Newer { version, features },
+        }
+    }
+}
+
+/// A snapshot's proof; none if it has none. Its leaves are not read yet.
 pub fn read(region: &Region, snapshot: &Snapshot, point: Point) -> Result<Option<Proof>> {
-    let path = path_of(region, snapshot.id);
-    match owned::read(&path, LEN_MAX) {
-        Ok(bytes) => open(region, snapshot, point, &bytes).map(Some),
+    if !shelf::is_there(region)? {
+        return Ok(None);
+    }
+    let path = shelf::path_of(region, snapshot.id);
+    match owned::open(&path, false) {
+        Ok(file) => open(region, snapshot, point, file).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(HostError::io("reading a snapshot's proof", &path)(e)),
     }
@@ -140,31 +224,39 @@ pub fn find_head(region: &Region, snapshot: &Snapshot, point: Point) -> Option<H
     }
 }
 
-fn open(region: &Region, snapshot: &Snapshot, point: Point, bytes: &[u8]) -> Result<Proof> {
-    let short = || damaged("a shorter file");
-    let (fixed, rest) = bytes.split_at_checked(FIXED_LEN).ok_or_else(short)?;
-    let (wrapped, rest) = rest.split_at_checked(WRAPPED_LEN).ok_or_else(short)?;
-    let (head, leaves) = rest.split_at_checked(HEAD_LEN).ok_or_else(short)?;
-    let number = |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("4 bytes"));
-    if !fixed.starts_with(MAGIC) {
-        return Err(damaged("another kind of file").into());
-    }
-    if (number(8), number(12)) != (VERSION, 0) {
-        let found = format!(
-            "version {}, features {:#x}: this program knows version {VERSION}",
-            number(8),
-            number(12)
-        );
+fn open(region: &Region, snapshot: &Snapshot, point: Point, file: File) -> Result<Proof> {
+    let damaged = |found: &str| damaged(snapshot.id, found);
+    let mut bytes = [0; HEAD_END];
+    read_at(&file, &mut bytes, 0, snapshot.id)?;
+    let (fixed, rest) = bytes.split_first_chunk::<FIXED_LEN>().expect("it is longer");
+    let key_version = match Fixed::parse(fixed) {
+        Fixed::Known { key_version } => key_version,
+        Fixed::Other => return Err(damaged("another kind of file").into()),
+        Fixed::Newer { version, features } => {
+            let found =
+                format!("version {version}, features {features:#x}: this program knows version {VERSION}");
+            return Err(damaged(&found).into());
+        }
+    };
+    let (wrapped, head) = rest.split_at(WRAPPED_LEN);
+    let bound_to = bound_to(region, snapshot.id, point);
+    let file_key = kms::unwrap_data_key(region, snapshot.key, key_version, &bound_to, wrapped);
+    let file_key = first_half(&file_key.map_err(|e| match e {
+        // What the file says opens nothing; a key that is lost itself is told of where layers are opened.
+        KmsError::Damaged { .. } | KmsError::NotFound { version: Some(_), .. } => {
+            damaged(&e.to_string()).into()
+        }
+        other => HostError::from(other),
+    })?);
+    let head = crypto::unwrap(&file_key, &bound_to, head).map_err(|e| damaged(&e.to_string()))?;
+    let head = Head::parse(&head).ok_or_else(|| damaged("a head that no version writes"))?;
+    let found = file.metadata().map_err(LayerError::io("reading a snapshot's proof"))?.len();
+    if head.count > chunks_of_bytes(snapshot.size_bytes) || found != HEAD_END as u64 + leaves_len(head.count)
+    {
+        let found = format!("{} leaves in a file of {found} bytes", head.count);
         return Err(damaged(&found).into());
     }
-    let bound_to = bound_to(region, snapshot.id, point);
-    let file_key = kms::unwrap_data_key(region, snapshot.key, number(16), &bound_to, wrapped)?;
-    let file_key = first_half(&file_key);
-    let head = crypto::unwrap(&file_key, &bound_to, head).map_err(|e| damaged(&e.to_string()))?;
-    let (root, rest) = head.split_first_chunk::<16>().ok_or_else(short)?;
-    let long = |at: usize| u64::from_le_bytes(rest[at..at + 8].try_into().expect("8 bytes"));
-    let head = Head { root: *root, count: long(0), size_bytes: long(8) };
-    Ok(Proof { head, file_key, bound_to, leaves: leaves.to_vec() })
+    Ok(Proof { head, snapshot: snapshot.id, file, file_key, bound_to })
 }
 
 fn first_half(key: &Secret<64>) -> Secret<32> {
@@ -179,54 +271,38 @@ fn aad_of_leaves(bound_to: &[u8], root: &[u8; 16]) -> Vec<u8> {
     [bound_to, b"\0leaves\0", root].concat()
 }
 
-/// Takes away the proof of a snapshot that is gone. Best effort: one that stays is swept later, and is of no worth to anybody.
-pub fn forget(region: &Region, snapshot: SnapshotId) {
-    let _ = fs::remove_file(path_of(region, snapshot));
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Takes away what no snapshot has, and what killed processes were writing. Called by the owner of the layers.
-pub(in crate::volume) fn forget_unnamed(region: &Region) -> Result<()> {
-    for path in files(region)? {
-        let id = path.file_name().and_then(|name| name.to_str()?.parse::<SnapshotId>().ok());
-        let is_of_worth = match id {
-            Some(id) => region.catalog()?.read(|tx| tx.find_snapshot(id))?.is_some(),
-            None => is_being_written(&path),
-        };
-        if !is_of_worth {
-            let _ = fs::remove_file(&path);
+    #[test]
+    fn a_head_comes_back_and_no_other_is_taken() {
+        for derived in [false, true] {
+            let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived };
+            let bytes = head.to_bytes();
+            assert_eq!(bytes.len() + ENVELOPE_LEN, HEAD_LEN);
+            let again = Head::parse(&bytes).unwrap();
+            assert!(again.agrees_with(&head) && again.derived == derived);
+            for len in 0..bytes.len() {
+                assert!(Head::parse(&bytes[..len]).is_none(), "cut to {len}");
+            }
+            assert!(Head::parse(&[&bytes[..], &[0]].concat()).is_none());
+            for (at, bit) in [(32, 2), (33, 1), (39, 0x80)] {
+                let mut other = bytes.clone();
+                other[at] |= bit;
+                assert!(Head::parse(&other).is_none(), "byte {at}");
+            }
         }
     }
-    Ok(())
-}
 
-/// A file without a snapshot's name is one that is being written; not for an hour.
-fn is_being_written(path: &Path) -> bool {
-    let written = fs::symlink_metadata(path).and_then(|found| found.modified());
-    written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < Duration::from_secs(3600)))
-}
-
-/// What is wrong with proofs, in sentences. Of those whose key is closed nothing is said.
-pub fn problems(region: &Region) -> Result<Vec<String>> {
-    let mut problems = Vec::new();
-    for row in region.catalog()?.read(|tx| tx.snapshots())? {
-        let header = row.layer.and_then(|_| vouch::header_of_snapshot(region, &row).ok());
-        let Some(point) = header.and_then(|header| header.points.first().copied()) else { continue };
-        match read(region, &row, point) {
-            Ok(_) | Err(HostError::Kms(KmsError::Disabled { .. })) => {}
-            Err(error) => problems.push(format!(
-                "snapshot {} ({}): its proof can't be read: {error}; `terrane snapshot verify {} --deep` makes it anew",
-                row.name, row.id, row.name
-            )),
+    #[test]
+    fn heads_of_another_content_do_not_agree() {
+        let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived: false };
+        assert!(head.agrees_with(&Head { derived: true, ..head }));
+        for other in
+            [Head { root: [8; 16], ..head }, Head { count: 4, ..head }, Head { size_bytes: 8 << 30, ..head }]
+        {
+            assert!(!head.agrees_with(&other));
         }
-    }
-    Ok(problems)
-}
-
-fn files(region: &Region) -> Result<Vec<PathBuf>> {
-    let path = folder(region);
-    let io = |e: io::Error| HostError::io("listing the proofs in", &path)(e);
-    match fs::read_dir(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        listed => listed.map_err(io)?.map(|entry| Ok(entry.map_err(io)?.path())).collect(),
     }
 }

@@ -9,8 +9,12 @@
 mod file;
 mod leaves;
 mod measure;
+mod problems;
+mod shelf;
 
-pub(super) use file::forget_unnamed;
-pub use file::{Head, Proof, find_head, forget, problems, read, write};
+pub use file::{Head, Proof, check_replaceable, find_head, read, write};
 pub use leaves::Leaves;
 pub use measure::{Reading, measure};
+pub use problems::problems;
+pub use shelf::forget;
+pub(super) use shelf::forget_unnamed;
