@@ -253,6 +253,10 @@ fn proof_file(world: &World, region: &str, id: SnapshotId) -> PathBuf {
 
 /// Writes a proof that says other than what a snapshot holds, by the snapshot's own keys.
 fn forge(world: &World, region: &str, id: SnapshotId) {
+    forge_as(world, region, id, false);
+}
+
+fn forge_as(world: &World, region: &str, id: SnapshotId, derived: bool) {
     let host = world.reader(region);
     let (disk, moments) = host.open_snapshot_with_moments(id).unwrap();
     let top = disk.chain.layers().last().unwrap();
@@ -260,7 +264,7 @@ fn forge(world: &World, region: &str, id: SnapshotId) {
     let mut leaves = proof::Leaves::of_zeros(DISK as u64);
     leaves.change(ChunkNo(4), 1);
     let row = world.snapshot(region, id);
-    proof::write(host.region(), &row, moments.all[0], &leaves, &key, false).unwrap();
+    proof::write(host.region(), &row, moments.all[0], &leaves, &key, derived).unwrap();
 }
 
 #[test]
@@ -277,6 +281,30 @@ fn a_base_of_another_proof_is_none() {
     let copy = world.copy(("north", second), "south", "second", KeyChoice::AsSource);
     world.equal("south", copy, &disk.model);
     assert_is_proven(&world, second, copy);
+}
+
+/// A proof that a copy onto a base left with its source says no more than that base's did: a copy that carries all overrules it.
+#[test]
+fn what_a_base_said_is_overruled_by_reading_all() {
+    let world = World::new(&["north", "south", "west"]);
+    let mut disk = Disk::new(&world, "north", DISK, Some(world.default_key("north")), DiskKind::Data);
+    let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
+    let second = disk.change(&world, "second", |c| c.write(4 * MIB, &[2; MIB]));
+    world.copy(("north", first), "south", "first", KeyChoice::AsSource);
+    world.copy(("north", second), "south", "second", KeyChoice::AsSource);
+    let derived = |id| {
+        let host = world.reader("north");
+        let (_, moments) = host.open_snapshot_with_moments(id).unwrap();
+        let row = world.snapshot("north", id);
+        proof::find_head(host.region(), &row, moments.all[0]).unwrap().derived
+    };
+    assert_eq!((derived(first), derived(second)), (false, true));
+    forge_as(&world, "north", second, true);
+    let copy = world.copy(("north", second), "west", "second", KeyChoice::AsSource);
+    assert!(!derived(second), "all of it was read");
+    let sides = [("north", second), ("west", copy)]
+        .map(|(region, id)| Side::open(&world.reader(region), id).unwrap());
+    assert!(compare_proofs(&sides[0], &sides[1]).unwrap().differing.is_nothing());
 }
 
 /// A source that has a proof of its own is not overruled.

@@ -225,7 +225,9 @@ impl Made<'_> {
     pub fn write(&self, source: &Host, point: Point, leaves: &Leaves) -> Result<()> {
         let (plan, key) = (self.plan, &*self.plan.proof_key);
         let said = proof::read(source.region(), &plan.source, point).and_then(|proof| {
-            let differs = |proof: &proof::Proof| proof.head.root != leaves.root(key);
+            // One that was made from a base's says no more than a copy that carried all of the source.
+            let overrules = |proof: &proof::Proof| !proof.head.derived || plan.base.is_some();
+            let differs = |proof: &proof::Proof| overrules(proof) && proof.head.root != leaves.root(key);
             Ok(proof.filter(differs).map(|proof| proof.leaves(key)).transpose()?)
         });
         match said {
@@ -240,7 +242,7 @@ impl Made<'_> {
         }
         let region = self.target.region();
         let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
-        let written = proof::write(region, &row, point, leaves, key, false);
+        let written = proof::write(region, &row, point, leaves, key, plan.parent().is_some());
         written.map_err(|e| CopyError::of_target(e, region.name()))
     }
 
@@ -254,13 +256,14 @@ impl Made<'_> {
     }
 }
 
-/// The source is given the copy's leaves where it has no proof.
+/// The source is given the copy's leaves where it has no proof, or one that was made from a base's and the copy carried all.
 pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves) {
     let region = source.region();
-    if proof::find_head(region, &plan.source, point).is_some() {
+    let derived = plan.base.is_some();
+    if proof::find_head(region, &plan.source, point).is_some_and(|head| derived || !head.derived) {
         return;
     }
-    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key, false) {
+    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key, derived) {
         tracing::info!(snapshot = %plan.source.id, %error, "the source was not given its proof");
     }
 }

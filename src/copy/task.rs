@@ -21,7 +21,7 @@ use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::{Layer, LayerError, PageCache, SealedMark};
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec, Opening};
-use crate::volume::proof::Leaves;
+use crate::volume::proof::{self, Leaves};
 use crate::volume::{Host, bookmarks, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
@@ -291,6 +291,8 @@ impl Job<'_> {
         // Of two that begin together the second sees the first.
         let _one = folder::lock_copies(self.region())?;
         Room::beside_others(self.region(), task.id)?.refuse_more(self.plan.write_bytes(), self.region())?;
+        // What will be in the way of its proof is, before anything is carried.
+        proof::make(self.region())?;
         let waiting = copy_of(self.region(), task)?;
         let source = &self.plan.source;
         let spec = LayerSpec {

@@ -16,5 +16,5 @@ pub use file::{Head, Proof, check_replaceable, find_head, read, write};
 pub use leaves::Leaves;
 pub use measure::{Reading, measure};
 pub use problems::problems;
-pub use shelf::forget;
 pub(super) use shelf::forget_unnamed;
+pub use shelf::{forget, make};

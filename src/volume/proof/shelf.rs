@@ -33,7 +33,7 @@ pub(super) fn is_there(region: &Region) -> Result<bool> {
 }
 
 /// Makes the folder where there is none: regions had none before.
-pub(super) fn make(region: &Region) -> Result<()> {
+pub fn make(region: &Region) -> Result<()> {
     let path = folder(region);
     match crashsafe::create_dir(&path, 0o700) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => is_there(region).map(drop),
