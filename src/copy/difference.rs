@@ -223,11 +223,13 @@ impl Difference {
         let again = |chain: &Chain| if anew { Chain::new(chain.layers().to_vec()) } else { chain.clone() };
         let mut newest = [Source::Zero; CHUNK_SECTORS as usize];
         again(&self.above).sources(chunk, 0, &mut newest)?;
-        let is_newest = |carried: &Carried, newest: &Source| match *newest {
-            Source::Zero => true,
-            Source::Slot { layer, slot, tag } => {
-                *carried == Carried::Data { layer: self.of_base as u32 + layer, slot, tag }
+        let is_newest = |carried: &Carried, newest: &Source| match (*newest, *carried) {
+            (Source::Zero, _) => true,
+            (Source::Slot { layer, slot, tag }, Carried::Data { layer: from, slot: read, tag: by }) => {
+                let is_same = self.layer(from).id() == self.above.layers()[layer as usize].id();
+                is_same && (slot, tag) == (read, by)
             }
+            (Source::Slot { .. }, _) => false,
         };
         if !carried.iter().zip(&newest).all(|(carried, newest)| is_newest(carried, newest)) {
             return Ok(false);
