@@ -85,7 +85,7 @@ fn the_first_copy_ships_all_and_later_ones_the_difference() {
     assert_eq!(tasks[0].bytes_done, stored);
 }
 
-// S7 S9 S10 S11 S12 S16
+// S1 S2 S7 S9 S10 S11 S12 S16
 #[test]
 fn plain_stays_plain_and_becomes_encrypted_on_request() {
     let world = World::new(&["north", "south"]);
