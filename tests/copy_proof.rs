@@ -183,7 +183,7 @@ fn a_copy_of_two_processes_is_proven() {
         let (world, mut disk, first) = world();
         world.copy(("north", first), "south", "first", KeyChoice::AsSource);
         let second = disk.change(&world, "second", |c| {
-            [1, 5, 13, 21].map(|at| c.write(at * MIB, &[5; MIB]));
+            [1, 5, 13, 21].into_iter().for_each(|at| c.write(at * MIB, &[5; MIB]));
             c.discard(9 * MIB, MIB / 4);
         });
         let copy = interrupted(&world, second, "second", after, 3 << 20);

@@ -60,24 +60,30 @@ fn a_schedule_that_was_changed_does_nothing() {
 // X7
 #[test]
 fn what_it_did_not_take_it_does_not_delete() {
+    for mac in ["mac", "zeroblob(16)", "NULL"] {
+        takes_nothing_else(mac);
+    }
+}
+
+fn takes_nothing_else(mac: &str) {
     let case = busy();
     let (mine, copy) = (id_of(&case, "north", "mine"), id_of(&case, "south", "mine"));
     let record = "INSERT INTO schedule_snapshots SELECT";
-    // A row of one's own; that of another snapshot with its MAC; one whose time is put back; a MAC of a copy.
+    // A row of one's own with the MAC of another, or none; an id that is none; the same of a copy.
     case.sql(
         "r",
-        &format!("{record} '{mine}', schedule, volume, 0, 'mine', mac FROM schedule_snapshots LIMIT 1"),
+        &format!("{record} '{mine}', schedule, volume, 0, 'mine', {mac}, 1 FROM schedule_snapshots LIMIT 1"),
     );
     case.sql(
         "r",
         &format!(
-            "{record} '{mine}x', schedule, volume, 1, 'mine', zeroblob(16) FROM schedule_snapshots LIMIT 1"
+            "{record} '{mine}x', schedule, volume, 1, 'mine', zeroblob(16), 1 FROM schedule_snapshots LIMIT 1"
         ),
     );
     let of_copy = "INSERT INTO schedule_copies SELECT";
     case.sql(
         "s",
-        &format!("{of_copy} '{copy}', schedule, source, volume, 0, mac FROM schedule_copies LIMIT 1"),
+        &format!("{of_copy} '{copy}', schedule, source, volume, 0, {mac} FROM schedule_copies LIMIT 1"),
     );
     case.sql("s", "UPDATE snapshots SET locked_until = NULL, lock_mode = NULL");
     for hour in 4..=6 {
@@ -151,7 +157,7 @@ fn rows_that_do_not_read_stop_no_others() {
         ("r", "UPDATE schedules SET created_at = 9223372036854775807 WHERE name = 'hourly'"),
         (
             "r",
-            "INSERT INTO schedule_snapshots SELECT 'nonsense', schedule, volume, 5, 'x', mac FROM schedule_snapshots LIMIT 1",
+            "INSERT INTO schedule_snapshots SELECT 'nonsense', schedule, volume, 5, 'x', mac, 0 FROM schedule_snapshots LIMIT 1",
         ),
         ("s", "INSERT INTO schedule_copies VALUES ('nonsense', 'x', 'y', 'z', 5, NULL)"),
     ] {

@@ -238,6 +238,97 @@ fn what_a_copy_waits_for_is_held_back() {
     assert_eq!(case.names("south"), [hourly("db", 1), hourly("db", 4)]);
 }
 
+/// A target that opens and refuses: what no copy could be asked for yet is held back, and copied once it may be.
+// X7
+#[test]
+fn what_could_not_be_asked_for_is_held_back() {
+    let case = Case::hourly(&["--keep", "2", "--copy-to", "south", "--keep-copies", "9"]);
+    case.hour(1);
+    case.once(&[]);
+    case.ok(&["kms", "revoke", "--region", "south"]);
+    for hour in 2..=6 {
+        case.hour(hour);
+        case.once(&[]);
+        assert!(case.error("hourly").contains("not authorised"), "{}", case.error("hourly"));
+    }
+    assert_eq!(case.names("north"), hourlies("db", 2..=6), "only what was copied went");
+    case.ok(&["kms", "authorize", "--region", "south"]);
+    case.once(&[]);
+    // All were asked for at the same moment.
+    let mut copies = case.whole("south");
+    copies.sort();
+    assert_eq!(copies, hourlies("db", 1..=6));
+    case.once(&[]);
+    assert_eq!(case.names("north"), hourlies("db", 5..=6));
+}
+
+/// One volume that may not be copied so is no end of the copies of the others.
+// X7
+#[test]
+fn one_that_can_not_be_copied_leaves_the_others() {
+    let case = Case::new();
+    case.volume("secret", &["t=g"]);
+    case.ok(&[
+        "volume",
+        "create",
+        "--size",
+        "4M",
+        "--name",
+        "open",
+        "--unencrypted",
+        "--tag",
+        "t=g",
+        "--region",
+        "north",
+    ]);
+    case.schedule(&[
+        "--name",
+        "hourly",
+        "--every",
+        "1h",
+        "--tag",
+        "t=g",
+        "--keep",
+        "1",
+        "--copy-to",
+        "south",
+        "--unencrypted",
+    ]);
+    for hour in 1..=3 {
+        case.hour(hour);
+        case.once(&[]);
+    }
+    assert!(case.error("hourly").contains("can't be plain"), "{}", case.error("hourly"));
+    assert_eq!(case.whole("south"), hourlies("open", 1..=3));
+    let mut there = case.names("north");
+    there.sort();
+    assert_eq!(there, [hourlies("open", 3..=3), hourlies("secret", 1..=3)].concat());
+}
+
+/// What somebody deleted before its time was over is not taken again, nor is its id another's.
+// X7
+#[test]
+fn what_was_purged_is_not_taken_again() {
+    let case = Case::new();
+    case.ok(&["key", "create", "--alias", "other", "--region", "north"]);
+    case.volume("db", &["t=g"]);
+    case.ok(&[
+        "volume", "create", "--size", "4M", "--name", "shut", "--key", "other", "--tag", "t=g", "--region",
+        "north",
+    ]);
+    case.schedule(&["--name", "hourly", "--every", "1h", "--tag", "t=g"]);
+    case.ok(&["key", "disable", "other", "--region", "north"]);
+    case.hour(1);
+    case.once(&[]);
+    assert_eq!(case.names("north"), hourlies("db", 1..=1));
+    case.ok(&["snapshot", "delete", "--region", "north", &hourly("db", 1)]);
+    case.once(&[]);
+    assert!(case.names("north").is_empty());
+    case.ok(&["key", "enable", "other", "--region", "north"]);
+    case.once(&[]);
+    assert_eq!(case.names("north"), hourlies("shut", 1..=1));
+}
+
 // X7
 #[test]
 fn a_target_that_is_away_is_waited_for() {

@@ -48,8 +48,10 @@ pub struct ScheduledSnapshot {
     pub due: Timestamp,
     /// The name it is to have.
     pub name: Name,
-    /// Vouches for all of it.
+    /// Vouches for all of the above.
     pub mac: Option<[u8; 16]>,
+    /// It was there.
+    pub is_taken: bool,
 }
 
 /// A copy that a schedule asked for, in the catalog of the region it is made in.
@@ -99,6 +101,7 @@ fn scheduled_snapshot(f: &Fields) -> Result<ScheduledSnapshot, CatalogError> {
         due: f.time("due")?,
         name: f.parsed("name", "a name")?,
         mac: mac(f)?,
+        is_taken: f.flag("is_taken")?,
     })
 }
 
@@ -113,10 +116,10 @@ fn scheduled_copy(f: &Fields) -> Result<ScheduledCopy, CatalogError> {
     })
 }
 
-/// A row that does not read is left out, with a warning: nothing of it is believed, and the others are none the worse for it.
+/// A row that does not read is left out: nothing of it is believed, and the others are none the worse for it.
 fn readable<T>(rows: Vec<Result<T, CatalogError>>) -> Vec<T> {
-    let warn = |error: &CatalogError| tracing::warn!(%error, "a row of a schedule is left out");
-    rows.into_iter().filter_map(|row| row.inspect_err(warn).ok()).collect()
+    let tell = |error: &CatalogError| tracing::debug!(%error, "a row of a schedule is left out");
+    rows.into_iter().filter_map(|row| row.inspect_err(tell).ok()).collect()
 }
 
 impl ReadTx<'_> {
@@ -150,7 +153,7 @@ impl ReadTx<'_> {
     /// The snapshots of a schedule, those of the oldest due time first.
     pub fn scheduled_snapshots(&self, of: ScheduleId) -> Result<Vec<ScheduledSnapshot>, CatalogError> {
         let rows = self.list(
-            "SELECT snapshot AS id, schedule, volume, due, name, mac FROM schedule_snapshots WHERE schedule = ?1
+            "SELECT snapshot AS id, schedule, volume, due, name, mac, is_taken FROM schedule_snapshots WHERE schedule = ?1
              ORDER BY due, volume",
             [of.to_string()],
             |f| Ok(scheduled_snapshot(f)),
@@ -235,16 +238,24 @@ impl WriteTx<'_> {
         self.insert(
             Kind::Snapshot,
             row.name.as_str(),
-            "INSERT INTO schedule_snapshots (snapshot, schedule, volume, due, name, mac) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO schedule_snapshots (snapshot, schedule, volume, due, name, mac, is_taken)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 row.snapshot.to_string(),
                 schedule,
                 volume,
                 due,
                 row.name.as_str(),
-                row.mac.map(|mac| mac.to_vec())
+                row.mac.map(|mac| mac.to_vec()),
+                row.is_taken,
             ],
         )
+    }
+
+    /// Says that a snapshot was there.
+    pub fn set_scheduled_taken(&self, id: SnapshotId) -> Result<(), CatalogError> {
+        self.execute("UPDATE schedule_snapshots SET is_taken = 1 WHERE snapshot = ?1", [id.to_string()])
+            .map(drop)
     }
 
     /// Forgets that a schedule took a snapshot.

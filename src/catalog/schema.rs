@@ -177,7 +177,7 @@ CREATE TABLE schedules (
 
 CREATE TABLE schedule_snapshots (
   snapshot TEXT PRIMARY KEY, schedule TEXT NOT NULL REFERENCES schedules ON DELETE CASCADE, volume TEXT NOT NULL,
-  due INTEGER NOT NULL, name TEXT NOT NULL, mac BLOB
+  due INTEGER NOT NULL, name TEXT NOT NULL, mac BLOB, is_taken INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX schedule_snapshots_due ON schedule_snapshots (schedule, volume, due);
 

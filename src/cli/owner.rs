@@ -28,7 +28,7 @@ pub fn carry_out_unseen(region: Region, order: &Order) -> Result<(), HostError> 
     {
         flush_loops(&state, items, |words| tracing::warn!("{words}"));
     }
-    volume::perform(region, order, Waits::COMMAND)
+    volume::perform(region, order, Waits::BACKGROUND)
 }
 
 /// What was synced on an attached volume lies in the loop device's pages until it is flushed.

@@ -145,7 +145,20 @@ fn schedule_problem(region: &Region, row: &Schedule) -> Option<String> {
     Some(format!("{what} was due {due}, and nobody carried it out: is `terrane daemon` running?"))
 }
 
+/// A region's clock never goes back: where it was ahead once it stands still until that time, and nothing is due.
+fn clock_problem(region: &Region) -> Option<String> {
+    let (now, shown) = (region.now(), region.clock().shown());
+    (now.duration_since(shown) > OVERDUE).then(|| {
+        format!(
+            "the clock of region {} stands at {now}, which it was told once, and this machine's shows {shown}: until then nothing \
+             more is due there, and locks, retentions and the bin count from the later one",
+            region.name()
+        )
+    })
+}
+
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
+    problems.extend(clock_problem(region));
     let mount = owner::mounted(region)?;
     for live in mount.iter().flat_map(|m| &m.live) {
         problems.extend(in_trouble(live).map(|trouble| format!("volume {}: {trouble}", live.volume)));

@@ -120,6 +120,11 @@ impl Difference {
         }
     }
 
+    /// Whether what changed is known by a bookmark alone, which no map bears out.
+    pub fn rests_on_bookmark(&self) -> bool {
+        matches!(self.gap, Gap::Changed(_))
+    }
+
     /// What the copy's layer is put on.
     pub fn below(&self) -> Chain {
         match &self.standing {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
+use super::words::Words;
 use crate::catalog::Layer as LayerRow;
 use crate::ids::Point;
 use crate::layer::{Layer, LayerError, SealedMark, State};
@@ -84,6 +85,8 @@ pub struct Directory<'a> {
     pub difference: &'a Difference,
     /// Counts what crosses.
     pub crossed: &'a Crossed,
+    /// What was read, which is durable before what was made of it is.
+    pub words: &'a Words<'a>,
 }
 
 impl Link for Directory<'_> {
@@ -117,6 +120,7 @@ impl Link for Directory<'_> {
             self.crossed.add(crossing * SECTOR_BYTES);
             // Both log halves full would stop every worker; this way only one of them is busy with the map.
             if self.layer.needs_checkpoint() {
+                self.words.sync();
                 self.layer.checkpoint_closed()?;
             }
             Ok(())
@@ -133,6 +137,7 @@ impl Link for Directory<'_> {
     fn commit(&self, points: &[Point]) -> Result<SealedMark> {
         let commit = || -> Result<SealedMark> {
             if !self.layer.is_ended() {
+                self.words.sync();
                 self.layer.flush()?;
                 self.layer.lock_for_seal()?.end()?;
             }

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -55,6 +56,8 @@ struct Disks {
 
 /// So often the source's layers are looked at where two looks differ.
 const LOOKS_MAX: u32 = 4;
+/// In between.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Made<'_> {
     /// Its leaves, if they are those of what was read. `watch` is told the bytes that were read back, and ends it by an error.
@@ -170,8 +173,10 @@ impl Made<'_> {
             // A fold of the source may have come between the two looks.
             looks += 1;
             if looks > LOOKS_MAX {
-                return Err(self.unproven(chunk.0));
+                let snapshot = &self.names.snapshot;
+                return Err(CopyError::Overtaken { what: format!("a layer of snapshot {snapshot}") });
             }
+            std::thread::sleep(LOOK_AGAIN);
         }
         let carried = std::array::from_fn(|i| buffers.carried[i] != Carried::Nothing);
         let mut touched = carried;
@@ -188,8 +193,8 @@ impl Made<'_> {
         if !self.pace.is_none_or(|pace| pace.claim(bytes, || stop.is_set())) {
             return Err(CopyError::Interrupted);
         }
-        read_chunk(&self.plan.difference, self.names, chunk, carried, plain, tags)?;
-        self.crossed.add(bytes);
+        let instead = read_chunk(&self.plan.difference, self.names, chunk, carried, plain, tags)?;
+        self.crossed.add(bytes + instead * SECTOR_BYTES);
         Ok(words_of(key, chunk, carried, plain))
     }
 
@@ -259,6 +264,10 @@ impl Made<'_> {
 /// The source is given the copy's leaves where it has no proof, or one that was made from a base's and the copy carried all.
 pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves) {
     let region = source.region();
+    // What a bookmark left out would be said to be equal.
+    if plan.difference.rests_on_bookmark() {
+        return;
+    }
     let derived = plan.base.is_some();
     if proof::find_head(region, &plan.source, point).is_some_and(|head| derived || !head.derived) {
         return;

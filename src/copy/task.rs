@@ -378,6 +378,7 @@ impl Job<'_> {
             layer: &begun.layer,
             difference: &self.plan.difference,
             crossed: &begun.crossed,
+            words: &words,
         };
         match link.has_layer() {
             true => begun.crossed.all_was_there(self.plan.ship_bytes),

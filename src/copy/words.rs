@@ -4,7 +4,7 @@
 //! ```text
 //! 40 bytes a chunk: chunk u64 · hidden u128 = words ⊕ PRF_header( `copy words hidden`\0 chunk ) · mac[16] = PRF_header( `copy words`\0 chunk hidden )
 //! ```
-//! Little-endian; hidden, since who has none of the keys is not to see what is equal to what. Appended and not synced: what is cut or not ours is not believed, and read again. The later of two records counts.
+//! Little-endian; hidden, since who has none of the keys is not to see what is equal to what. Appended, and synced before the chunks are: what is cut or not ours is not believed, and read again. The later of two records counts.
 //! It is of the chunk as it was carried then; where the plan has become another, what is proven differs, and it is read again too.
 
 use std::collections::HashMap;
@@ -17,11 +17,12 @@ use parking_lot::Mutex;
 use crate::layer::Layer;
 use crate::region::Region;
 use crate::sys::owned;
+use crate::volume::chunks_of_bytes;
 
 const FILE: &str = "words";
 const RECORD: usize = 40;
-/// More than a disk of 2 TiB has; a longer one is begun anew.
-const BYTES_MAX: u64 = 64 << 20;
+/// A chunk is told of once by each process that carries it; a longer file than so many times all is begun anew.
+const TIMES_MAX: u64 = 4;
 
 /// By chunk, the XOR of the words of all that was carried of it.
 pub struct Words<'a> {
@@ -37,7 +38,8 @@ impl<'a> Words<'a> {
     pub fn open(region: &Region, layer: &'a Layer) -> Self {
         let path = region.layer_dir(layer.id()).join(FILE);
         let mut words = Self { layer, path, known: Mutex::default(), file: Mutex::default() };
-        let read = owned::read(&words.path, BYTES_MAX).unwrap_or_default();
+        let bytes_max = chunks_of_bytes(layer.size_bytes()) * RECORD as u64 * TIMES_MAX;
+        let read = owned::read(&words.path, bytes_max).unwrap_or_default();
         let (records, rest) = read.as_chunks::<RECORD>();
         words.known = Mutex::new(records.iter().filter_map(|record| words.parse(record)).collect());
         // Later records behind a cut one would be out of step.
@@ -68,6 +70,14 @@ impl<'a> Words<'a> {
         }
     }
 
+    /// What was told is durable: before the chunks themselves are, or after a power cut they would cross again to be proven.
+    pub fn sync(&self) {
+        let mut file = self.file.lock();
+        if file.as_ref().is_some_and(|file| file.sync_data().is_err()) {
+            *file = None;
+        }
+    }
+
     /// The copy is whole.
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
@@ -87,6 +97,13 @@ impl<'a> Words<'a> {
 
     fn mac(&self, said: &[u8; 24]) -> [u8; 16] {
         self.layer.keys().header().mac(&[PURPOSE, said])
+    }
+}
+
+impl Drop for Words<'_> {
+    /// Who goes on with the copy finds what this process told.
+    fn drop(&mut self) {
+        self.sync();
     }
 }
 

@@ -19,7 +19,7 @@ use super::work::{Event, Settings, Summary};
 use crate::catalog::Schedule;
 use crate::ids::{RegionId, ScheduleId};
 use crate::region::{Clock, KnownRegion, Region, RegionError};
-use crate::schedule::{Caller, Outcome, ScheduleError, carry_out, next_due};
+use crate::schedule::{Caller, Outcome, ScheduleError, carry_out, next_due, next_due_after};
 use crate::volume::Host;
 
 /// What another process carries out is looked at again so soon.
@@ -63,13 +63,15 @@ struct Rest {
     backoff: Backoff,
     /// It waits for a copy, and may be done once one is made.
     is_for_copies: bool,
+    /// By the region's clock, when it was tried: what is due since is no reason to wait.
+    tried: Option<Timestamp>,
 }
 
 impl Rest {
     fn longer(before: Option<&Self>, is_for_copies: bool) -> (Self, Duration) {
         let mut backoff = before.map(|rest| rest.backoff).unwrap_or_default();
         let pause = backoff.pause();
-        (Self { until: Instant::now() + pause, backoff, is_for_copies }, pause)
+        (Self { until: Instant::now() + pause, backoff, is_for_copies, tried: None }, pause)
     }
 }
 
@@ -191,25 +193,38 @@ impl Memory {
 
     fn is_to_be_done(&self, row: &Schedule, now: Timestamp) -> bool {
         match self.resting.get(&row.id) {
-            Some(rest) => rest.until <= Instant::now() || rest.is_for_copies && is_due(row, now),
+            Some(rest) => {
+                let is_newer =
+                    rest.tried.and_then(|tried| next_due_after(row, tried)).is_some_and(|next| next <= now);
+                rest.until <= Instant::now() || rest.is_for_copies && is_due(row, now) || is_newer
+            }
             None => !self.settled.contains(&row.id) || is_due(row, now),
         }
     }
 
     /// What is to be done of one that was carried out, and what is said of that.
-    fn remember(&mut self, row: &Schedule, carried: Result<Outcome, ScheduleError>) -> Report {
+    fn remember(
+        &mut self,
+        row: &Schedule,
+        tried: Timestamp,
+        carried: Result<Outcome, ScheduleError>,
+    ) -> Report {
         let outcome = carried
             .unwrap_or_else(|error| Outcome { troubles: vec![error.to_string()], ..Outcome::default() });
         self.settled.remove(&row.id);
         let mut again_in = None;
         if outcome.is_busy {
-            let rest =
-                Rest { until: Instant::now() + LATER, backoff: Backoff::default(), is_for_copies: false };
+            let rest = Rest {
+                until: Instant::now() + LATER,
+                backoff: Backoff::default(),
+                is_for_copies: false,
+                tried: None,
+            };
             self.resting.insert(row.id, rest);
         } else if !outcome.troubles.is_empty() || !outcome.waits_for.is_empty() {
             let is_well = outcome.troubles.is_empty();
             let (rest, pause) = Rest::longer(self.resting.get(&row.id), is_well);
-            self.resting.insert(row.id, rest);
+            self.resting.insert(row.id, Rest { tried: Some(tried), ..rest });
             again_in = (!is_well).then_some(pause);
         } else {
             self.resting.remove(&row.id);
@@ -280,16 +295,20 @@ fn look_at(
     let host = Host::new(region, None);
     let caller = Caller { config: settings.config, perform: &settings.perform, cancel: settings.cancel };
     for row in &rows {
-        if memory.is_to_be_done(row, host.region().now()) {
+        let now = host.region().now();
+        if memory.is_to_be_done(row, now) {
             let carried = carry_out(&host, row.id, &caller);
-            let report = memory.remember(row, carried);
+            let report = memory.remember(row, now, carried);
             reports.push(report);
         }
     }
     let rows = host.region().catalog()?.read(|tx| tx.schedules())?;
-    // Of one that rests for other reasons the end of that is awaited.
-    let is_awake = |row: &&Schedule| memory.resting.get(&row.id).is_none_or(|rest| rest.is_for_copies);
-    let next = rows.iter().filter(is_awake).filter_map(next_due).min();
+    // Of one that rests for other reasons the end of that is awaited, or that it is due anew.
+    let next_of = |row: &Schedule| match memory.resting.get(&row.id) {
+        Some(Rest { is_for_copies: false, tried, .. }) => next_due_after(row, (*tried)?),
+        _ => next_due(row),
+    };
+    let next = rows.iter().filter_map(next_of).min();
     memory.next = next.map(|next| (host.region().clock(), next));
     Ok(())
 }

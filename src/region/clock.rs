@@ -48,16 +48,21 @@ impl Clock {
         std::env::var(VARIABLE).ok().filter(|text| !text.is_empty())
     }
 
-    /// Now, and never before any moment this region has seen.
-    pub fn now(&self) -> Timestamp {
-        let shown = match &self.source {
+    /// What the machine's clock shows, or what replaces it; it may go back.
+    pub fn shown(&self) -> Timestamp {
+        match &self.source {
             Source::Machine => Timestamp::now(),
             Source::Fixed(time) => *time,
             Source::File(path) => read(path).unwrap_or_else(|why| {
                 tracing::warn!("{VARIABLE}: {why}; the last time known is used");
                 Timestamp::UNIX_EPOCH
             }),
-        };
+        }
+    }
+
+    /// Now, and never before any moment this region has seen.
+    pub fn now(&self) -> Timestamp {
+        let shown = self.shown();
         let micros = self.last.raise(shown.as_microsecond());
         Timestamp::from_microsecond(micros).unwrap_or(shown)
     }

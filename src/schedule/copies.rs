@@ -1,7 +1,7 @@
 //! Asking for the copies of what a schedule took: each once, in the queue of its target, as `snapshot copy` does. That it was asked for
 //! is written into the target's catalog in the transaction that queues it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use super::terms::CopyTo;
 use super::vouch::Voucher;
 use crate::catalog::{ScheduledCopy, SnapshotState};
 use crate::copy::{self, CopyError, Details};
-use crate::ids::{GroupId, VolumeId};
+use crate::ids::{AccountId, GroupId, VolumeId};
 use crate::region::{Region, RegionError};
 use crate::volume::{Host, HostError};
 
@@ -58,8 +58,14 @@ fn open<'a>(run: &Run, to: &'a CopyTo) -> Result<Target<'a>> {
     Ok(Target { to, host: Host::new(region, None), voucher })
 }
 
-/// Asks for a copy of each snapshot that is newer than all that were asked for there, of as many as are to be kept there.
-pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) -> Result<()> {
+/// Asks for a copy of each snapshot that is newer than all that were asked for there, of as many as are to be kept there. Those for
+/// which that could not be done go into `unasked`.
+pub(super) fn ask_for_copies(
+    run: &Run,
+    target: &Target,
+    outcome: &mut Outcome,
+    unasked: &mut HashSet<String>,
+) -> Result<Option<ScheduleError>> {
     let asked = made::copies(target.host.region(), &target.voucher, run.row.id)?;
     let newest = newest_due(asked.iter().map(|(_, made)| made));
     let made = made::snapshots(run.region(), &run.voucher, run.row.id)?;
@@ -74,17 +80,22 @@ pub(super) fn ask_for_copies(run: &Run, target: &Target, outcome: &mut Outcome) 
             break;
         }
         match ask(run, target, of_one_time) {
-            Ok(asked) => outcome.asked += asked,
-            // That one can't be copied is no end of the others; most often all meet the same.
+            Ok((asked, error)) => {
+                outcome.asked += asked;
+                first_error = first_error.or(error);
+            }
+            // Most often all meet the same.
             Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
     let copies = made::copies(target.host.region(), &target.voucher, run.row.id)?;
+    let is_asked = |id| copies.iter().any(|(record, _)| record.source == id);
+    unasked.extend(wanted.iter().filter(|made| !is_asked(made.id)).map(|made| made.id.to_string()));
     let is_open = |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Processing);
     if copies.iter().any(|(_, made)| is_open(made)) {
         outcome.waits_for.push(target.host.region().dir().to_owned());
     }
-    first_error.map_or(Ok(()), Err)
+    Ok(first_error)
 }
 
 /// The newest due time of each volume.
@@ -109,27 +120,31 @@ fn newest_of_each(mut made: Vec<Made>, keep: Option<u32>) -> Vec<Made> {
     made
 }
 
-/// Queues copies of the snapshots of one time, all or none.
-fn ask(run: &Run, target: &Target, snapshots: &[Made]) -> Result<u64> {
+/// Queues copies of the snapshots of one time, as far as they may be made: all of those, or none. One that may not is no end of the
+/// others; the first error of such.
+fn ask(run: &Run, target: &Target, snapshots: &[Made]) -> Result<(u64, Option<ScheduleError>)> {
     let region = target.host.region();
+    let account = account_of(target)?;
     let group = (snapshots.len() > 1).then(GroupId::random);
-    let mut plans = Vec::new();
+    let (mut plans, mut first_error) = (Vec::new(), None);
     for made in snapshots {
         let Some(row) = &made.row else { continue };
         let details = Details {
-            account: target.to.account,
+            account,
             name: region.catalog()?.read(|tx| free_name(tx, row.name.as_str(), made.id))?,
             description: Some(format!("asked for by schedule {}, due {}", run.row.name, made.due)),
             tags: Vec::new(),
             retention_days: None,
             group,
         };
-        let plan = copy::plan(run.source, made.id, &target.host, &details.name, &target.to.key)?;
-        plans.push((plan, details));
+        match copy::plan(run.source, made.id, &target.host, &details.name, &target.to.key) {
+            Ok(plan) => plans.push((made, plan, details)),
+            Err(error) => drop(first_error.get_or_insert(error.into())),
+        }
     }
-    let wanted: Vec<_> = plans.iter().map(|(plan, details)| (plan, details)).collect();
+    let wanted: Vec<_> = plans.iter().map(|(_, plan, details)| (plan, details)).collect();
     let held = copy::enqueue_all_and(run.region(), &target.host, &wanted, |tx, ids| {
-        for (made, id) in snapshots.iter().zip(ids) {
+        for ((made, ..), id) in plans.iter().zip(ids) {
             let (schedule, source, volume, due) = (run.row.id, made.id, made.volume, made.due);
             let row = ScheduledCopy { snapshot: *id, schedule, source, volume, due, mac: None };
             let row = ScheduledCopy { mac: target.voucher.copy(&row), ..row };
@@ -138,5 +153,14 @@ fn ask(run: &Run, target: &Target, snapshots: &[Made]) -> Result<u64> {
         Ok(())
     })?;
     // From here on they are anybody's.
-    Ok(held.len() as u64)
+    Ok((held.len() as u64, first_error))
+}
+
+/// Whose the copies are: of a catalog that was rebuilt since, the default account.
+fn account_of(target: &Target) -> Result<AccountId> {
+    target.host.region().catalog()?.read(|tx| -> Result<_> {
+        let accounts = tx.accounts()?;
+        let is_there = accounts.iter().any(|account| account.id == target.to.account);
+        Ok(if is_there { target.to.account } else { tx.default_account()?.id })
+    })
 }

@@ -30,6 +30,7 @@ pub(super) fn expire_snapshots(
     run: &Run,
     targets: &[Target],
     unfinished: Option<Timestamp>,
+    unasked: HashSet<String>,
     outcome: &mut Outcome,
 ) -> Result<()> {
     let region = run.region();
@@ -41,7 +42,8 @@ pub(super) fn expire_snapshots(
     if !gone.is_empty() {
         region.catalog()?.write(|tx| gone.iter().try_for_each(|id| tx.forget_scheduled_snapshot(*id)))?;
     }
-    let mut needed = HashSet::new();
+    // What no copy was asked for yet, and what one is open of.
+    let mut needed = unasked;
     for target in targets {
         let open = target.host.region().catalog()?.read(|tx| tx.processing_snapshots())?;
         needed.extend(open.into_iter().filter_map(|copy| copy.source_snapshot));

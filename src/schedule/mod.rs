@@ -25,6 +25,6 @@ mod when;
 pub use cron::Cron;
 pub use error::ScheduleError;
 pub use made::{Made, made_by};
-pub use run::{Caller, Outcome, carry_out, next_due};
+pub use run::{Caller, Outcome, carry_out, next_due, next_due_after};
 pub use terms::{CopyTo, Terms, What, create, delete};
 pub use when::{Every, When};

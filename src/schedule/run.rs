@@ -1,5 +1,6 @@
 //! Carrying a schedule out: all of it that can be done now, and what stands in the way of the rest.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +98,12 @@ pub fn next_due(row: &Schedule) -> Option<Timestamp> {
     terms.when.next_after(since(row))
 }
 
+/// When a schedule is due next after a moment.
+pub fn next_due_after(row: &Schedule, after: Timestamp) -> Option<Timestamp> {
+    let terms = Terms::of_row(row).ok()?;
+    terms.when.next_after(after.max(since(row)))
+}
+
 /// Up to when nothing is due any more.
 pub(super) fn since(row: &Schedule) -> Timestamp {
     row.last_due.map_or(row.created_at, |last| last.max(row.created_at))
@@ -140,16 +147,25 @@ impl<'a> Run<'a> {
     fn carry_out(&self, outcome: &mut Outcome) -> Result<()> {
         let unfinished = take_due(self, outcome)?;
         let targets = open_targets(self, outcome);
+        let mut unasked = HashSet::new();
+        // What can't be looked at may hold a copy that waits for any of them, or be about to be asked for one.
+        let mut is_all_known = targets.len() == self.terms.copies.len();
         for target in &targets {
-            if !self.caller.is_cancelled()
-                && let Err(error) = ask_for_copies(self, target, outcome)
-            {
-                outcome.troubles.push(to_region(target, &error));
+            if self.caller.is_cancelled() {
+                is_all_known = false;
+                continue;
+            }
+            match ask_for_copies(self, target, outcome, &mut unasked) {
+                Ok(None) => {}
+                Ok(Some(error)) => outcome.troubles.push(to_region(target, &error)),
+                Err(error) => {
+                    is_all_known = false;
+                    outcome.troubles.push(to_region(target, &error));
+                }
             }
         }
-        // What can't be looked at may hold a copy that waits for any of them.
-        if targets.len() == self.terms.copies.len() {
-            expire_snapshots(self, &targets, unfinished, outcome)?;
+        if is_all_known {
+            expire_snapshots(self, &targets, unfinished, unasked, outcome)?;
         }
         for target in &targets {
             if let Err(error) = expire_copies(self, target, outcome) {

@@ -12,7 +12,7 @@ use super::terms::{What, unvouched};
 use crate::catalog::{CatalogError, ReadTx, ScheduledSnapshot, Tag, Volume};
 use crate::ids::{GroupId, Name, SnapshotId, VolumeId};
 use crate::kms;
-use crate::volume::{HostError, Order, SnapshotItem};
+use crate::volume::{HostError, Order, SnapshotItem, TagText};
 
 /// What is left of a name for that of a volume, with the rest of it and what may tell it from another.
 const VOLUME_CHARS_MAX: usize = 40;
@@ -41,6 +41,7 @@ pub(super) fn take_due(run: &Run, outcome: &mut Outcome) -> Result<Option<Timest
         }
     }
     take(run, due, &ready, outcome)?;
+    remember_taken(run, due)?;
     let left = missing(run, due, &wanted)?;
     outcome.taken += before.len().saturating_sub(left.len()) as u64;
     if !left.is_empty() {
@@ -82,13 +83,26 @@ fn has_all(tags: &[Tag], wanted: &[Tag]) -> bool {
     wanted.iter().all(|tag| tags.contains(tag))
 }
 
-/// Those of the volumes that have no snapshot for this time.
+/// Those of the volumes that have no snapshot for this time, and had none: what was deleted since is not taken again.
 fn missing(run: &Run, due: Timestamp, wanted: &[Volume]) -> Result<Vec<Volume>> {
     let made = made::snapshots(run.region(), &run.voucher, run.row.id)?;
     let is_made = |volume: &&Volume| {
-        made.iter().any(|(_, made)| made.volume == volume.id && made.due == due && made.row.is_some())
+        let mut of_it = made.iter().filter(|(_, made)| made.volume == volume.id && made.due == due);
+        of_it.any(|(record, made)| record.is_taken || made.row.is_some())
     };
     Ok(wanted.iter().filter(|volume| !is_made(volume)).cloned().collect())
+}
+
+/// Says which snapshots of this time were there, so that no other ever has the id of one.
+fn remember_taken(run: &Run, due: Timestamp) -> Result<()> {
+    let made = made::snapshots(run.region(), &run.voucher, run.row.id)?;
+    let is_new = |record: &ScheduledSnapshot| record.due == due && !record.is_taken;
+    let new = made.iter().filter(|(record, made)| is_new(record) && made.row.is_some());
+    let ids: Vec<_> = new.map(|(record, _)| record.snapshot).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    Ok(run.region().catalog()?.write(|tx| ids.iter().try_for_each(|id| tx.set_scheduled_taken(*id)))?)
 }
 
 /// Takes snapshots of these volumes: at one moment, or, where that can't be done for one of them, each by itself.
@@ -126,7 +140,11 @@ fn write_down(run: &Run, due: Timestamp, volumes: &[&Volume]) -> Result<Vec<Snap
         let mut items = Vec::with_capacity(volumes.len());
         for volume in volumes {
             let record = match known.get(&volume.id) {
-                Some(record) if tx.find_snapshot_by_name(record.name.as_str())?.is_none() => record.clone(),
+                Some(record)
+                    if !record.is_taken && tx.find_snapshot_by_name(record.name.as_str())?.is_none() =>
+                {
+                    record.clone()
+                }
                 _ => {
                     let id = SnapshotId::random();
                     let row = ScheduledSnapshot {
@@ -136,6 +154,7 @@ fn write_down(run: &Run, due: Timestamp, volumes: &[&Volume]) -> Result<Vec<Snap
                         due,
                         name: free_name(tx, &name(&run.row.name, volume, due), id)?,
                         mac: None,
+                        is_taken: false,
                     };
                     let row = ScheduledSnapshot { mac: run.voucher.snapshot(&row), ..row };
                     tx.insert_scheduled_snapshot(&row)?;
@@ -158,10 +177,21 @@ fn perform(run: &Run, due: Timestamp, items: Vec<SnapshotItem>) -> Result<(), Ho
         items,
         account: run.row.account.to_string(),
         description: Some(format!("taken by schedule {}, due {due}", run.row.name)),
-        tags: Vec::new(),
+        tags: tags_of(&run.terms.what),
         retention_days: None,
     };
     run.caller.perform_in(run.region().id(), &order)
+}
+
+/// What it chooses volumes by its snapshots bear too: a rule of the bin that names the same holds for them.
+fn tags_of(what: &What) -> Vec<TagText> {
+    match what {
+        What::Volumes(_) => Vec::new(),
+        What::Tagged(tags) => {
+            let text = |tag: &Tag| TagText { key: tag.key.clone(), value: tag.value.clone() };
+            tags.iter().map(text).collect()
+        }
+    }
 }
 
 /// Whether something is wrong with one volume, rather than with all of the region.

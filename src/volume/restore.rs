@@ -55,6 +55,9 @@ pub fn restore_snapshot(region: &Region, id: SnapshotId, name: Option<&Name>) ->
                 return Err(HostError::refused(message, "`terrane snapshot list --deleted` shows what is"));
             }
             tx.take_out_of_bin(&row, name, mac)?;
+            // Whoever gives it back keeps it: no schedule ends it again.
+            tx.forget_scheduled_snapshot(id)?;
+            tx.forget_scheduled_copy(id)?;
             let now = region.now();
             let lost_retention =
                 row.retention_days.filter(|_| retention_end(&row).is_some_and(|end| end <= now));

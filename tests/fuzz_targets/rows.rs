@@ -39,7 +39,7 @@ INSERT INTO tasks VALUES ('task-00000000000000001', 'acc-00000000000000001', 'co
   'words', 1, 1, 3, 6, zeroblob(16));
 INSERT INTO schedules VALUES ('sched-00000000000000001', 'acc-00000000000000001', 'hourly', '{\"every_seconds\":3600,\"cron\":null,
   \"volumes\":[\"vol-00000000000000001\"],\"tags\":[],\"keep\":3,\"copies\":[]}', zeroblob(16), 1, 2, 3, 'words', 4);
-INSERT INTO schedule_snapshots VALUES ('snap-00000000000000001', 'sched-00000000000000001', 'vol-00000000000000001', 1, 's1', zeroblob(16));
+INSERT INTO schedule_snapshots VALUES ('snap-00000000000000001', 'sched-00000000000000001', 'vol-00000000000000001', 1, 's1', zeroblob(16), 0);
 INSERT INTO schedule_copies VALUES ('snap-00000000000000001', 'sched-00000000000000001', 'snap-00000000000000002',
   'vol-00000000000000001', 1, zeroblob(16));
 ";

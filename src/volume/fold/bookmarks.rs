@@ -165,6 +165,10 @@ fn try_to_settle(region: &Region, layer: &Layer) -> Result<()> {
         return Ok(());
     }
     let header = header_by(region, layer.id(), layer.keys())?;
+    // What another fold writes to it meanwhile is not of its moment.
+    if header.fold.is_some() {
+        return Ok(());
+    }
     let points = vouch::points_of(layer.id(), layer.keys(), &header);
     if let (Some(own), Some(parts)) = (points.first(), in_order(&all, header.parent_point)) {
         let mark = Bookmark { from: parts[0].0.since, to: *own, changed: changed_over(layer, &parts)? };
