@@ -570,6 +570,21 @@ fn a_disabled_key_vouches_for_nothing_until_it_is_enabled() {
     case.fails(&["snapshot", "show", &id], 3, &[]);
 }
 
+/// A rule that does not read keeps snapshots from being deleted, which is said; by its id it can be taken away.
+// X6
+#[test]
+fn a_rule_that_does_not_read_can_be_taken_away() {
+    let case = Case::new();
+    let rule = case.rule("3", &[]);
+    case.sql("UPDATE bin_rules SET kind = 'else'");
+    case.fails(DELETE, 6, &["bin"]);
+    let (exit, said, _) = case.run(&["status"]);
+    assert!(exit == 6 && said.contains("a rule of the bin can't be read"), "{said}");
+    case.ok(&["bin", "delete", &rule]);
+    case.fails(&["bin", "delete", &rule], 3, &["bin rule"]);
+    case.ok(DELETE);
+}
+
 /// What ends by itself is what a command said would: a row, or a date, that somebody wrote ends nothing.
 // X6 X12
 #[test]

@@ -68,8 +68,9 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             })
         }
         Command::Delete { rule } => Ok(region.catalog()?.write(|tx| {
-            let rule = tx.resolve_bin_rule(&rule)?;
-            tx.delete_bin_rule(rule.id)
+            // By its whole id also one that does not read, which keeps everything from being deleted.
+            let id = rule.parse().or_else(|_| Ok::<_, CatalogError>(tx.resolve_bin_rule(&rule)?.id))?;
+            tx.delete_bin_rule(id)
         })?),
     }
 }

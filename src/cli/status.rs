@@ -159,6 +159,12 @@ fn clock_problem(region: &Region) -> Option<String> {
 
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
     problems.extend(clock_problem(region));
+    if let Err(error) = region.catalog()?.read(|tx| tx.bin_rules()) {
+        problems.push(format!(
+            "region {}: a rule of the bin can't be read, and no snapshot is deleted: {error}; `terrane bin delete ID` takes it away",
+            region.name()
+        ));
+    }
     let mount = owner::mounted(region)?;
     for live in mount.iter().flat_map(|m| &m.live) {
         problems.extend(in_trouble(live).map(|trouble| format!("volume {}: {trouble}", live.volume)));

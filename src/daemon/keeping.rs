@@ -206,6 +206,8 @@ impl Turn {
                 for (row, done) in rows.iter().zip(done) {
                     match done {
                         Ok(()) => self.ended.extend(words_of_end(region, row)?),
+                        // Somebody else has ended it.
+                        Err(_) if region.catalog()?.read(|tx| tx.find_snapshot(row.id))?.is_none() => {}
                         Err(error) => self.left.push((row.id, words_of_failure(row, &error))),
                     }
                 }

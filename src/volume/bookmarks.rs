@@ -143,6 +143,7 @@ pub(super) fn write_taken(region: &Region, layer: LayerId, keys: &LayerKeys, tak
 
 fn write_file(region: &Region, layer: LayerId, name: &str, bytes: &[u8]) -> Result<()> {
     if bytes.len() as u64 > BOOKMARK_LEN_MAX {
+        tracing::info!(%layer, name, bytes = bytes.len(), "too long a bookmark is left out: copies onto its moment carry more");
         return Ok(());
     }
     let folder = folder_of(region, layer);
