@@ -154,7 +154,7 @@ fn a_copy_that_is_gone_on_with_does_not_cross_again() {
     for lost in [false, true] {
         let (world, _disk, first) = world();
         let plan = world.plan(("north", first), "south", "copied", KeyChoice::AsSource).unwrap();
-        let copy = interrupted(&world, first, "copied", 4, 8 << 20);
+        let copy = interrupted(&world, first, "copied", 4, 2 << 20);
         let layer = world.snapshot("south", copy).layer.unwrap();
         let words = world.region("south").layer_dir(layer).join("words");
         let told = std::fs::metadata(&words).unwrap().len();
@@ -186,7 +186,7 @@ fn a_copy_of_two_processes_is_proven() {
             [1, 5, 13, 21].into_iter().for_each(|at| c.write(at * MIB, &[5; MIB]));
             c.discard(9 * MIB, MIB / 4);
         });
-        let copy = interrupted(&world, second, "second", after, 3 << 20);
+        let copy = interrupted(&world, second, "second", after, 2 << 20);
         assert_eq!(go_on(&world, copy).unwrap(), copy);
         world.equal("south", copy, &disk.model);
         assert_is_proven(&world, second, copy);
