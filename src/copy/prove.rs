@@ -6,7 +6,8 @@
 //! another leaf.
 //!
 //! The leaves are the copy's proof. Where the source has one, from another copy or from reading it whole, they must be
-//! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it.
+//! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it. It is not where a bookmark
+//! says what changed: a sector that one left out is in no leaf.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

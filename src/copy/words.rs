@@ -4,7 +4,8 @@
 //! ```text
 //! 40 bytes a chunk: chunk u64 · hidden u128 = words ⊕ PRF_header( `copy words hidden`\0 chunk ) · mac[16] = PRF_header( `copy words`\0 chunk hidden )
 //! ```
-//! Little-endian; hidden, since who has none of the keys is not to see what is equal to what. Appended, and synced before the chunks are: what is cut or not ours is not believed, and read again. The later of two records counts.
+//! Little-endian; hidden, since who has none of the keys is not to see what is equal to what. Appended, and synced before the
+//! chunks are: what is cut or not ours is not believed, and read again. The later of two records counts.
 //! It is of the chunk as it was carried then; where the plan has become another, what is proven differs, and it is read again too.
 
 use std::collections::HashMap;
@@ -17,12 +18,11 @@ use parking_lot::Mutex;
 use crate::layer::Layer;
 use crate::region::Region;
 use crate::sys::owned;
-use crate::volume::chunks_of_bytes;
 
 const FILE: &str = "words";
 const RECORD: usize = 40;
-/// A chunk is told of once by each process that carries it; a longer file than so many times all is begun anew.
-const TIMES_MAX: u64 = 4;
+/// A longer file, of more than 3 TiB or of somebody who made it so, is not read into memory, and begun anew.
+const BYTES_MAX: u64 = 64 << 20;
 
 /// By chunk, the XOR of the words of all that was carried of it.
 pub struct Words<'a> {
@@ -38,8 +38,7 @@ impl<'a> Words<'a> {
     pub fn open(region: &Region, layer: &'a Layer) -> Self {
         let path = region.layer_dir(layer.id()).join(FILE);
         let mut words = Self { layer, path, known: Mutex::default(), file: Mutex::default() };
-        let bytes_max = chunks_of_bytes(layer.size_bytes()) * RECORD as u64 * TIMES_MAX;
-        let read = owned::read(&words.path, bytes_max).unwrap_or_default();
+        let read = owned::read(&words.path, BYTES_MAX).unwrap_or_default();
         let (records, rest) = read.as_chunks::<RECORD>();
         words.known = Mutex::new(records.iter().filter_map(|record| words.parse(record)).collect());
         // Later records behind a cut one would be out of step.
