@@ -6,6 +6,7 @@
 #[path = "common/world.rs"]
 mod world;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -66,23 +67,48 @@ fn at(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// fsx does what comes to its mind and remembers what must be there. Only where it is installed: `cargo install fsx`.
+/// fsx does what comes to its mind and remembers what must be there; of what it leaves, time after time, a snapshot is taken, which
+/// holds that also when fsx has gone on and older ones are gone. Only where it is installed: `cargo install fsx`.
 #[test]
 fn fsx_is_never_surprised() {
     if !tool("sh", &["-c", "command -v fsx"]).status.success() {
         return;
     }
+    const KEPT: usize = 3;
     let world = World::new();
-    world.volume("web", "16M");
+    world.volume("web", "4M");
     world.mount();
     let config = "blockmode = true\nnosizechecks = true\n[opsize]\nalign = 1\nmax = 131072\n[weights]\ntruncate = 0\npunch_hole = 1\n";
     fs::write(world.path("fsx.toml"), config).unwrap();
-    let operations = (2000 * times()).to_string();
     let file = at(&world.file("web"));
-    must(
-        "fsx",
-        &["-q", "-N", &operations, "-S", "5", "-P", &at(&world.path("")), "-f", &world.at("fsx.toml"), &file],
-    );
+    let mut taken = VecDeque::new();
+    for round in 0..times() {
+        let (operations, seed) = ("2000", (5 + round).to_string());
+        must(
+            "fsx",
+            &[
+                "-q",
+                "-N",
+                operations,
+                "-S",
+                &seed,
+                "-P",
+                &at(&world.path("")),
+                "-f",
+                &world.at("fsx.toml"),
+                &file,
+            ],
+        );
+        let name = format!("after-{round}");
+        world.snapshot("web", &name);
+        taken.push_back((name, fs::read(&file).unwrap()));
+        let (oldest, bytes) = &taken[0];
+        assert!(fs::read(world.snapshot_file(oldest)).unwrap() == *bytes, "{oldest} after {round}");
+        if taken.len() > KEPT {
+            world.ok(&["snapshot", "delete", oldest]);
+            taken.pop_front();
+        }
+    }
     world.unmount();
     world.ok(&["region", "check"]);
 }

@@ -82,4 +82,37 @@ macro_rules! targets {
     };
 }
 
+/// libFuzzer's own program is built by hand alone: what the targets use must be among its dependencies.
+#[test]
+fn the_fuzzer_has_what_the_targets_use() {
+    let dependencies = |manifest: &str| -> Vec<String> {
+        let text =
+            std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(manifest)).unwrap();
+        let parsed: toml::Table = text.parse().unwrap();
+        let of = |table: &str| {
+            parsed.get(table).and_then(|t| t.as_table()).map(|t| t.keys().cloned().collect::<Vec<_>>())
+        };
+        ["dependencies", "dev-dependencies"].into_iter().filter_map(of).flatten().collect()
+    };
+    let (ours, fuzzers) = (dependencies("Cargo.toml"), dependencies("fuzz/Cargo.toml"));
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz_targets");
+    let mut used = 0;
+    for entry in std::fs::read_dir(sources).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let is_used = |name: &&String| {
+            let root = format!("{}::", name.replace('-', "_"));
+            let begins = |(at, _): (usize, &str)| {
+                !text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+            };
+            text.match_indices(&root).any(begins)
+        };
+        for name in ours.iter().filter(is_used) {
+            used += 1;
+            assert!(fuzzers.contains(name), "{} uses {name}, which fuzz/Cargo.toml lacks", path.display());
+        }
+    }
+    assert!(used >= 3, "{used}: their imports were not seen");
+}
+
 targets!(superblock log pages header bookmark region_toml key_file control typed envelope proof catalog);
