@@ -325,7 +325,8 @@ impl Superblock {
             && sb.generation < u64::MAX / 2
             && sb.edition < u64::MAX / 2
             && sb.log.epoch < u64::MAX / 2
-            && sb.log.seq < u64::MAX / 2;
+            // The first record is number 1.
+            && (1..u64::MAX / 2).contains(&sb.log.seq);
         if b[16..32] != layer.0 || !known || !bounded {
             return Err(bad("fields of this layer within their bounds", "others".into()));
         }
@@ -649,6 +650,33 @@ mod tests {
             buffer.lay_out(Kind::Write, &[Run { sector: 9, state: State::Zero, count }], &[]);
             let bytes = buffer.finish(keys().log(), 77, 4, 70, &[9; 16]).0;
             assert_eq!(Record::parse(bytes, keys().log(), 1 << 40).is_some(), is_taken, "a run of {count}");
+        }
+    }
+
+    /// With a right MAC: what no layer has, and arithmetic must not meet.
+    #[test]
+    fn superblocks_out_of_bounds_are_refused() {
+        let (layer, keys): (LayerId, LayerKeys) = (LayerId([7; 16]), keys());
+        let is_read = |change: fn(&mut Superblock)| {
+            let mut sb = superblock();
+            change(&mut sb);
+            Superblock::parse(&sb.to_bytes(layer, keys.superblock()).0, layer, keys.superblock()).is_ok()
+        };
+        assert!(is_read(|_| {}));
+        assert!(is_read(|sb| sb.log.seq = 1));
+        let beyond: [fn(&mut Superblock); 9] = [
+            |sb| sb.log.seq = 0,
+            |sb| sb.log.seq = u64::MAX,
+            |sb| sb.log.epoch = u64::MAX,
+            |sb| sb.log.half = 2,
+            |sb| sb.generation = u64::MAX,
+            |sb| sb.edition = u64::MAX,
+            |sb| sb.slots_high = SLOTS_MAX,
+            |sb| sb.size_bytes = VOLUME_BYTES_MAX + SECTOR_BYTES,
+            |sb| sb.flags = 1 << 9,
+        ];
+        for (number, change) in beyond.into_iter().enumerate() {
+            assert!(!is_read(change), "{number}");
         }
     }
 }
