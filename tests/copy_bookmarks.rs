@@ -11,9 +11,11 @@ use std::sync::atomic::AtomicBool;
 
 use copy_support::{Disk, Random, World, copy_files, flip, take};
 use terrane::catalog::{CatalogError, DiskKind, LayerState};
-use terrane::copy::KeyChoice;
+use terrane::copy::{CopyError, KeyChoice};
 use terrane::ids::{LayerId, SnapshotId};
-use terrane::volume::{CheckWatch, Host, Order, bookmarks::BOOKMARKS_MAX, check_region};
+use terrane::layer::{Bookmark, ChunkBits, SectorSet, slot_offset};
+use terrane::units::ChunkNo;
+use terrane::volume::{CheckWatch, Host, Order, Source, bookmarks::BOOKMARKS_MAX, check_region};
 
 const SECTOR: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -553,4 +555,144 @@ fn no_file_put_there_makes_a_copy_wrong() {
         flip(&files[0], 20);
     });
     assert!(spoiled > 30, "{spoiled} were missed");
+}
+
+/// The bookmark in a file, without this sector, under the key of the layer that it lies with.
+fn leave_out(world: &World, snapshot: SnapshotId, file: &Path, sector: usize) {
+    let (chunk, index) = ((sector / CHUNK) as u64, sector % CHUNK);
+    let stack = world.reader("north").open_snapshot(snapshot).unwrap();
+    let layer = stack.chain.layers().last().unwrap();
+    let prf = layer.keys().header();
+    let mut mark = Bookmark::parse(&fs::read(file).unwrap(), layer.id(), prf).unwrap();
+    assert!(mark.changed.bits(chunk).contains(index), "it names sector {sector}");
+    let mut changed = SectorSet::default();
+    let mut at = 0;
+    while let Some(next) = mark.changed.next(at) {
+        let named = mark.changed.bits(next);
+        let mut bits = ChunkBits::NONE;
+        let is_left = |at: &usize| named.contains(*at) && (next, *at) != (chunk, index);
+        (0..CHUNK).filter(is_left).for_each(|at| bits.insert(at));
+        changed.push(next, bits);
+        at = next + 1;
+    }
+    mark.changed = changed;
+    fs::write(file, mark.to_bytes(layer.id(), prf)).unwrap();
+}
+
+const CHUNK: usize = 512;
+
+/// A bookmark with a right MAC that does not name a sector which holds something else now: what was written anew, written where
+/// nothing was, or discarded; by a fold up and down; for a copy on its base and for one beside it. It is not believed, nothing of the
+/// copy is kept, and the next one is right.
+// X3
+#[test]
+fn a_bookmark_that_names_too_few_sectors_is_seen() {
+    let mut tried = HashSet::new();
+    for sizes in [[900, 60], [30, 300]] {
+        let world = World::new(&["north", "t0"]);
+        world.key("t0", "other");
+        let mut line = Line::new(&world, 61);
+        for most in sizes {
+            line.step(&world, 10, most);
+        }
+        let [base, newest] = &line.moments[..] else { panic!("two moments") };
+        world.copy(("north", base.id), "t0", "base", KeyChoice::AsSource);
+        delete_and_fold(&world, base.id);
+        let [layer] = layers(&world, "north", newest.id)[..] else { panic!("all is one layer") };
+        let (folder, files) = bookmarks_of(&world, layer);
+        let [file] = &files[..] else { panic!("one bookmark") };
+        let right = fs::read(file).unwrap();
+        let of = |bytes: &[u8], sector: usize| bytes[sector * SECTOR..][..SECTOR].to_vec();
+        let sort = |sector: &usize| {
+            let is_zero = |bytes: &[u8]| of(bytes, *sector).iter().all(|b| *b == 0);
+            let differs = of(&base.bytes, *sector) != of(&newest.bytes, *sector);
+            differs.then(|| (is_zero(&base.bytes), is_zero(&newest.bytes)))
+        };
+        for wanted in [(true, false), (false, true), (false, false)] {
+            let Some(sector) = (0..DISK / SECTOR).find(|sector| sort(sector) == Some(wanted)) else {
+                continue;
+            };
+            for key in [KeyChoice::AsSource, KeyChoice::Named("other".into())] {
+                let what = format!("{sizes:?}, zero before and now: {wanted:?}, {key:?}");
+                fs::write(file, &right).unwrap();
+                leave_out(&world, newest.id, file, sector);
+                let error = world.try_copy(("north", newest.id), "t0", "wrong", key.clone()).unwrap_err();
+                let chunk = (sector / CHUNK * CHUNK * SECTOR) as u64;
+                assert!(
+                    matches!(&error, CopyError::Misled { offset, layer: of, .. } if *offset == chunk && *of == layer),
+                    "{what}: {error}"
+                );
+                assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "{what}: it serves no more");
+                let there = world.region("t0").catalog().unwrap().read(|tx| tx.snapshots()).unwrap();
+                assert_eq!(there.len(), 1, "{what}: only the base");
+                let copied = world.copy(("north", newest.id), "t0", "copied", key);
+                world.equal("t0", copied, &newest.bytes);
+                world.delete("t0", copied);
+                // Of one that read all of the source the proof would see it too.
+                fs::remove_dir_all(world.region("north").dir().join("proofs")).unwrap();
+                tried.insert(wanted);
+            }
+        }
+    }
+    assert_eq!(tried.len(), 3, "{tried:?}");
+}
+
+/// What is damaged in the source where nothing changed is the source's: the copy has it from its base, and is no proof of the source.
+// X3
+#[test]
+fn damage_where_a_bookmark_says_nothing_is_the_sources_alone() {
+    let world = World::new(&["north", "t0", "t1"]);
+    let mut random = Random::new(6);
+    let mut disk = Disk::new(&world, "north", DISK, Some(world.default_key("north")), DiskKind::Data);
+    let first = disk.change(&world, "first", |c| c.random(&mut random, 0, 4 * MIB));
+    for target in ["t0", "t1"] {
+        world.copy(("north", first), target, "base", KeyChoice::AsSource);
+    }
+    let second = disk.change(&world, "second", |c| c.random(&mut random, 2 * MIB, SECTOR));
+    delete_and_fold(&world, first);
+    let proof = world.region("north").dir().join("proofs").join(second.to_string());
+    let copy_to = |target: &str| {
+        let copied = world.copy(("north", second), target, "copied", KeyChoice::AsSource);
+        world.equal(target, copied, &disk.model);
+        assert_eq!(world.snapshot(target, copied).shipped_bytes, SECTOR as u64, "by its bookmark");
+    };
+    let [layer] = layers(&world, "north", second)[..] else { panic!("all is one layer") };
+    let data = world.region("north").layer_dir(layer).join("data");
+    let mut sources = [Source::Zero];
+    world.reader("north").open_snapshot(second).unwrap().sources(ChunkNo(0), 7, &mut sources).unwrap();
+    let Source::Slot { slot, .. } = sources[0] else { panic!("it is data") };
+    let at = slot_offset(slot);
+    flip(&data, at);
+    copy_to("t0");
+    assert!(!proof.exists(), "not all of the source was read");
+    flip(&data, at);
+    copy_to("t1");
+    assert!(proof.exists(), "all of it was");
+}
+
+/// Of a disk of more chunks than are read some are drawn; that is no proof of all.
+// X3
+#[test]
+fn what_is_more_than_is_read_is_no_proof_of_the_source() {
+    const CHUNKS: u64 = 2060;
+    let world = World::new(&["north", "t0"]);
+    let key = Some(world.default_key("north"));
+    let disk = Disk::new(&world, "north", CHUNKS as usize * CHUNK * SECTOR, key, DiskKind::Data);
+    let write = |name: &str, chunks: std::ops::Range<u64>, byte: u8| {
+        let host = world.owner("north");
+        let open = host.open_volume(disk.id, false).unwrap();
+        let at = |chunk: u64| chunk * (CHUNK * SECTOR) as u64;
+        chunks.for_each(|chunk| open.disk.write(at(chunk), &[byte; SECTOR]).unwrap());
+        let id = take(&host, disk.id, name);
+        host.close().unwrap();
+        id
+    };
+    let first = write("first", 0..CHUNKS, 1);
+    world.copy(("north", first), "t0", "base", KeyChoice::AsSource);
+    let second = write("second", 7..9, 2);
+    delete_and_fold(&world, first);
+    let copied = world.copy(("north", second), "t0", "copied", KeyChoice::AsSource);
+    assert_eq!(world.snapshot("t0", copied).shipped_bytes, 2 * SECTOR as u64, "by its bookmark");
+    let proof = |region: &str, id: SnapshotId| world.region(region).dir().join("proofs").join(id.to_string());
+    assert!(proof("t0", copied).exists() && !proof("north", second).exists());
 }

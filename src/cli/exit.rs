@@ -189,9 +189,10 @@ pub(super) fn of_copy(error: &CopyError) -> Exit {
     match error {
         CopyError::Host(error) => of_host(error),
         CopyError::Refused { .. } => Exit::Refused,
-        CopyError::Damaged { .. } | CopyError::DamagedBase { .. } | CopyError::Unproven { .. } => {
-            Exit::Corrupted
-        }
+        CopyError::Damaged { .. }
+        | CopyError::DamagedBase { .. }
+        | CopyError::Unproven { .. }
+        | CopyError::Misled { .. } => Exit::Corrupted,
         CopyError::NoSpace { .. } => Exit::Other,
         CopyError::Away { .. } => Exit::NotFound,
         CopyError::Overtaken { .. } | CopyError::Behind { .. } => Exit::InUse,

@@ -26,6 +26,17 @@ pub enum Carried {
     },
 }
 
+/// What the layers' resolution to a disk says of what a chunk carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// It is all, and right.
+    Same,
+    /// A layer above the base says otherwise.
+    Otherwise,
+    /// Something is data at the base and zero now, or zero and data, and is not carried so.
+    Unsaid,
+}
+
 /// All sectors of a chunk.
 pub type Chunk = [Carried; CHUNK_SECTORS as usize];
 
@@ -120,9 +131,15 @@ impl Difference {
         }
     }
 
-    /// Whether what changed is known by a bookmark alone, which no map bears out.
-    pub fn rests_on_bookmark(&self) -> bool {
-        matches!(self.gap, Gap::Changed(_))
+    /// The layer of the source of whose bookmarks alone it is known what changed, which no map bears out.
+    pub fn marked(&self) -> Option<&Arc<Layer>> {
+        match self.gap {
+            Gap::Changed(_) => {
+                let above = self.above.layers().len();
+                self.source.chain.layers().iter().rev().nth(above)
+            }
+            Gap::None | Gap::Unknown => None,
+        }
     }
 
     /// What the copy's layer is put on.
@@ -224,7 +241,7 @@ impl Difference {
 
     /// Whether a chunk carries what it has to: by how the layers resolve to a disk, not by how they were read one by one. If
     /// `anew`, by what their maps say now, and not by what is remembered of them.
-    pub fn is_as_resolved(&self, chunk: ChunkNo, carried: &Chunk, anew: bool) -> Result<bool> {
+    pub fn resolved(&self, chunk: ChunkNo, carried: &Chunk, anew: bool) -> Result<Resolved> {
         let again = |chain: &Chain| if anew { Chain::new(chain.layers().to_vec()) } else { chain.clone() };
         let mut newest = [Source::Zero; CHUNK_SECTORS as usize];
         again(&self.above).sources(chunk, 0, &mut newest)?;
@@ -237,9 +254,9 @@ impl Difference {
             (Source::Slot { .. }, _) => false,
         };
         if !carried.iter().zip(&newest).all(|(carried, newest)| is_newest(carried, newest)) {
-            return Ok(false);
+            return Ok(Resolved::Otherwise);
         }
-        let Standing::Above(base) = &self.standing else { return Ok(true) };
+        let Standing::Above(base) = &self.standing else { return Ok(Resolved::Same) };
         // A slot never holds zeros.
         let (mut below, mut now) = (newest, newest);
         base.sources(chunk, 0, &mut below)?;
@@ -249,10 +266,11 @@ impl Difference {
             (Source::Zero, Source::Slot { .. }) => matches!(carried, Carried::Data { .. }),
             _ => true,
         };
-        Ok(carried
+        let all_fit = carried
             .iter()
             .zip(below.iter().zip(&now))
-            .all(|(carried, (below, now))| fits(carried, below, now)))
+            .all(|(carried, (below, now))| fits(carried, below, now));
+        Ok(if all_fit { Resolved::Same } else { Resolved::Unsaid })
     }
 
     /// Whether what the copy is put on has data in a chunk, so that zeros there must be recorded.

@@ -62,6 +62,21 @@ pub enum CopyError {
         /// The target region's name.
         target: String,
     },
+    /// A bookmark of the source did not name all that changed since the base.
+    #[error(
+        "the copy would differ from snapshot {snapshot} of region {source_region} in the 2 MiB at byte {offset}: a bookmark of layer \
+         {layer} there does not name all that changed"
+    )]
+    Misled {
+        /// Where the first chunk lies that differs.
+        offset: u64,
+        /// The snapshot that was read.
+        snapshot: String,
+        /// The source region's name.
+        source_region: String,
+        /// The layer in whose folder the bookmark lay.
+        layer: LayerId,
+    },
     /// The file system below the target is full.
     #[error("no space is left for copies below region {region}{details}")]
     NoSpace {
@@ -156,6 +171,7 @@ impl CopyError {
             | Self::Damaged { .. }
             | Self::DamagedBase { .. }
             | Self::Unproven { .. }
+            | Self::Misled { .. }
             | Self::Cancelled => false,
             Self::Host(error) => may_pass(error),
         }
@@ -179,6 +195,9 @@ impl CopyError {
                     "nothing of it is kept; `terrane region check` of both regions and `terrane snapshot verify {snapshot} --deep` say \
                      which side is at fault"
                 )
+            }
+            Self::Misled { .. } => {
+                "nothing of it is kept, and that layer's bookmarks were taken away: copy again, and more crosses".into()
             }
             Self::NoSpace { .. } => "make room: the copy goes on where it was".into(),
             Self::Away { .. } => "bring it back, as by mounting its disk: the copy goes on where it was".into(),

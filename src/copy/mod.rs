@@ -1,7 +1,7 @@
 //! Copies of snapshots: what differs from what the target has, and shipping that under another key.
 //!
 //! Owns the rules of a copy (which are refused), the choice of its base, the plan in bytes, and the pipeline from a
-//! source layer to a fresh layer of the target. Never changes the source, nor an existing layer; never puts plaintext on
+//! source layer to a fresh layer of the target. Never changes what is read of the source, nor an existing layer; never puts plaintext on
 //! a disk; decides nothing about how sectors are stored (`layer` does).
 //!
 //! Invariants: a copy is rows of the target's catalog alone, and each start plans anew from both sides; a sector is
@@ -26,6 +26,7 @@ mod request;
 mod room;
 mod ship;
 mod task;
+mod unsaid;
 mod verify;
 mod verity;
 mod words;

@@ -6,8 +6,9 @@
 //! another leaf.
 //!
 //! The leaves are the copy's proof. Where the source has one, from another copy or from reading it whole, they must be
-//! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it. It is not where a bookmark
-//! says what changed: a sector that one left out is in no leaf.
+//! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it. Where a bookmark says what
+//! changed, a sector that it left out would be in no leaf: the source's bytes are asked ([`super::unsaid`]), and it is given a proof
+//! only if all of them were.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,22 +16,25 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::difference::{Carried, Difference};
+use super::difference::{Carried, Difference, Resolved};
 use super::error::{CopyError, Result};
 use super::link::{Crossed, Sectors};
 use super::pace::Pace;
 use super::plan::{Base, Plan};
 use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
+use super::unsaid::{self, Basis, Found};
 use super::words::Words;
 use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
 use crate::volume::proof::{self, Leaves, Reading, measure};
-use crate::volume::{Chain, Host, HostError, Stack, Stop, VolumeError, each_chunk, recorded};
+use crate::volume::{Chain, Host, HostError, Stack, Stop, VolumeError, bookmarks, each_chunk, recorded};
 
 /// A copy whose layer is sealed, and what is known of it.
 pub struct Made<'a> {
+    /// Of what it is a copy.
+    pub source: &'a Host,
     /// Where it is.
     pub target: &'a Host,
     /// Its id.
@@ -61,8 +65,9 @@ const LOOKS_MAX: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Made<'_> {
-    /// Its leaves, if they are those of what was read. `watch` is told the bytes that were read back, and ends it by an error.
-    pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Leaves> {
+    /// Its leaves, if they are those of what was read, and what says that they are the source's. `watch` is told the bytes that
+    /// were read back, and ends it by an error.
+    pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<(Leaves, Basis)> {
         let difference = &self.plan.difference;
         let below = Stack { active: None, chain: difference.below() };
         let layers = [below.chain.layers(), std::slice::from_ref(&self.top)].concat();
@@ -82,7 +87,21 @@ impl Made<'_> {
             Ok(())
         };
         each_chunk(next, Buffers::new, work, || watch(read_back.load(Ordering::Relaxed)))?;
-        Ok(leaves.into_inner())
+        let leaves = leaves.into_inner();
+        let read_back = read_back.into_inner();
+        let basis = self.ask_source(&leaves, |read| watch(read_back + read))?;
+        Ok((leaves, basis))
+    }
+
+    /// Where a bookmark says what changed: whether the source's bytes say so too.
+    fn ask_source(&self, leaves: &Leaves, watch: impl FnMut(u64) -> Result<()>) -> Result<Basis> {
+        let difference = &self.plan.difference;
+        let Some(marked) = difference.marked() else { return Ok(Basis::Maps) };
+        let most = unsaid::chunks_for(self.plan.write_bytes());
+        match unsaid::look(difference, marked, &self.plan.proof_key, leaves, most, watch)? {
+            Found::Equal(basis) => Ok(basis),
+            Found::Differs(chunk) => Err(self.misled(marked, chunk)),
+        }
     }
 
     /// Changes a chunk's leaf from the base's into the copy's; which sectors were read.
@@ -168,14 +187,19 @@ impl Made<'_> {
         let mut looks = 0;
         loop {
             difference.chunk(chunk, &mut buffers.carried)?;
-            if difference.is_as_resolved(chunk, &buffers.carried, looks > 0)? {
+            let resolved = difference.resolved(chunk, &buffers.carried, looks > 0)?;
+            if resolved == Resolved::Same {
                 break;
             }
             // A fold of the source may have come between the two looks.
             looks += 1;
             if looks > LOOKS_MAX {
-                let snapshot = &self.names.snapshot;
-                return Err(CopyError::Overtaken { what: format!("a layer of snapshot {snapshot}") });
+                return Err(match difference.marked() {
+                    Some(marked) if resolved == Resolved::Unsaid => self.misled(marked, chunk),
+                    _ => {
+                        CopyError::Overtaken { what: format!("a layer of snapshot {}", self.names.snapshot) }
+                    }
+                });
             }
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -228,9 +252,9 @@ impl Made<'_> {
     }
 
     /// Gives the copy its proof, durable; refuses one that is not that of the source, where that has one.
-    pub fn write(&self, source: &Host, point: Point, leaves: &Leaves) -> Result<()> {
+    pub fn write(&self, point: Point, leaves: &Leaves) -> Result<()> {
         let (plan, key) = (self.plan, &*self.plan.proof_key);
-        let said = proof::read(source.region(), &plan.source, point).and_then(|proof| {
+        let said = proof::read(self.source.region(), &plan.source, point).and_then(|proof| {
             // One that was made from a base's says no more than a copy that carried all of the source.
             let overrules = |proof: &proof::Proof| !proof.head.derived || plan.base.is_some();
             let differs = |proof: &proof::Proof| overrules(proof) && proof.head.root != leaves.root(key);
@@ -252,6 +276,17 @@ impl Made<'_> {
         written.map_err(|e| CopyError::of_target(e, region.name()))
     }
 
+    /// The bookmarks of this layer are not used again.
+    fn misled(&self, marked: &Layer, chunk: ChunkNo) -> CopyError {
+        bookmarks::distrust(self.source.region(), marked.id());
+        CopyError::Misled {
+            offset: chunk.first_sector().byte(),
+            snapshot: self.names.snapshot.clone(),
+            source_region: self.names.source_region.clone(),
+            layer: marked.id(),
+        }
+    }
+
     fn unproven(&self, chunk: u64) -> CopyError {
         CopyError::Unproven {
             offset: chunk.saturating_mul(CHUNK_BYTES),
@@ -262,14 +297,15 @@ impl Made<'_> {
     }
 }
 
-/// The source is given the copy's leaves where it has no proof, or one that was made from a base's and the copy carried all.
-pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves) {
+/// The source is given the copy's leaves where it has no proof, or one that was made from a base's and all of it was read.
+pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves, basis: Basis) {
     let region = source.region();
-    // What a bookmark left out would be said to be equal.
-    if plan.difference.rests_on_bookmark() {
-        return;
-    }
-    let derived = plan.base.is_some();
+    let derived = match basis {
+        Basis::Maps => plan.base.is_some(),
+        Basis::Bytes => false,
+        // What a bookmark left out would be said to be equal.
+        Basis::Bookmark => return,
+    };
     if proof::find_head(region, &plan.source, point).is_some_and(|head| derived || !head.derived) {
         return;
     }

@@ -15,6 +15,7 @@ use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
 use super::ship::{Names, Shipping};
+use super::unsaid::Basis;
 use super::words::Words;
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
@@ -398,12 +399,12 @@ impl Job<'_> {
         }
         let mark = link.commit(&self.plan.points)?;
         self.carry_bookmarks(&begun.layer);
-        let leaves = self.prove(begun, mark, (&names, &words, pace), &mut look)?;
+        let (leaves, basis) = self.prove(begun, mark, (&names, &words, pace), &mut look)?;
         (watch.progress)(total, total);
         let committed = self.commit(begun, mark, cancel);
         committed.map_err(|e| CopyError::of_target(e, self.region().name()))?;
         words.remove();
-        leave_with_source(self.source, &self.plan, self.point()?, &leaves);
+        leave_with_source(self.source, &self.plan, self.point()?, &leaves, basis);
         Ok(())
     }
 
@@ -450,24 +451,25 @@ impl Job<'_> {
         bookmarks::carry(&source, self.plan.points_within(), self.region(), layer);
     }
 
-    /// Reads the copy back from its files, and gives it its proof; the leaves.
+    /// Reads the copy back from its files, and gives it its proof; the leaves, and what they rest on.
     fn prove(
         &self,
         begun: &Begun,
         mark: SealedMark,
         (names, words, pace): (&Names, &Words, Option<&Pace>),
         watch: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Leaves> {
+    ) -> Result<(Leaves, Basis)> {
         let of_target = |e: CopyError| CopyError::of_target(e, self.region().name());
         // With a cache of its own: nothing of what this process wrote is taken for what is there.
         let cache = Arc::new(PageCache::new(PROOF_PAGES));
         let opened = folder::open_layer(self.region(), &cache, &begun.row, Opening::Sealed(mark));
         let top = Arc::new(opened.map_err(|e| of_target(e.into()))?);
-        let (target, plan, crossed) = (self.target, &self.plan, &begun.crossed);
-        let made = Made { target, copy: begun.snapshot.id, top, plan, names, words, pace, crossed };
-        let leaves = made.prove(watch)?;
-        made.write(self.source, self.point()?, &leaves)?;
-        Ok(leaves)
+        let Self { source, target, plan, .. } = self;
+        let crossed = &begun.crossed;
+        let made = Made { source, target, copy: begun.snapshot.id, top, plan, names, words, pace, crossed };
+        let (leaves, basis) = made.prove(watch)?;
+        made.write(self.point()?, &leaves)?;
+        Ok((leaves, basis))
     }
 
     /// The rows, at once, which say that the copy is there.

@@ -213,6 +213,20 @@ pub(super) fn keep_newest(region: &Region, layer: LayerId, points: &[Point], kee
     Ok(())
 }
 
+/// Takes away all bookmarks of a layer, one of which did not name all that changed. Best effort: they only ever spare bytes.
+pub fn distrust(region: &Region, layer: LayerId) {
+    let folder = folder_of(region, layer);
+    let remove = |name: &String| {
+        if let Err(error) = fs::remove_file(folder.join(name)) {
+            tracing::warn!(%layer, name, %error, "a bookmark that is wrong could not be removed");
+        }
+    };
+    match names(region, layer) {
+        Ok(names) => names.iter().for_each(remove),
+        Err(error) => tracing::warn!(%layer, %error, "bookmarks that are wrong could not be removed"),
+    }
+}
+
 /// Which sectors a layer records: as data, or as zero. What it was put on, and it, differ nowhere else. `None`: `go_on` said no.
 fn recorded_sectors(layer: &Layer, go_on: GoOn) -> Result<Option<SectorSet>> {
     let mut set = SectorSet::default();

@@ -43,6 +43,11 @@ impl Leaves {
         self.of_chunks.get(&chunk.0).copied().unwrap_or(0)
     }
 
+    /// The first chunk from `at` on that is not zero.
+    pub fn next(&self, at: u64) -> Option<u64> {
+        self.of_chunks.range(at..).next().map(|(chunk, _)| *chunk)
+    }
+
     /// Sectors of a chunk went, and others came: the XOR of the words of both.
     pub fn change(&mut self, chunk: ChunkNo, words: u128) {
         let leaf = self.leaf(chunk) ^ words;
