@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::error::Result;
 use crate::layer::{ChunkBits, Layer, SectorSet, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
@@ -75,6 +77,43 @@ pub struct Difference {
     /// The source's disk.
     source: Stack,
     gap: Gap,
+    ahead: Mutex<Ahead>,
+}
+
+/// Of each layer the first chunk from a number on of which it records something, as it was found last: a sparse layer is not
+/// searched anew for each chunk of the others.
+#[derive(Default)]
+struct Ahead {
+    at: u64,
+    firsts: Vec<u64>,
+}
+
+impl Ahead {
+    /// The first chunk from `at` on, and before `end`, of which any of these records something; always the same layers.
+    fn first<'a>(
+        &mut self,
+        layers: impl Iterator<Item = &'a Arc<Layer>>,
+        at: u64,
+        end: u64,
+    ) -> Result<Option<u64>> {
+        if at < self.at {
+            self.firsts.clear();
+        }
+        self.at = at;
+        let mut first = u64::MAX;
+        for (number, layer) in layers.enumerate() {
+            if number == self.firsts.len() {
+                self.firsts.push(0);
+            }
+            let known = &mut self.firsts[number];
+            // Never looked for, or passed. (Chunk 0 is looked for each time it is asked for.)
+            if *known < at || at == 0 {
+                *known = layer.next_present(at..end)?.unwrap_or(u64::MAX);
+            }
+            first = first.min(*known);
+        }
+        Ok(Some(first).filter(|first| *first < end))
+    }
 }
 
 /// Sectors of each sort.
@@ -105,7 +144,7 @@ impl Difference {
         }
         let source = Stack { active: None, chain: source };
         let chunks = crate::volume::chunks_of_bytes(size_bytes);
-        Self { layers, of_base, chunks, standing, above, source, gap }
+        Self { layers, of_base, chunks, standing, above, source, gap, ahead: Mutex::default() }
     }
 
     /// A layer that [`Carried::Data`] names: after those above the base, those of all the source's disk.
@@ -152,20 +191,13 @@ impl Difference {
 
     /// The first chunk from `at` on that may carry something.
     pub fn next(&self, at: u64) -> Result<Option<ChunkNo>> {
-        let mut first = None;
-        for layer in &self.layers {
-            let range = at..first.unwrap_or(self.chunks);
-            first = layer.next_present(range)?.or(first);
-        }
-        match (&self.gap, self.base()) {
-            (Gap::Unknown, Some(base)) => {
-                first = base.next_present(at..first.unwrap_or(self.chunks))?.or(first);
-            }
-            (Gap::Changed(sectors), _) => {
-                let next = sectors.next(at).filter(|chunk| *chunk < self.chunks);
-                first = first.into_iter().chain(next).min();
-            }
-            _ => {}
+        // Of the base too, where it is compared.
+        let base = self.base().filter(|_| matches!(self.gap, Gap::Unknown));
+        let layers = self.layers.iter().chain(base.into_iter().flat_map(|base| base.layers()));
+        let mut first = self.ahead.lock().first(layers, at, self.chunks)?;
+        if let Gap::Changed(sectors) = &self.gap {
+            let next = sectors.next(at).filter(|chunk| *chunk < self.chunks);
+            first = first.into_iter().chain(next).min();
         }
         Ok(first.map(ChunkNo))
     }

@@ -64,7 +64,7 @@ pub fn look(
     let source = difference.source();
     let candidates = Candidates { source, marked, leaves };
     let (chosen, are_all) = candidates.choose(most)?;
-    let (read, skipped) = (AtomicU64::new(0), AtomicBool::new(!are_all));
+    let (read, is_unreadable) = (AtomicU64::new(0), AtomicBool::new(false));
     let differs = Mutex::new(None::<ChunkNo>);
     let next = |at| Ok(chosen.get(chosen.partition_point(|chunk| *chunk < at)).copied().map(ChunkNo));
     let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
@@ -76,20 +76,19 @@ pub fn look(
             Ok(true) => drop(read.fetch_add(len as u64, Ordering::Relaxed)),
             Ok(false) => drop(differs.lock().get_or_insert(chunk)),
             // The copy has these bytes from its base; whether they are the source's nobody can say.
-            Err(VolumeError::DamagedSector { sector, layer }) => {
-                tracing::warn!(%layer, sector = sector.0, "the source is damaged where the copy carries nothing of it");
-                skipped.store(true, Ordering::Relaxed);
+            Err(error) if !is_unreadable.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(%error, "the source can't be read where a copy carries nothing of it");
             }
-            Err(error) => return Err(error.into()),
+            Err(_) => {}
         }
         Ok(())
     };
     let make = || Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
     each_chunk(next, make, work, || watch(read.load(Ordering::Relaxed)))?;
-    Ok(match (differs.into_inner(), skipped.into_inner()) {
-        (Some(chunk), _) => Found::Differs(chunk),
-        (None, false) => Found::Equal(Basis::Bytes),
-        (None, true) => Found::Equal(Basis::Bookmark),
+    Ok(match differs.into_inner() {
+        Some(chunk) => Found::Differs(chunk),
+        None if are_all && !is_unreadable.into_inner() => Found::Equal(Basis::Bytes),
+        None => Found::Equal(Basis::Bookmark),
     })
 }
 
