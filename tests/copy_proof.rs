@@ -18,7 +18,8 @@ use terrane::ids::SnapshotId;
 use terrane::layer::{Layer, PageCache, slot_offset};
 use terrane::units::{ChunkNo, SECTOR_LEN, SectorNo};
 use terrane::volume::folder::{self, Opening};
-use terrane::volume::{Host, Source, proof};
+use terrane::volume::proof::{self, Rests};
+use terrane::volume::{Host, Source};
 
 const MIB: usize = 1 << 20;
 /// Of a disk here: sixteen chunks.
@@ -253,10 +254,10 @@ fn proof_file(world: &World, region: &str, id: SnapshotId) -> PathBuf {
 
 /// Writes a proof that says other than what a snapshot holds, by the snapshot's own keys.
 fn forge(world: &World, region: &str, id: SnapshotId) {
-    forge_as(world, region, id, false);
+    forge_as(world, region, id, Rests::Bytes);
 }
 
-fn forge_as(world: &World, region: &str, id: SnapshotId, derived: bool) {
+fn forge_as(world: &World, region: &str, id: SnapshotId, rests: Rests) {
     let host = world.reader(region);
     let (disk, moments) = host.open_snapshot_with_moments(id).unwrap();
     let top = disk.chain.layers().last().unwrap();
@@ -264,7 +265,7 @@ fn forge_as(world: &World, region: &str, id: SnapshotId, derived: bool) {
     let mut leaves = proof::Leaves::of_zeros(DISK as u64);
     leaves.change(ChunkNo(4), 1);
     let row = world.snapshot(region, id);
-    proof::write(host.region(), &row, moments.all[0], &leaves, &key, derived).unwrap();
+    proof::write(host.region(), &row, moments.all[0], &leaves, &key, rests).unwrap();
 }
 
 #[test]
@@ -296,10 +297,10 @@ fn what_a_base_said_is_overruled_by_reading_all() {
         let host = world.reader("north");
         let (_, moments) = host.open_snapshot_with_moments(id).unwrap();
         let row = world.snapshot("north", id);
-        proof::find_head(host.region(), &row, moments.all[0]).unwrap().derived
+        proof::find_head(host.region(), &row, moments.all[0]).unwrap().rests != Rests::Bytes
     };
     assert_eq!((derived(first), derived(second)), (false, true));
-    forge_as(&world, "north", second, true);
+    forge_as(&world, "north", second, Rests::Maps);
     let copy = world.copy(("north", second), "west", "second", KeyChoice::AsSource);
     assert!(!derived(second), "all of it was read");
     let sides = [("north", second), ("west", copy)]
@@ -582,11 +583,11 @@ fn a_derived_proof_is_as_good() {
     let key = folder::proof_key(host.region(), top.id(), top.keys()).unwrap();
     let (row, point) = (world.snapshot("south", copy), moments.all[0]);
     let said = proof::read(host.region(), &row, point).unwrap().unwrap();
-    assert!(!said.head.derived);
+    assert!(said.head.rests == Rests::Bytes);
     let leaves = said.leaves(&key).unwrap();
-    proof::write(host.region(), &row, point, &leaves, &key, true).unwrap();
+    proof::write(host.region(), &row, point, &leaves, &key, Rests::Maps).unwrap();
     let derived = proof::find_head(host.region(), &row, point).unwrap();
-    assert!(derived.derived && derived.agrees_with(&said.head));
+    assert!(derived.rests == Rests::Maps && derived.agrees_with(&said.head));
     assert_is_proven(&world, first, copy);
 }
 

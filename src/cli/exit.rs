@@ -192,7 +192,8 @@ pub(super) fn of_copy(error: &CopyError) -> Exit {
         CopyError::Damaged { .. }
         | CopyError::DamagedBase { .. }
         | CopyError::Unproven { .. }
-        | CopyError::Misled { .. } => Exit::Corrupted,
+        | CopyError::Misled { .. }
+        | CopyError::WrongBase { .. } => Exit::Corrupted,
         CopyError::NoSpace { .. } => Exit::Other,
         CopyError::Away { .. } => Exit::NotFound,
         CopyError::Overtaken { .. } | CopyError::Behind { .. } => Exit::InUse,

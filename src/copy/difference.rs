@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::error::Result;
 use crate::layer::{ChunkBits, Layer, SectorSet, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SlotNo};
@@ -35,8 +36,8 @@ pub enum Resolved {
     Same,
     /// A layer above the base says otherwise.
     Otherwise,
-    /// Something is data at the base and zero now, or zero and data, and is not carried so.
-    Unsaid,
+    /// The sector of this number in the chunk is data at the base and zero now, or zero and data, and is not carried so.
+    Unsaid(usize),
 }
 
 /// All sectors of a chunk.
@@ -54,11 +55,12 @@ pub enum Standing {
 }
 
 /// What is known of the source between the base's moment and the layers above that.
+#[derive(Clone)]
 pub enum Gap {
     /// The lowest layer begins at the base's moment.
     None,
     /// The moment lies within the layer below them, and only these sectors changed there since.
-    Changed(SectorSet),
+    Changed(Arc<SectorSet>),
     /// The moment lies within the lowest: source and base are compared as well. A sector that was zero below and above it, and data at
     /// it, is recorded nowhere in the source.
     Unknown,
@@ -70,6 +72,8 @@ pub struct Difference {
     layers: Vec<Arc<Layer>>,
     /// How many of them are the base's.
     of_base: usize,
+    /// The disk's.
+    sectors: u64,
     chunks: u64,
     standing: Standing,
     /// Those of the source alone.
@@ -78,42 +82,6 @@ pub struct Difference {
     source: Stack,
     gap: Gap,
     ahead: Mutex<Ahead>,
-}
-
-/// Of each layer the first chunk from a number on of which it records something, as it was found last: a sparse layer is not
-/// searched anew for each chunk of the others.
-#[derive(Default)]
-struct Ahead {
-    at: u64,
-    firsts: Vec<u64>,
-}
-
-impl Ahead {
-    /// The first chunk from `at` on, and before `end`, of which any of these records something; always the same layers.
-    fn first<'a>(
-        &mut self,
-        layers: impl Iterator<Item = &'a Arc<Layer>>,
-        at: u64,
-        end: u64,
-    ) -> Result<Option<u64>> {
-        if at < self.at {
-            self.firsts.clear();
-        }
-        self.at = at;
-        let mut first = u64::MAX;
-        for (number, layer) in layers.enumerate() {
-            if number == self.firsts.len() {
-                self.firsts.push(0);
-            }
-            let known = &mut self.firsts[number];
-            // Never looked for, or passed. (Chunk 0 is looked for each time it is asked for.)
-            if *known < at || at == 0 {
-                *known = layer.next_present(at..end)?.unwrap_or(u64::MAX);
-            }
-            first = first.min(*known);
-        }
-        Ok(Some(first).filter(|first| *first < end))
-    }
 }
 
 /// Sectors of each sort.
@@ -144,7 +112,8 @@ impl Difference {
         }
         let source = Stack { active: None, chain: source };
         let chunks = crate::volume::chunks_of_bytes(size_bytes);
-        Self { layers, of_base, chunks, standing, above, source, gap, ahead: Mutex::default() }
+        let sectors = crate::units::sectors_of_bytes(size_bytes);
+        Self { layers, of_base, sectors, chunks, standing, above, source, gap, ahead: Mutex::default() }
     }
 
     /// A layer that [`Carried::Data`] names: after those above the base, those of all the source's disk.
@@ -243,7 +212,10 @@ impl Difference {
         }
         let mut now = [Source::Zero; CHUNK_SECTORS as usize];
         self.source.sources(chunk, 0, &mut now)?;
-        let sectors = out.iter_mut().zip(&now).enumerate().filter(|(index, _)| changed.contains(*index));
+        // A bookmark may name what is past the end.
+        let within = self.sectors.saturating_sub(chunk.first_sector().0).min(CHUNK_SECTORS) as usize;
+        let sectors = out.iter_mut().zip(&now).take(within).enumerate();
+        let sectors = sectors.filter(|(index, _)| changed.contains(*index));
         for (_, (carried, now)) in sectors {
             *carried = match *now {
                 Source::Zero => Carried::Zero,
@@ -271,12 +243,24 @@ impl Difference {
         Ok(())
     }
 
-    /// Whether a chunk carries what it has to: by how the layers resolve to a disk, not by how they were read one by one. If
-    /// `anew`, by what their maps say now, and not by what is remembered of them.
-    pub fn resolved(&self, chunk: ChunkNo, carried: &Chunk, anew: bool) -> Result<Resolved> {
-        let again = |chain: &Chain| if anew { Chain::new(chain.layers().to_vec()) } else { chain.clone() };
+    /// The same, by what the source's maps say now, and not by what is remembered of them.
+    pub fn afresh(&self) -> Self {
+        let afresh = |chain: &Chain| Chain::new(chain.layers().to_vec());
+        Self {
+            layers: self.layers.clone(),
+            standing: self.standing.clone(),
+            above: afresh(&self.above),
+            source: Stack { active: None, chain: afresh(&self.source.chain) },
+            gap: self.gap.clone(),
+            ahead: Mutex::default(),
+            ..*self
+        }
+    }
+
+    /// Whether a chunk carries what it has to: by how the layers resolve to a disk, not by how they were read one by one.
+    pub fn resolved(&self, chunk: ChunkNo, carried: &Chunk) -> Result<Resolved> {
         let mut newest = [Source::Zero; CHUNK_SECTORS as usize];
-        again(&self.above).sources(chunk, 0, &mut newest)?;
+        self.above.sources(chunk, 0, &mut newest)?;
         let is_newest = |carried: &Carried, newest: &Source| match (*newest, *carried) {
             (Source::Zero, _) => true,
             (Source::Slot { layer, slot, tag }, Carried::Data { layer: from, slot: read, tag: by }) => {
@@ -292,17 +276,15 @@ impl Difference {
         // A slot never holds zeros.
         let (mut below, mut now) = (newest, newest);
         base.sources(chunk, 0, &mut below)?;
-        again(&self.source.chain).sources(chunk, 0, &mut now)?;
+        self.source.chain.sources(chunk, 0, &mut now)?;
         let fits = |carried: &Carried, below: &Source, now: &Source| match (*below, *now) {
             (Source::Slot { .. }, Source::Zero) => *carried == Carried::Zero,
             (Source::Zero, Source::Slot { .. }) => matches!(carried, Carried::Data { .. }),
             _ => true,
         };
-        let all_fit = carried
-            .iter()
-            .zip(below.iter().zip(&now))
-            .all(|(carried, (below, now))| fits(carried, below, now));
-        Ok(if all_fit { Resolved::Same } else { Resolved::Unsaid })
+        let mut sectors = carried.iter().zip(below.iter().zip(&now));
+        let unsaid = sectors.position(|(carried, (below, now))| !fits(carried, below, now));
+        Ok(unsaid.map_or(Resolved::Same, Resolved::Unsaid))
     }
 
     /// Whether what the copy is put on has data in a chunk, so that zeros there must be recorded.

@@ -64,11 +64,11 @@ pub enum CopyError {
     },
     /// A bookmark of the source did not name all that changed since the base.
     #[error(
-        "the copy would differ from snapshot {snapshot} of region {source_region} in the 2 MiB at byte {offset}: a bookmark of layer \
-         {layer} there does not name all that changed"
+        "the copy would differ from snapshot {snapshot} of region {source_region} at byte {offset}: a bookmark of layer {layer} there \
+         does not name all that changed"
     )]
     Misled {
-        /// Where the first chunk lies that differs.
+        /// Where the first sector lies that was found to differ.
         offset: u64,
         /// The snapshot that was read.
         snapshot: String,
@@ -76,6 +76,25 @@ pub enum CopyError {
         source_region: String,
         /// The layer in whose folder the bookmark lay.
         layer: LayerId,
+        /// It, and all others there, could be removed.
+        are_gone: bool,
+    },
+    /// What the base holds was never in the source.
+    #[error(
+        "the copy would differ from snapshot {snapshot} of region {source_region} at byte {offset}: snapshot {base} in region {target}, \
+         its base, holds there what that disk never did"
+    )]
+    WrongBase {
+        /// Where the first sector lies that was found to differ.
+        offset: u64,
+        /// The base.
+        base: String,
+        /// The target region's name.
+        target: String,
+        /// The snapshot that was read.
+        snapshot: String,
+        /// The source region's name.
+        source_region: String,
     },
     /// The file system below the target is full.
     #[error("no space is left for copies below region {region}{details}")]
@@ -172,6 +191,7 @@ impl CopyError {
             | Self::DamagedBase { .. }
             | Self::Unproven { .. }
             | Self::Misled { .. }
+            | Self::WrongBase { .. }
             | Self::Cancelled => false,
             Self::Host(error) => may_pass(error),
         }
@@ -196,9 +216,17 @@ impl CopyError {
                      which side is at fault"
                 )
             }
-            Self::Misled { .. } => {
+            Self::Misled { are_gone: true, .. } => {
                 "nothing of it is kept, and that layer's bookmarks were taken away: copy again, and more crosses".into()
             }
+            Self::Misled { layer, source_region, .. } => format!(
+                "nothing of it is kept; take away layers/{layer}/bookmarks in region {source_region}, which could not be done now, and copy \
+                 again: more crosses"
+            ),
+            Self::WrongBase { base, target, .. } => format!(
+                "nothing of it is kept; terrane snapshot delete {base} --region {target}, which can't be trusted, and copy again: without \
+                 that base all is carried anew"
+            ),
             Self::NoSpace { .. } => "make room: the copy goes on where it was".into(),
             Self::Away { .. } => "bring it back, as by mounting its disk: the copy goes on where it was".into(),
             Self::Behind { .. } => "it is made after that one".into(),

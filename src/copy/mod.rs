@@ -13,6 +13,7 @@
 //!
 //! Called by `cli`, `schedule` and `daemon`.
 
+mod ahead;
 mod begun;
 mod behind;
 mod difference;

@@ -294,7 +294,7 @@ fn difference_over(found: Option<&FoundBase>, source: &Own, size_bytes: u64) -> 
         let own = source.of_layers[layers.len() - count];
         let changed = bookmarks::changed_since(source.region, lowest.id(), lowest.keys(), own, base.point);
         if let Some(changed) = changed {
-            (above, gap) = (others, Gap::Changed(changed));
+            (above, gap) = (others, Gap::Changed(Arc::new(changed)));
         }
     }
     let standing = match base.is_reencrypted {

@@ -7,8 +7,8 @@
 //!
 //! The leaves are the copy's proof. Where the source has one, from another copy or from reading it whole, they must be
 //! equal; where it has none it is given these, best effort: no row says so, and nothing depends on it. Where a bookmark says what
-//! changed, a sector that it left out would be in no leaf: the source's bytes are asked ([`super::unsaid`]), and it is given a proof
-//! only if all of them were.
+//! changed, or said it when the base was made, a sector that it left out would be in no leaf: the source's bytes are asked
+//! ([`super::unsaid`]), and it is given a proof only if all of them were.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,14 +22,17 @@ use super::link::{Crossed, Sectors};
 use super::pace::Pace;
 use super::plan::{Base, Plan};
 use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
-use super::unsaid::{self, Basis, Found};
+use super::unsaid::{self, Basis, Found, Look};
 use super::words::Words;
+use crate::catalog::Snapshot;
 use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
-use crate::volume::proof::{self, Leaves, Reading, measure};
-use crate::volume::{Chain, Host, HostError, Stack, Stop, VolumeError, bookmarks, each_chunk, recorded};
+use crate::volume::proof::{self, Leaves, Reading, Rests, measure};
+use crate::volume::{
+    Chain, Host, HostError, Source, Stack, Stop, VolumeError, bookmarks, each_chunk, recorded,
+};
 
 /// A copy whose layer is sealed, and what is known of it.
 pub struct Made<'a> {
@@ -73,8 +76,9 @@ impl Made<'_> {
         let layers = [below.chain.layers(), std::slice::from_ref(&self.top)].concat();
         let disk = Stack { active: None, chain: Chain::new(layers) };
         let size_bytes = self.plan.source.size_bytes;
+        let is_borne_out = self.is_borne_out()?;
         let of_base = match self.plan.parent() {
-            Some(base) => self.leaves_of_base(base, &below, || watch(0))?.resized(size_bytes),
+            Some(base) => self.leaves_of_base(base, &below, is_borne_out, || watch(0))?.resized(size_bytes),
             None => Leaves::of_zeros(size_bytes),
         };
         let leaves = Mutex::new(of_base);
@@ -89,18 +93,41 @@ impl Made<'_> {
         each_chunk(next, Buffers::new, work, || watch(read_back.load(Ordering::Relaxed)))?;
         let leaves = leaves.into_inner();
         let read_back = read_back.into_inner();
-        let basis = self.ask_source(&leaves, |read| watch(read_back + read))?;
+        if is_borne_out && difference.marked().is_none() {
+            return Ok((leaves, Basis::Maps));
+        }
+        let basis = self.ask_source(&disks.whole, &leaves, |read| watch(read_back + read))?;
         Ok((leaves, basis))
     }
 
-    /// Where a bookmark says what changed: whether the source's bytes say so too.
-    fn ask_source(&self, leaves: &Leaves, watch: impl FnMut(u64) -> Result<()>) -> Result<Basis> {
-        let difference = &self.plan.difference;
-        let Some(marked) = difference.marked() else { return Ok(Basis::Maps) };
+    /// Whether the base's own proof says that it is what its source was, and not on the word of a bookmark. With no base nothing is
+    /// taken from one.
+    fn is_borne_out(&self) -> Result<bool> {
+        let Some(base) = &self.plan.base else { return Ok(true) };
+        let row = self.row_of_base(base)?;
+        let head = row.and_then(|row| proof::find_head(self.target.region(), &row, base.point));
+        Ok(head.is_some_and(|head| head.rests != Rests::Bookmark))
+    }
+
+    fn row_of_base(&self, base: &Base) -> Result<Option<Snapshot>> {
+        let row = self.target.region().catalog()?.read(|tx| tx.find_snapshot(base.snapshot))?;
+        Ok(row.filter(|row| row.state.is_whole() && row.id != self.copy))
+    }
+
+    /// Whether the source's bytes say too that what is not carried is as it was.
+    fn ask_source(
+        &self,
+        copy: &Stack,
+        leaves: &Leaves,
+        watch: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Basis> {
+        let (difference, key) = (&self.plan.difference, &*self.plan.proof_key);
+        let (source, marked) = (difference.source(), difference.marked());
         let most = unsaid::chunks_for(self.plan.write_bytes());
-        match unsaid::look(difference, marked, &self.plan.proof_key, leaves, most, watch)? {
-            Found::Equal(basis) => Ok(basis),
-            Found::Differs(chunk) => Err(self.misled(marked, chunk)),
+        match (Look { source, copy, marked, key, leaves }).take(most, watch)? {
+            Found::Equal { all: true } => Ok(Basis::Bytes),
+            Found::Equal { all: false } => Ok(Basis::Bookmark),
+            Found::Differs(sector) => Err(self.at_fault(sector)?),
         }
     }
 
@@ -183,25 +210,30 @@ impl Made<'_> {
     /// Which sectors of a chunk the plan says something of, and which the plan or the copy. Of the plan it is seen first that it says
     /// what the source's layers come to.
     fn sectors_of(&self, chunk: ChunkNo, buffers: &mut Buffers) -> Result<(Sectors, Sectors)> {
-        let difference = &self.plan.difference;
+        let mut difference = &self.plan.difference;
+        let mut fresh;
         let mut looks = 0;
         loop {
             difference.chunk(chunk, &mut buffers.carried)?;
-            let resolved = difference.resolved(chunk, &buffers.carried, looks > 0)?;
+            let resolved = difference.resolved(chunk, &buffers.carried)?;
             if resolved == Resolved::Same {
                 break;
             }
-            // A fold of the source may have come between the two looks.
             looks += 1;
             if looks > LOOKS_MAX {
-                return Err(match difference.marked() {
-                    Some(marked) if resolved == Resolved::Unsaid => self.misled(marked, chunk),
+                return Err(match resolved {
+                    Resolved::Unsaid(index) => {
+                        self.at_fault(SectorNo(chunk.first_sector().0 + index as u64))?
+                    }
                     _ => {
                         CopyError::Overtaken { what: format!("a layer of snapshot {}", self.names.snapshot) }
                     }
                 });
             }
             std::thread::sleep(LOOK_AGAIN);
+            // A fold of the source may have come between the two looks.
+            fresh = self.plan.difference.afresh();
+            difference = &fresh;
         }
         let carried = std::array::from_fn(|i| buffers.carried[i] != Carried::Nothing);
         let mut touched = carried;
@@ -228,11 +260,11 @@ impl Made<'_> {
         &self,
         base: &Base,
         below: &Stack,
+        is_borne_out: bool,
         mut watch: impl FnMut() -> Result<()>,
     ) -> Result<Leaves> {
         let (region, key) = (self.target.region(), &*self.plan.proof_key);
-        let row = region.catalog()?.read(|tx| tx.find_snapshot(base.snapshot))?;
-        let row = row.filter(|row| row.state.is_whole() && row.id != self.copy);
+        let row = self.row_of_base(base)?;
         if let Some(row) = &row {
             let read = proof::read(region, row, base.point)
                 .and_then(|proof| proof.map(|proof| proof.leaves(key).map_err(HostError::from)).transpose());
@@ -243,8 +275,10 @@ impl Made<'_> {
             }
         }
         let leaves = measure(below, key, &Reading::PLAIN, |_| watch()).map_err(|e| self.of_base(e))?;
+        // Its bytes say what it is, and not that its source was that.
+        let rests = if is_borne_out { Rests::Bytes } else { Rests::Bookmark };
         if let Some(row) = row
-            && let Err(error) = proof::write(region, &row, base.point, &leaves, key, false)
+            && let Err(error) = proof::write(region, &row, base.point, &leaves, key, rests)
         {
             tracing::warn!(snapshot = %row.id, %error, "a base's proof could not be written");
         }
@@ -252,11 +286,12 @@ impl Made<'_> {
     }
 
     /// Gives the copy its proof, durable; refuses one that is not that of the source, where that has one.
-    pub fn write(&self, point: Point, leaves: &Leaves) -> Result<()> {
+    pub fn write(&self, point: Point, leaves: &Leaves, basis: Basis) -> Result<()> {
         let (plan, key) = (self.plan, &*self.plan.proof_key);
         let said = proof::read(self.source.region(), &plan.source, point).and_then(|proof| {
-            // One that was made from a base's says no more than a copy that carried all of the source.
-            let overrules = |proof: &proof::Proof| !proof.head.derived || plan.base.is_some();
+            // One that was made from a base's says no more than a copy for which all of the source was read.
+            let is_all_read = plan.base.is_none() || basis == Basis::Bytes;
+            let overrules = |proof: &proof::Proof| proof.head.rests == Rests::Bytes || !is_all_read;
             let differs = |proof: &proof::Proof| overrules(proof) && proof.head.root != leaves.root(key);
             Ok(proof.filter(differs).map(|proof| proof.leaves(key)).transpose()?)
         });
@@ -272,19 +307,40 @@ impl Made<'_> {
         }
         let region = self.target.region();
         let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
-        let written = proof::write(region, &row, point, leaves, key, plan.parent().is_some());
+        let rests = match basis {
+            Basis::Bookmark => Rests::Bookmark,
+            Basis::Maps | Basis::Bytes if plan.parent().is_some() => Rests::Maps,
+            Basis::Maps | Basis::Bytes => Rests::Bytes,
+        };
+        let written = proof::write(region, &row, point, leaves, key, rests);
         written.map_err(|e| CopyError::of_target(e, region.name()))
     }
 
-    /// The bookmarks of this layer are not used again.
-    fn misled(&self, marked: &Layer, chunk: ChunkNo) -> CopyError {
-        bookmarks::distrust(self.source.region(), marked.id());
-        CopyError::Misled {
-            offset: chunk.first_sector().byte(),
-            snapshot: self.names.snapshot.clone(),
-            source_region: self.names.source_region.clone(),
-            layer: marked.id(),
+    /// Whose fault it is that a sector that was not carried is another in the source: the bookmark's, where its layer records it, or
+    /// nobody does any more; a layer below holds what the base's source held too.
+    fn at_fault(&self, sector: SectorNo) -> Result<CopyError> {
+        let (chunk, index) = (sector.chunk(), sector.index_in_chunk());
+        let difference = &self.plan.difference;
+        let (offset, snapshot) = (sector.byte(), self.names.snapshot.clone());
+        let source_region = self.names.source_region.clone();
+        let mut now = [Source::Zero];
+        difference.source().sources(chunk, index, &mut now)?;
+        if let Some(marked) = difference.marked() {
+            let is_recorded = recorded(marked, chunk)?.is_some_and(|entries| !entries[index].is_absent());
+            if is_recorded || now[0] == Source::Zero {
+                let are_gone = bookmarks::distrust(self.source.region(), marked.id());
+                return Ok(CopyError::Misled {
+                    offset,
+                    snapshot,
+                    source_region,
+                    layer: marked.id(),
+                    are_gone,
+                });
+            }
         }
+        let base = self.plan.base.as_ref().map_or_else(String::new, |base| base.snapshot.to_string());
+        let target = self.names.target_region.clone();
+        Ok(CopyError::WrongBase { offset, base, target, snapshot, source_region })
     }
 
     fn unproven(&self, chunk: u64) -> CopyError {
@@ -300,16 +356,17 @@ impl Made<'_> {
 /// The source is given the copy's leaves where it has no proof, or one that was made from a base's and all of it was read.
 pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves, basis: Basis) {
     let region = source.region();
-    let derived = match basis {
-        Basis::Maps => plan.base.is_some(),
-        Basis::Bytes => false,
+    let rests = match basis {
+        Basis::Maps if plan.base.is_some() => Rests::Maps,
+        Basis::Maps | Basis::Bytes => Rests::Bytes,
         // What a bookmark left out would be said to be equal.
         Basis::Bookmark => return,
     };
-    if proof::find_head(region, &plan.source, point).is_some_and(|head| derived || !head.derived) {
+    let is_better = |head: proof::Head| rests == Rests::Bytes && head.rests != Rests::Bytes;
+    if proof::find_head(region, &plan.source, point).is_some_and(|head| !is_better(head)) {
         return;
     }
-    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key, derived) {
+    if let Err(error) = proof::write(region, &plan.source, point, leaves, &plan.proof_key, rests) {
         tracing::info!(snapshot = %plan.source.id, %error, "the source was not given its proof");
     }
 }

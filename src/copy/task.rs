@@ -468,7 +468,7 @@ impl Job<'_> {
         let crossed = &begun.crossed;
         let made = Made { source, target, copy: begun.snapshot.id, top, plan, names, words, pace, crossed };
         let (leaves, basis) = made.prove(watch)?;
-        made.write(self.point()?, &leaves)?;
+        made.write(self.point()?, &leaves, basis)?;
         Ok((leaves, basis))
     }
 

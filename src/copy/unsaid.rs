@@ -1,25 +1,28 @@
-//! What a bookmark leaves unsaid is looked for in the source's bytes.
+//! What a bookmark leaves unsaid is looked for in the source's bytes; so is what a base lacks that was made so and not wholly tried.
 //!
 //! Which sectors changed is otherwise said by the very maps that the source is read by. Of a bookmark no map bears out that it names
 //! all of them, and the rest of the proof looks only where the plan or the copy says something. So the source is read, where it
-//! lies, and each chunk must have the leaf that the copy has; nothing crosses for it. All chunks are read where they are few, or
-//! few beside what was carried, else some of them, by lot.
+//! lies, and each chunk must have the leaf that the copy has; nothing but that crosses. All chunks are read where they are few, or
+//! few beside what was carried, else so many of them, by lot.
 //!
 //! Those that the bookmark's layer records come first, and those that the source records nowhere: a sector that is missed is
 //! most likely there, since a fold changes no other layer.
+//!
+//! A chunk of another leaf, or with damage in the source, is compared sector by sector: damage excuses itself alone.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use super::difference::Difference;
+use super::ahead::Ahead;
 use super::error::Result;
 use crate::crypto::ProofKey;
 use crate::layer::Layer;
-use crate::units::{CHUNK_BYTES, ChunkNo};
+use crate::units::{CHUNK_BYTES, ChunkNo, SECTOR_LEN, SectorNo};
 use crate::volume::proof::Leaves;
-use crate::volume::{Chain, Stack, Stop, VolumeError, each_chunk};
+use crate::volume::{Chain, HostError, Stack, Stop, VolumeError, each_chunk};
 
 /// What says that a copy's leaves are those of its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub enum Basis {
     Maps,
     /// Each chunk of the source was read.
     Bytes,
-    /// A bookmark says what changed, and of the source some chunks were read.
+    /// A bookmark says what changed, now or when the base was made, and of the source some chunks were read.
     Bookmark,
 }
 
@@ -36,6 +39,8 @@ pub enum Basis {
 const CHUNKS_ALWAYS: u64 = (4 << 30) / CHUNK_BYTES;
 /// or so many times as many bytes as a copy carried.
 const TIMES_CARRIED: u64 = 4;
+/// So many candidates are looked at before the caller is asked whether to go on.
+const ASK_EACH: u64 = 1 << 14;
 
 /// How many chunks are read for a copy that carried so many bytes.
 pub fn chunks_for(carried_bytes: u64) -> u64 {
@@ -45,147 +50,180 @@ pub fn chunks_for(carried_bytes: u64) -> u64 {
 /// What was found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// The chunks that were read are those of the copy.
-    Equal(Basis),
-    /// In this chunk something changed that nobody named.
-    Differs(ChunkNo),
+    /// What was read is the same; all of it, or not.
+    Equal {
+        /// All of the source was read.
+        all: bool,
+    },
+    /// This sector is another in the copy.
+    Differs(SectorNo),
 }
 
-/// Reads the source of a difference that rests on the bookmarks of `marked`, up to about `most` chunks, and compares it with
-/// the leaves of the copy. `watch` is told the bytes that were read, and ends it by an error.
-pub fn look(
-    difference: &Difference,
-    marked: &Layer,
-    key: &ProofKey,
-    leaves: &Leaves,
-    most: u64,
-    mut watch: impl FnMut(u64) -> Result<()>,
-) -> Result<Found> {
-    let source = difference.source();
-    let candidates = Candidates { source, marked, leaves };
-    let (chosen, are_all) = candidates.choose(most)?;
-    let (read, is_unreadable) = (AtomicU64::new(0), AtomicBool::new(false));
-    let differs = Mutex::new(None::<ChunkNo>);
-    let next = |at| Ok(chosen.get(chosen.partition_point(|chunk| *chunk < at)).copied().map(ChunkNo));
-    let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
-        if differs.lock().is_some() {
-            return Ok(());
-        }
-        let len = (leaves.size_bytes() - chunk.first_sector().byte()).min(CHUNK_BYTES) as usize;
-        match is_leaf(source, key, chunk, &mut buffer[..len], leaves.leaf(chunk)) {
-            Ok(true) => drop(read.fetch_add(len as u64, Ordering::Relaxed)),
-            Ok(false) => drop(differs.lock().get_or_insert(chunk)),
-            // The copy has these bytes from its base; whether they are the source's nobody can say.
-            Err(error) if !is_unreadable.swap(true, Ordering::Relaxed) => {
-                tracing::warn!(%error, "the source can't be read where a copy carries nothing of it");
+/// A source, and a copy of it.
+pub struct Look<'a> {
+    /// The source's disk.
+    pub source: &'a Stack,
+    /// The copy's.
+    pub copy: &'a Stack,
+    /// The layer of the source of whose bookmarks it is known what changed.
+    pub marked: Option<&'a Arc<Layer>>,
+    /// What the content of both is known by.
+    pub key: &'a ProofKey,
+    /// The copy's leaves.
+    pub leaves: &'a Leaves,
+}
+
+impl Look<'_> {
+    /// Reads the source, up to `most` chunks, and compares. `watch` is told the bytes that were read, and ends it by an error.
+    pub fn take(&self, most: u64, mut watch: impl FnMut(u64) -> Result<()>) -> Result<Found> {
+        let (chosen, are_all) = self.choose(most, || watch(0))?;
+        let (read, is_damaged) = (AtomicU64::new(0), AtomicBool::new(false));
+        let differs = Mutex::new(None::<SectorNo>);
+        let next = |at| Ok(chosen.get(chosen.partition_point(|chunk| *chunk < at)).copied().map(ChunkNo));
+        let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
+            if differs.lock().is_some() {
+                return Ok(());
             }
-            Err(_) => {}
-        }
-        Ok(())
-    };
-    let make = || Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
-    each_chunk(next, make, work, || watch(read.load(Ordering::Relaxed)))?;
-    Ok(match differs.into_inner() {
-        Some(chunk) => Found::Differs(chunk),
-        None if are_all && !is_unreadable.into_inner() => Found::Equal(Basis::Bytes),
-        None => Found::Equal(Basis::Bookmark),
-    })
-}
-
-/// Whether a chunk of a disk has this leaf.
-fn is_leaf(
-    disk: &Stack,
-    key: &ProofKey,
-    chunk: ChunkNo,
-    buffer: &mut [u8],
-    leaf: u128,
-) -> Result<bool, VolumeError> {
-    let first = chunk.first_sector();
-    disk.read_sectors(first, buffer)?;
-    if key.words(first, buffer) == leaf {
-        return Ok(true);
+            let len = (self.leaves.size_bytes() - chunk.first_sector().byte()).min(CHUNK_BYTES) as usize;
+            match self.compare(chunk, &mut buffer[..len])? {
+                Found::Equal { all } => {
+                    read.fetch_add(len as u64, Ordering::Relaxed);
+                    is_damaged.fetch_or(!all, Ordering::Relaxed);
+                }
+                Found::Differs(sector) => drop(differs.lock().get_or_insert(sector)),
+            }
+            Ok(())
+        };
+        let make = || Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+        each_chunk(next, make, work, || watch(read.load(Ordering::Relaxed)))?;
+        Ok(match differs.into_inner() {
+            Some(sector) => Found::Differs(sector),
+            None => Found::Equal { all: are_all && !is_damaged.into_inner() },
+        })
     }
-    // By what the maps say now, and not by what is remembered of them: a fold may have come between.
-    let anew = Stack { active: None, chain: Chain::new(disk.chain.layers().to_vec()) };
-    anew.read_sectors(first, buffer)?;
-    Ok(key.words(first, buffer) == leaf)
-}
 
-/// The chunks of which the source records anything, or the copy has a leaf.
-struct Candidates<'a> {
-    source: &'a Stack,
-    marked: &'a Layer,
-    leaves: &'a Leaves,
-}
+    fn compare(&self, chunk: ChunkNo, buffer: &mut [u8]) -> Result<Found> {
+        let first = chunk.first_sector();
+        let words = match self.source.read_sectors(first, buffer) {
+            Ok(()) => Some(self.key.words(first, buffer)),
+            Err(error) if error.is_corruption() => None,
+            Err(error) => return Err(error.into()),
+        };
+        if words == Some(self.leaves.leaf(chunk)) {
+            return Ok(Found::Equal { all: true });
+        }
+        // By what the maps say now, and not by what is remembered of them: a fold may have come between.
+        let anew = Stack { active: None, chain: Chain::new(self.source.chain.layers().to_vec()) };
+        let mut all = true;
+        for number in 0..(buffer.len() / SECTOR_LEN) as u64 {
+            let sector = SectorNo(first.0 + number);
+            match self.is_same(&anew, sector) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Found::Differs(sector)),
+                Err(error) if error.is_corruption() => {
+                    // The copy has these bytes from its base; whether they are the source's nobody can say.
+                    if std::mem::take(&mut all) {
+                        tracing::warn!(%error, "the source is damaged where a copy carries nothing of it");
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Of the same bytes it is the leaf that is another: the base's was.
+        let is_of_others = all && words.is_some_and(|words| words != self.leaves.leaf(chunk));
+        Ok(if is_of_others { Found::Differs(first) } else { Found::Equal { all } })
+    }
 
-impl Candidates<'_> {
-    /// At most about so many of them, in order, and whether they are all.
-    fn choose(&self, most: u64) -> Result<(Vec<u64>, bool)> {
+    fn is_same(&self, source: &Stack, sector: SectorNo) -> Result<bool, VolumeError> {
+        let mut bytes = [Zeroizing::new([0; SECTOR_LEN]), Zeroizing::new([0; SECTOR_LEN])];
+        source.read_sectors(sector, &mut *bytes[0])?;
+        self.copy.read_sectors(sector, &mut *bytes[1])?;
+        Ok(bytes[0] == bytes[1])
+    }
+
+    /// So many chunks of which the source records anything, or the copy has a leaf, in order, and whether they are all.
+    fn choose(&self, most: u64, mut watch: impl FnMut() -> Result<()>) -> Result<(Vec<u64>, bool)> {
         let (mut likely, mut others) = (0, 0);
-        self.each(|_, is_likely| *if is_likely { &mut likely } else { &mut others } += 1)?;
-        let mut of_likely = ByLot::new(likely, most);
-        let mut of_others = ByLot::new(others, most.saturating_sub(likely));
+        self.each(&mut watch, |_, is_likely| *if is_likely { &mut likely } else { &mut others } += 1)?;
+        let mut of_likely = Lots::new(likely, most);
+        let mut of_others = Lots::new(others, most.saturating_sub(likely));
         let mut chosen = Vec::new();
-        self.each(|chunk, is_likely| {
-            let lot = if is_likely { &mut of_likely } else { &mut of_others };
-            if lot.draws() {
+        let all_are_known = self.each(&mut watch, |chunk, is_likely| {
+            let lots = if is_likely { &mut of_likely } else { &mut of_others };
+            if lots.draw() {
                 chosen.push(chunk);
             }
         })?;
-        let are_all = chosen.len() as u64 == likely + others;
+        let are_all = all_are_known && chosen.len() as u64 == likely + others;
         Ok((chosen, are_all))
     }
 
-    fn each(&self, mut tell: impl FnMut(u64, bool)) -> Result<()> {
+    /// Each such chunk, and whether it is a likely one; false where damaged maps don't say which there are.
+    fn each(&self, watch: &mut impl FnMut() -> Result<()>, mut tell: impl FnMut(u64, bool)) -> Result<bool> {
         let end = self.leaves.size_bytes().div_ceil(CHUNK_BYTES);
-        let (mut at, mut marked) = (0, None);
+        let (mut source, mut marked) = (Ahead::default(), Ahead::default());
+        let (mut at, mut told, mut are_known) = (0, 0, true);
         while at < end {
-            let recorded = self.source.next_present(at..end)?;
+            let recorded = source.first(self.source.chain.layers().iter(), at, end);
+            let recorded = or_none(recorded, &mut are_known)?;
             let Some(chunk) = recorded.into_iter().chain(self.leaves.next(at)).min() else { break };
-            if marked.is_none_or(|marked| marked < chunk) {
-                marked = Some(self.marked.next_present(chunk..end)?.unwrap_or(u64::MAX));
-            }
-            tell(chunk, marked == Some(chunk) || recorded != Some(chunk));
+            let in_marked = match self.marked {
+                Some(layer) => or_none(marked.first(std::iter::once(layer), chunk, end), &mut are_known)?,
+                None => None,
+            };
+            tell(chunk, in_marked == Some(chunk) || recorded != Some(chunk));
             at = chunk + 1;
+            told += 1;
+            if told % ASK_EACH == 0 {
+                watch()?;
+            }
         }
-        Ok(())
+        Ok(are_known)
     }
 }
 
-/// Draws about so many of those that come, one of each few by lot; or none at all, or all.
-struct ByLot {
-    /// One of so many; 0: none.
-    of: u64,
-    /// Which of them.
-    lot: u64,
-    at: u64,
+/// What a map says; nothing where it is damaged.
+fn or_none(found: Result<Option<u64>>, is_known: &mut bool) -> Result<Option<u64>> {
+    match found {
+        Err(super::CopyError::Host(HostError::Volume(error))) if error.is_corruption() => {
+            *is_known = false;
+            Ok(None)
+        }
+        found => found,
+    }
 }
 
-impl ByLot {
-    fn new(count: u64, most: u64) -> Self {
-        let of = if most == 0 { 0 } else { count.div_ceil(most).max(1) };
-        let mut new = Self { of, lot: 0, at: 0 };
-        new.draw_lot();
-        new
+/// Draws so many of those that come, each as likely as any other.
+struct Lots {
+    left: u64,
+    wanted: u64,
+    random: Vec<u64>,
+}
+
+impl Lots {
+    fn new(count: u64, wanted: u64) -> Self {
+        Self { left: count, wanted: wanted.min(count), random: Vec::new() }
     }
 
-    fn draw_lot(&mut self) {
-        if self.of > 1 {
-            self.lot = getrandom::u64().expect("the kernel's random source answers") % self.of;
-        }
-    }
-
-    fn draws(&mut self) -> bool {
-        if self.of == 0 {
+    /// Whether the next one is drawn. (Selection sampling: as likely as those that are wanted are among those that come.)
+    fn draw(&mut self) -> bool {
+        if self.wanted == 0 || self.left == 0 {
             return false;
         }
-        let is_drawn = self.at == self.lot;
-        self.at += 1;
-        if self.at == self.of {
-            self.at = 0;
-            self.draw_lot();
-        }
+        let is_drawn = self.wanted == self.left || self.below(self.left) < self.wanted;
+        self.left -= 1;
+        self.wanted -= u64::from(is_drawn);
         is_drawn
+    }
+
+    fn below(&mut self, count: u64) -> u64 {
+        if self.random.is_empty() {
+            let mut bytes = [0; 4096];
+            getrandom::fill(&mut bytes).expect("the kernel's random source answers");
+            self.random.extend(bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)));
+        }
+        // Its bias is less than one in 2^32 for any disk.
+        self.random.pop().expect("it was filled") % count
     }
 }
 
@@ -194,29 +232,25 @@ mod tests {
     use super::*;
 
     fn drawn(count: u64, most: u64) -> Vec<u64> {
-        let mut lot = ByLot::new(count, most);
-        (0..count).filter(|_| lot.draws()).collect()
+        let mut lots = Lots::new(count, most);
+        (0..count).filter(|_| lots.draw()).collect()
     }
 
     #[test]
-    fn all_are_drawn_where_they_are_few_enough() {
-        for count in [0, 1, 7, 100] {
-            assert_eq!(drawn(count, count).len() as u64, count);
-            assert_eq!(drawn(count, count + 5).len() as u64, count);
-            assert!(drawn(count, 0).is_empty());
+    fn as_many_are_drawn_as_there_are_or_are_wanted() {
+        for (count, most) in [(0, 5), (7, 0), (7, 7), (7, 8), (2049, 2048), (5000, 2048), (100, 1)] {
+            assert_eq!(drawn(count, most).len() as u64, count.min(most), "{most} of {count}");
         }
     }
 
     #[test]
-    fn each_is_drawn_in_time_and_never_more_than_wanted() {
+    fn each_is_drawn_in_time() {
         let mut seen = [0; 100];
         for _ in 0..400 {
-            let drawn = drawn(100, 9);
-            assert!((8..=9).contains(&drawn.len()), "{drawn:?}");
-            drawn.iter().for_each(|at| seen[*at as usize] += 1);
+            drawn(100, 9).iter().for_each(|at| seen[*at as usize] += 1);
         }
-        // One in twelve each time: (11 / 12) ^ 400 is 8e-16.
-        assert!(seen.iter().all(|times| *times > 0), "{seen:?}");
+        // (91 / 100) ^ 400 is 4e-17; 9 in 100 are 36.
+        assert!(seen.iter().all(|times| (1..200).contains(times)), "{seen:?}");
     }
 
     #[test]

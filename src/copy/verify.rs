@@ -16,7 +16,7 @@ use crate::ids::{Point, SnapshotId};
 use crate::layer::LayerError;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
-use crate::volume::proof::{self, Leaves, Proof, Reading, measure};
+use crate::volume::proof::{self, Leaves, Proof, Reading, Rests, measure};
 use crate::volume::{Host, HostError, Moments, Stack, VolumeError};
 
 /// A snapshot is opened so often where folds take away, between two steps, what was about to be opened.
@@ -214,7 +214,7 @@ impl Side {
             }
             Err(error) => return OwnProof::Failed(error),
         };
-        match proof::write(region, &self.row, self.point, leaves, &self.key, false) {
+        match proof::write(region, &self.row, self.point, leaves, &self.key, Rests::Bytes) {
             Ok(()) => became,
             Err(error) => OwnProof::Failed(error),
         }

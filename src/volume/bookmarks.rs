@@ -213,17 +213,22 @@ pub(super) fn keep_newest(region: &Region, layer: LayerId, points: &[Point], kee
     Ok(())
 }
 
-/// Takes away all bookmarks of a layer, one of which did not name all that changed. Best effort: they only ever spare bytes.
-pub fn distrust(region: &Region, layer: LayerId) {
+/// Takes away all bookmarks of a layer, one of which did not name all that changed; whether they are gone. They only ever spare bytes.
+pub fn distrust(region: &Region, layer: LayerId) -> bool {
     let folder = folder_of(region, layer);
-    let remove = |name: &String| {
-        if let Err(error) = fs::remove_file(folder.join(name)) {
+    let remove = |name: &String| match fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%layer, name, %error, "a bookmark that is wrong could not be removed");
+            false
         }
+        _ => true,
     };
     match names(region, layer) {
-        Ok(names) => names.iter().for_each(remove),
-        Err(error) => tracing::warn!(%layer, %error, "bookmarks that are wrong could not be removed"),
+        Ok(names) => names.iter().fold(true, |are_gone, name| remove(name) && are_gone),
+        Err(error) => {
+            tracing::warn!(%layer, %error, "bookmarks that are wrong could not be removed");
+            false
+        }
     }
 }
 

@@ -50,7 +50,7 @@ fn base() -> &'static Base {
         let row = row(&region);
         let mut leaves = Leaves::of_zeros(CHUNKS * CHUNK_BYTES);
         [0, 3, 4, 39].iter().for_each(|n| leaves.change(ChunkNo(*n), u128::from(n + 1) << 60));
-        proof::write(&region, &row, POINT, &leaves, &key(), false).unwrap();
+        proof::write(&region, &row, POINT, &leaves, &key(), proof::Rests::Bytes).unwrap();
         let path = region.dir().join("proofs").join(row.id.to_string());
         let bytes = std::fs::read(&path).unwrap();
         Base { region, row, path, leaves, bytes, _dir: dir }

@@ -1,16 +1,17 @@
 //! `proofs/<snapshot id>`: a snapshot's leaves, encrypted under the snapshot's key.
 //!
 //! ```text
-//!   0 magic "TRNPROOF" · 8 version u32 = 1 · 12 features u32 = 0 · 16 version of the key u32 · 20 zero u32
+//!   0 magic "TRNPROOF" · 8 version u32 = 2 · 12 features u32 = 0 · 16 version of the key u32 · 20 zero u32
 //!  24 a file key wrapped by the snapshot's key[93] · 117 head[69] · 186 leaves[29 + 8 + 24 × count]
-//! head, opened:   root[16] · count u64 · bytes of the disk u64 · derived u64
+//! head, opened:   root[16] · count u64 · bytes of the disk u64 · rests u64
 //! leaves, opened: bytes of the disk u64 · (chunk u64 · leaf u128) × count, chunks ascending, no leaf zero
 //! ```
 //! Little-endian. Both are AES-256-GCM envelopes under the file key's first 32 bytes; what they are bound to says region, snapshot and
 //! point, and for the leaves the root: equal leaves are not seen by who has no key, and none is another snapshot's. The file
 //! key is new in each file, for the proof key may be known to others: of a plain source it is.
 //!
-//! `derived` is 0 where all of the disk was read to make it, 1 where it was made from a base's leaves and what changed.
+//! `rests` is 0 where all of the disk was read to make it, 1 where it was made from a base's leaves and what changed, 2 where that was said
+//! by a bookmark, then or when the base was made, and not all of the source was read. Version 1 knows no 2, and is read.
 //!
 //! The head says how long the file is, within what a disk of the snapshot's size can have: nothing is read, and no memory taken, on the
 //! word of the file's length.
@@ -31,7 +32,9 @@ use crate::volume::chunks_of_bytes;
 use crate::volume::host_error::{HostError, Result};
 
 const MAGIC: &[u8; 8] = b"TRNPROOF";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Read, and written over.
+const OLD_VERSION: u32 = 1;
 const FIXED_LEN: usize = 24;
 const WRAPPED_LEN: usize = 93;
 /// What an envelope is longer than what it holds.
@@ -39,6 +42,17 @@ const ENVELOPE_LEN: usize = 29;
 const HEAD_LEN: usize = ENVELOPE_LEN + 40;
 /// Where the leaves begin: what is before says all but them.
 const HEAD_END: usize = FIXED_LEN + WRAPPED_LEN + HEAD_LEN;
+
+/// What a proof rests on, beyond what was read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rests {
+    /// All of the disk was read for it.
+    Bytes,
+    /// A base's leaves, and maps that say what changed.
+    Maps,
+    /// A base's leaves, and a bookmark that says what changed, or said it when the base was made; not all of the source was read.
+    Bookmark,
+}
 
 /// What a proof comes to.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +63,8 @@ pub struct Head {
     pub count: u64,
     /// Size of the disk.
     pub size_bytes: u64,
-    /// It was made from a base's leaves and what changed; else all of the disk was read for it.
-    pub derived: bool,
+    /// On what it rests.
+    pub rests: Rests,
 }
 
 impl Head {
@@ -62,21 +76,22 @@ impl Head {
 
     fn to_bytes(self) -> Vec<u8> {
         let mut bytes = self.root.to_vec();
-        [self.count, self.size_bytes, self.derived.into()].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
+        [self.count, self.size_bytes, self.rests as u64].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
         bytes
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
         let (root, rest) = bytes.split_first_chunk::<16>()?;
         let (numbers, []) = rest.as_chunks::<8>() else { return None };
-        let [count, size_bytes, derived] = *numbers else { return None };
-        let derived = match u64::from_le_bytes(derived) {
-            0 => false,
-            1 => true,
+        let [count, size_bytes, rests] = *numbers else { return None };
+        let rests = match u64::from_le_bytes(rests) {
+            0 => Rests::Bytes,
+            1 => Rests::Maps,
+            2 => Rests::Bookmark,
             _ => return None,
         };
         let [count, size_bytes] = [count, size_bytes].map(u64::from_le_bytes);
-        Some(Self { root: *root, count, size_bytes, derived })
+        Some(Self { root: *root, count, size_bytes, rests })
     }
 }
 
@@ -124,22 +139,21 @@ fn read_at(file: &File, into: &mut [u8], offset: u64, snapshot: SnapshotId) -> R
     })
 }
 
-/// Writes a snapshot's proof, durable; one that is there is replaced, unless [`check_replaceable`] refuses. `derived` as in [`Head`].
+/// Writes a snapshot's proof, durable; one that is there is replaced, unless [`check_replaceable`] refuses.
 pub fn write(
     region: &Region,
     snapshot: &Snapshot,
     point: Point,
     leaves: &Leaves,
     key: &ProofKey,
-    derived: bool,
+    rests: Rests,
 ) -> Result<()> {
     shelf::make(region)?;
     check_replaceable(region, snapshot.id)?;
     let bound_to = bound_to(region, snapshot.id, point);
     let (file_key, wrapped) = kms::new_data_key(region, snapshot.key, &bound_to)?;
     let file_key = first_half(&file_key);
-    let head =
-        Head { root: leaves.root(key), count: leaves.count(), size_bytes: leaves.size_bytes(), derived };
+    let head = Head { root: leaves.root(key), count: leaves.count(), size_bytes: leaves.size_bytes(), rests };
     let mut bytes = MAGIC.to_vec();
     [VERSION, 0, wrapped.version, 0].iter().for_each(|n| bytes.extend(n.to_le_bytes()));
     bytes.extend(wrapped.bytes);
@@ -193,8 +207,8 @@ impl Fixed {
     fn parse(bytes: &[u8; FIXED_LEN]) -> Self {
         let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"));
         match (bytes.starts_with(MAGIC), number(8), number(12), number(20)) {
-            (true, VERSION, 0, 0) => Self::Known { key_version: number(16) },
-            (false, ..) | (true, VERSION, 0, _) => Self::Other,
+            (true, VERSION | OLD_VERSION, 0, 0) => Self::Known { key_version: number(16) },
+            (false, ..) | (true, VERSION | OLD_VERSION, 0, _) => Self::Other,
             (true, version, features, _) => Self::Newer { version, features },
         }
     }
@@ -277,17 +291,17 @@ mod tests {
 
     #[test]
     fn a_head_comes_back_and_no_other_is_taken() {
-        for derived in [false, true] {
-            let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived };
+        for rests in [Rests::Bytes, Rests::Maps, Rests::Bookmark] {
+            let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, rests };
             let bytes = head.to_bytes();
             assert_eq!(bytes.len() + ENVELOPE_LEN, HEAD_LEN);
             let again = Head::parse(&bytes).unwrap();
-            assert!(again.agrees_with(&head) && again.derived == derived);
+            assert!(again.agrees_with(&head) && again.rests == rests);
             for len in 0..bytes.len() {
                 assert!(Head::parse(&bytes[..len]).is_none(), "cut to {len}");
             }
             assert!(Head::parse(&[&bytes[..], &[0]].concat()).is_none());
-            for (at, bit) in [(32, 2), (33, 1), (39, 0x80)] {
+            for (at, bit) in [(32, 4), (33, 1), (39, 0x80)] {
                 let mut other = bytes.clone();
                 other[at] |= bit;
                 assert!(Head::parse(&other).is_none(), "byte {at}");
@@ -297,8 +311,8 @@ mod tests {
 
     #[test]
     fn heads_of_another_content_do_not_agree() {
-        let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, derived: false };
-        assert!(head.agrees_with(&Head { derived: true, ..head }));
+        let head = Head { root: [7; 16], count: 3, size_bytes: 9 << 30, rests: Rests::Bytes };
+        assert!(head.agrees_with(&Head { rests: Rests::Maps, ..head }));
         for other in
             [Head { root: [8; 16], ..head }, Head { count: 4, ..head }, Head { size_bytes: 8 << 30, ..head }]
         {
