@@ -525,11 +525,11 @@ fn what_becomes_of_a_proof_is_told() {
 
     // Another version's is left as it is, whoever asks.
     let bytes = std::fs::read(&file).unwrap();
-    for (at, words) in [(8, "version 3"), (12, "features 0x2")] {
+    for (at, words) in [(8, "version 3"), (12, "features 0x1")] {
         let mut other = bytes.clone();
-        other[at] ^= 2;
+        other[at] ^= 1;
         std::fs::write(&file, &other).unwrap();
-        world.fails(&deep, 6, &[words, "this program knows version 1", &last.to_string()]);
+        world.fails(&deep, 6, &[words, "this program knows version 2", &last.to_string()]);
         world.copy(("north", last), "south", &format!("last-{at}"), KeyChoice::AsSource);
         let checked = world.run(&["region", "check", "--region", "north"]);
         assert_eq!(checked.status.code(), Some(6));

@@ -82,8 +82,8 @@ fn fsx_is_never_surprised() {
     fs::write(world.path("fsx.toml"), config).unwrap();
     let file = at(&world.file("web"));
     let mut taken = VecDeque::new();
-    for round in 0..times() {
-        let (operations, seed) = ("2000", (5 + round).to_string());
+    for round in 0..5 * times() {
+        let (operations, seed) = ("400", (5 + round).to_string());
         must(
             "fsx",
             &[
@@ -108,6 +108,9 @@ fn fsx_is_never_surprised() {
             world.ok(&["snapshot", "delete", oldest]);
             taken.pop_front();
         }
+    }
+    for (name, bytes) in &taken {
+        assert!(fs::read(world.snapshot_file(name)).unwrap() == *bytes, "{name} at the end");
     }
     world.unmount();
     world.ok(&["region", "check"]);

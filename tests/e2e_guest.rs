@@ -190,7 +190,8 @@ fn cut_machines(mkfs: &[&str], times: u64) {
     let image = world.at("image");
     fs::File::create(&image).unwrap().set_len(700 << 20).unwrap();
     must(mkfs[0], &[&mkfs[1..], &[image.as_str()]].concat());
-    let device = must("losetup", &["-f", "--show", &image]);
+    let attach = || must("losetup", &["-f", "--show", &image]);
+    let mut device = attach();
     let mut disk = Some(OnDisk::new(&device, world.path("r")));
     world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
     world.volume("web", "16M");
@@ -199,7 +200,7 @@ fn cut_machines(mkfs: &[&str], times: u64) {
         drop(disk.take());
         must("losetup", &["-d", &device]);
         let done = write_and_cut(&world, turn * 7919 + 3, first, 300 + turn * 173 % 1500);
-        must("losetup", &[&device, &image]);
+        device = attach();
         disk = Some(OnDisk::new(&device, world.path("r")));
         world.ok(&["region", "check"]);
         world.mount();

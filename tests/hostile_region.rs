@@ -440,12 +440,12 @@ fn proofs() {
             name: "a proof of another version",
             harm: |b| {
                 let mut bytes = fs::read(b.proof()).unwrap();
-                bytes[8] = 2;
+                bytes[8] = 3;
                 fs::write(b.proof(), bytes).unwrap();
             },
             command: DEEP,
             exit: 6,
-            words: &["version 2", "this program knows version 1"],
+            words: &["version 3", "this program knows version 2"],
         },
     ]);
 }
