@@ -224,7 +224,8 @@ pub fn distrust(region: &Region, layer: LayerId) -> bool {
         _ => true,
     };
     match names(region, layer) {
-        Ok(names) => names.iter().fold(true, |are_gone, name| remove(name) && are_gone),
+        // Each, whatever became of those before.
+        Ok(names) => names.iter().filter(|name| !remove(name)).count() == 0,
         Err(error) => {
             tracing::warn!(%layer, %error, "bookmarks that are wrong could not be removed");
             false
