@@ -158,7 +158,8 @@ fn a_region_that_was_told_a_later_time_ends_nothing_early() {
     case.ok(&["snapshot", "create", "web", "--name", "thu"]);
     // The same catalog, by the clock of the machine: it is not 2101, and the region has seen that.
     let problems = world.problems();
-    let is_told = |problem: &String| problem.contains("stands at 2101-01-01") && problem.contains("trust-clock");
+    let is_told =
+        |problem: &String| problem.contains("stands at 2101-01-01") && problem.contains("trust-clock");
     assert!(problems.iter().any(is_told), "{problems:?}");
     world.fails(&["snapshot", "delete", "wed"], 4, &["locked until 2100-01-01"]);
     assert_eq!(world.json(&["snapshot", "show", "wed"])["lock_mode"], "governance");
@@ -226,7 +227,10 @@ fn a_clock_that_is_put_back_leaves_nothing_to_stay_or_go_for_it() {
     assert_eq!(trusted["regions"][0]["schedules"], 1);
     assert_eq!(json_problems(&case), "");
     let again = case.json(TRUST);
-    assert_eq!((&again["regions"][0]["is_ahead"], &again["regions"][0]["snapshots"]), (&false.into(), &0.into()));
+    assert_eq!(
+        (&again["regions"][0]["is_ahead"], &again["regions"][0]["snapshots"]),
+        (&false.into(), &0.into())
+    );
     // What is made is dated by it, by the mount too, which has the region open all the time.
     here(&["snapshot", "create", "web", "--name", "thu"]);
     for name in ["wed", "thu", wrong] {
@@ -290,7 +294,10 @@ fn what_is_remembered_of_a_clock_may_be_anything() {
         let output = world.run(&["snapshot", "show", "wed"]);
         assert_eq!(output.status.code(), Some(0), "{}", words(&output));
         assert!(!once(world).contains("panicked"));
-        assert!(fs::read_to_string(world.path("config/clock")).unwrap().contains("[believed]"), "it is written anew");
+        assert!(
+            fs::read_to_string(world.path("config/clock")).unwrap().contains("[believed]"),
+            "it is written anew"
+        );
     }
     fs::remove_file(world.path("config/clock")).unwrap();
     fs::create_dir(world.path("config/clock")).unwrap();

@@ -74,5 +74,7 @@ impl WriteTx<'_> {
 /// So many moments up to one, in order, a microsecond apart.
 pub fn before(moment: Timestamp, count: usize) -> impl Iterator<Item = Timestamp> {
     let last = moment.as_microsecond();
-    (0..count as i64).rev().map(move |n| Timestamp::from_microsecond(last.saturating_sub(n)).unwrap_or(moment))
+    (0..count as i64)
+        .rev()
+        .map(move |n| Timestamp::from_microsecond(last.saturating_sub(n)).unwrap_or(moment))
 }

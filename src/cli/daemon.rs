@@ -87,7 +87,9 @@ fn tell(app: &App, event: &Event) {
         }
         Event::Doubted { doubt: Some(doubt) } => doubt.to_string(),
         Event::Doubted { doubt: None } => "this machine's clock is believed again: what is over ends".into(),
-        Event::Forgotten { why } => format!("what is known of this machine's clock can't be written down: {why}"),
+        Event::Forgotten { why } => {
+            format!("what is known of this machine's clock can't be written down: {why}")
+        }
         Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),
     };

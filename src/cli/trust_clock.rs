@@ -117,7 +117,10 @@ fn put_right(region: &Region) -> Result<()> {
 fn plan(clock: Timestamp, doubt: Option<&Doubt>, found: &[Found]) -> String {
     let mut lines = vec![format!("the clock shows {clock}; if that is wrong, say no, and set it first")];
     lines.extend(doubt.map(|doubt| {
-        format!("it showed {} when it was believed last: it will be believed, and what is over ends", doubt.believed)
+        format!(
+            "it showed {} when it was believed last: it will be believed, and what is over ends",
+            doubt.believed
+        )
     }));
     lines.extend(found.iter().filter(|found| found.is_anything()).map(Found::plan));
     lines.join("\n")

@@ -115,7 +115,9 @@ impl MachineClock {
             return Ok(());
         }
         let _lock = self.lock(TRIES)?.ok_or_else(|| {
-            RegionError::io("changing it", &self.path)(io::Error::other("another process does so: run the command again"))
+            RegionError::io("changing it", &self.path)(io::Error::other(
+                "another process does so: run the command again",
+            ))
         })?;
         self.write(&Memory::believing(Reading::now()))
     }

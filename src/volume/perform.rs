@@ -148,7 +148,11 @@ mod tests {
             let order = |id: &&str| Order::PurgeSnapshot { snapshot: (*id).into() };
             let orders: Vec<_> = ids.iter().map(order).collect();
             let done = perform_all(Region::open(&request.dir, &config).unwrap(), &orders, waits);
-            done.map(|done| done.iter().map(|done| done.as_ref().map_err(ToString::to_string).copied()).collect::<Vec<_>>())
+            done.map(|done| {
+                done.iter()
+                    .map(|done| done.as_ref().map_err(ToString::to_string).copied())
+                    .collect::<Vec<_>>()
+            })
         };
         let done = perform(&["good", "bad", "slow", "good"]).unwrap();
         assert_eq!(done[..2], [Ok(()), Err("no".into())]);
