@@ -1,5 +1,5 @@
 //! Guards against a power cut while a snapshot goes to the bin, comes back, or is purged: it is there, in the bin, or gone, and never
-//! between; what it holds is whole; and nothing is left over.
+//! between; what it holds is whole; and nothing is left over. And while a region's clock is put back: all is dated anew, or nothing.
 
 mod fs_support;
 
@@ -11,9 +11,9 @@ use fs_support::common::shrink::failure;
 use fs_support::script::{ALL, SNAPSHOT, Script, Step, write};
 use fs_support::world::{Content, REGIONS, World, name, new_regions};
 use fs_support::{FsMount, FsState};
-use terrane::catalog::{BinKind, BinRule, CatalogError, Snapshot, SnapshotState};
+use terrane::catalog::{BinEntry, BinKind, BinRule, CatalogError, Snapshot, SnapshotState};
 use terrane::ids::{BinRuleId, SnapshotId};
-use terrane::volume::{Host, Order, restore_snapshot, vouch};
+use terrane::volume::{Host, HostError, Later, Order, restore_snapshot, vouch};
 
 const NORTH: &str = REGIONS[0];
 
@@ -150,4 +150,85 @@ fn no_cut_leaves_a_snapshot_between_there_in_the_bin_and_gone() {
         .count();
     println!("{count} places");
     assert!(count > 50, "only {count} places");
+}
+
+/// How a region is dated: by a clock that was ahead, or by the one that is right.
+fn is_dated_later(left: &FsState, mount: &FsMount, kept: SnapshotId, binned: SnapshotId) -> bool {
+    let disk = mount.disk(left);
+    let world = World::of(&disk);
+    let host = world.owner(NORTH).expect("a region opens after a cut");
+    let region = host.region();
+    let limit = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    let found = region.catalog().unwrap().read(|tx| {
+        let row = tx.snapshot(kept)?;
+        let entry = tx.bin_entry(binned)?.expect("it is in the bin");
+        assert!(vouch::is_bin_entry_vouched(region, binned, &entry)?, "its place in the bin");
+        assert_eq!(tx.retention_mac(kept)?, vouch::retention_mac(region, &row)?, "its retention");
+        Ok::<_, HostError>([row.created_at > limit, entry.deleted_at > limit, tx.is_clock_after(limit)?])
+    });
+    let found = found.unwrap();
+    assert!(found == [found[0]; 3], "half of it is dated anew: {found:?}");
+    host.close().unwrap();
+    drop(host);
+    world.check(NORTH);
+    found[0]
+}
+
+// X6
+#[test]
+fn a_cut_amid_a_clock_put_back_leaves_all_or_nothing() {
+    let mount = FsMount::new();
+    let regions = new_regions(&mount);
+    let mut script = Script::new(&mount, &regions);
+    let clean = Step::Reopen { clean: true };
+    for step in [Step::Create, ALL, SNAPSHOT, write(8, 4), SNAPSHOT, clean] {
+        script.step(&step).unwrap();
+    }
+    let (world, disk) = (script.world.clone(), &script.disk);
+    let host = world.owner(NORTH).unwrap();
+    let region = host.region();
+    let write = |what: &dyn Fn(&terrane::catalog::WriteTx) -> Result<(), HostError>| {
+        region.catalog().unwrap().write(|tx| what(tx)).unwrap();
+    };
+    let rows = region.catalog().unwrap().read(|tx| tx.snapshots()).unwrap();
+    let (kept, binned) = (rows[0].id, rows[1].id);
+    let later: jiff::Timestamp = "2999-01-01T00:00:00Z".parse().unwrap();
+    write(&|tx| {
+        let dated = Snapshot { retention_days: Some(3), created_at: later, ..rows[0].clone() };
+        tx.set_snapshot_details(kept, None, Some(3))?;
+        tx.set_snapshot_time(kept, later)?;
+        tx.set_retention_mac(kept, vouch::retention_mac(region, &dated)?)?;
+        let entry = BinEntry { deleted_at: later, purge_at: later, mac: None };
+        tx.put_in_bin(binned, &vouch::sign_bin_entry(region, binned, entry)?)?;
+        // Ahead: the clock goes where it is put.
+        Ok(tx.put_clock_back_to(later)?)
+    });
+    let from = disk.traced();
+    write(&|tx| {
+        let now = jiff::Timestamp::now();
+        Later::than(now, tx)?.redate(region, tx, now)?;
+        Ok(tx.put_clock_back_to(now)?)
+    });
+    let answered = disk.traced();
+    host.close().unwrap();
+    drop(host);
+    drop(world);
+    let trace = script.disk.take_trace();
+    let mut random = Random::new(7);
+    let mut found = [0; 2];
+    for n in (from..=trace.len).filter(|n| !trace.is_zeros(*n)) {
+        let cut = Cut::any(&mut random);
+        let left = trace.after(n, cut, n as u64);
+        let why = failure(|| {
+            let is_later = is_dated_later(&left, &mount, kept, binned);
+            found[usize::from(is_later)] += 1;
+            assert!(!is_later || n < answered, "it was answered");
+            assert!(is_later || n > from, "it was not begun");
+        });
+        if let Some(why) = why {
+            panic!("cut after {n} of {from}..={} operations, {cut:?}: {why}", trace.len);
+        }
+    }
+    println!("{found:?}");
+    assert!(found[0] > 0 && found[1] > 0, "{found:?}");
 }

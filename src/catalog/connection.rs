@@ -3,7 +3,7 @@ use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -26,18 +26,38 @@ const ROW_BYTES_MAX: i32 = 1 << 20;
 /// Connections kept for the next caller.
 const IDLE_MAX: usize = 8;
 
-/// The newest moment a region has seen, in microseconds since the epoch: its clock never goes below it.
+/// The newest moment a region has seen, in microseconds since the epoch: its clock never goes below it, unless it is put back.
 #[derive(Debug, Default)]
-pub struct LastTime(AtomicI64);
+pub struct LastTime(Mutex<Seen>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    micros: i64,
+    /// How often the clock was put back.
+    turn: i64,
+}
 
 impl LastTime {
     /// Raises it to at least `micros`; the newest moment now known.
     pub fn raise(&self, micros: i64) -> i64 {
-        self.0.fetch_max(micros, Ordering::Relaxed).max(micros)
+        let mut seen = self.0.lock();
+        seen.micros = seen.micros.max(micros);
+        seen.micros
+    }
+
+    /// What the catalog says: also less than was known, where the clock was put back meanwhile. What was read before that, and comes
+    /// late, counts no more.
+    fn learn(&self, stored: Seen) {
+        let mut seen = self.0.lock();
+        match stored.turn.cmp(&seen.turn) {
+            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Equal => seen.micros = seen.micros.max(stored.micros),
+            std::cmp::Ordering::Greater => *seen = stored,
+        }
     }
 
     fn micros(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.lock().micros
     }
 }
 
@@ -342,7 +362,10 @@ impl Catalog {
         let region = self.pool.region.clone();
         let last_time = self.pool.last_time.clone();
         let tx = self.begin(TransactionBehavior::Deferred)?;
-        f(&ReadTx { tx, region, last_time })
+        let read = ReadTx { tx, region, last_time };
+        // A process that has the region open for long, and writes seldom, learns here that its clock was put back.
+        read.load_last_time()?;
+        f(&read)
     }
 
     /// Runs `f` alone among writers, and makes what it changed durable; an error undoes all of it.
@@ -456,9 +479,17 @@ impl ReadTx<'_> {
     }
 
     fn load_last_time(&self) -> Result<(), CatalogError> {
-        let stored = self.first("SELECT v FROM state WHERE k = 'last_time'", [], |f| f.int("v"))?;
-        self.last_time.raise(stored.unwrap_or(0));
+        self.last_time.learn(self.stored_last_time()?);
         Ok(())
+    }
+
+    fn stored_last_time(&self) -> Result<Seen, CatalogError> {
+        let sql = "SELECT k, v FROM state WHERE k IN ('last_time', 'clock_turn')";
+        let mut seen = Seen::default();
+        for (is_turn, v) in self.list(sql, [], |f| Ok((f.text("k")? == "clock_turn", f.int("v")?)))? {
+            *(if is_turn { &mut seen.turn } else { &mut seen.micros }) = v;
+        }
+        Ok(seen)
     }
 }
 
@@ -503,6 +534,17 @@ impl WriteTx<'_> {
 
     fn execute_raw(&self, sql: &str, params: impl Params) -> Result<usize, rusqlite::Error> {
         self.read.tx.prepare_cached(sql)?.execute(params)
+    }
+
+    /// Puts the region's clock back to a moment. Who has the region open learns of it with the next transaction.
+    pub(super) fn put_clock_back(&self, to: i64) -> Result<(), CatalogError> {
+        self.execute("UPDATE state SET v = ?1 WHERE k = 'last_time'", [to])?;
+        self.execute(
+            "INSERT INTO state (k, v) VALUES ('clock_turn', 1) ON CONFLICT (k) DO UPDATE SET v = v + 1",
+            [],
+        )?;
+        *self.last_time.0.lock() = self.stored_last_time()?;
+        Ok(())
     }
 
     /// Stores the newest moment and counts this write; the generation it makes.
@@ -749,5 +791,45 @@ mod tests {
         let pool = Pool::new(path, "here", Arc::default());
         assert_eq!(pool.load_state().unwrap(), 1);
         assert_eq!(pool.last_time.raise(10), 5_000);
+    }
+
+    /// Who has the region open, and was told the wrong time, does not bring it back.
+    #[test]
+    fn a_clock_that_is_put_back_stays_so_whoever_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cured = scratch(dir.path());
+        let other = |pool: &Pool| Pool::new(pool.path.clone(), "here", Arc::default());
+        let (reader, writer, later) = (other(&cured), other(&cured), other(&cured));
+        let write = |pool: &Arc<Pool>| pool.catalog().unwrap().write(|_| Ok::<_, CatalogError>(())).unwrap();
+        cured.last_time.raise(5_000_000);
+        write(&cured);
+        for pool in [&reader, &writer] {
+            pool.load_state().unwrap();
+            assert_eq!(pool.last_time.micros(), 5_000_000);
+        }
+        let put_back = |to, undone| {
+            cured.catalog().unwrap().write(|tx| {
+                tx.put_clock_back(to)?;
+                if undone { Err(CatalogError::Refused { what: "no".into() }) } else { Ok(()) }
+            })
+        };
+        assert!(put_back(700, true).is_err());
+        later.load_state().unwrap();
+        assert_eq!(later.last_time.micros(), 5_000_000, "it was undone");
+        put_back(1_000, false).unwrap();
+        reader.catalog().unwrap().read(|_| Ok::<_, CatalogError>(())).unwrap();
+        assert_eq!(reader.last_time.raise(2_000), 2_000);
+        write(&writer);
+        assert_eq!(writer.last_time.raise(10), 1_000);
+        // What was read before is late.
+        writer.last_time.learn(Seen { micros: 5_000_000, turn: 0 });
+        write(&writer);
+        for pool in [&later, &other(&cured)] {
+            pool.load_state().unwrap();
+            assert_eq!(pool.last_time.micros(), 1_000);
+        }
+        put_back(500, false).unwrap();
+        later.load_state().unwrap();
+        assert_eq!(later.last_time.micros(), 500, "more than once");
     }
 }

@@ -14,6 +14,7 @@
 
 mod accounts;
 mod bin;
+mod clock;
 mod connection;
 mod endings;
 mod error;
@@ -36,6 +37,7 @@ mod volumes;
 
 pub use accounts::{Account, Instance, InstanceKind};
 pub use bin::{BIN_DAYS_MAX, BinEntry, BinKind, BinRule};
+pub use clock::before;
 pub use connection::{Catalog, LastTime, Pool, ReadTx, WriteTx};
 pub use endings::Endings;
 pub use error::{CatalogError, Kind};

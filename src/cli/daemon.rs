@@ -85,6 +85,11 @@ fn tell(app: &App, event: &Event) {
         Event::Carried { region, schedule, outcome, again_in } => {
             format!("schedule {schedule} in region {region}: {}", carried_text(outcome, *again_in))
         }
+        Event::Doubted { doubt: Some(doubt) } => doubt.to_string(),
+        Event::Doubted { doubt: None } => "this machine's clock is believed again: what is over ends".into(),
+        Event::Forgotten { why } => {
+            format!("what is known of this machine's clock can't be written down: {why}")
+        }
         Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),
     };

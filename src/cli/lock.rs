@@ -53,7 +53,7 @@ pub fn unlock(snapshot: &str, app: &App, region: &Region) -> Outcome {
 /// The lock that holds: what has expired is none.
 pub fn in_force(region: &Region, id: SnapshotId) -> anyhow::Result<Option<SnapshotLock>> {
     let lock = region.catalog()?.read(|tx| tx.snapshot_lock(id))?;
-    Ok(lock.filter(|lock| lock.holds(region.now())))
+    Ok(lock.filter(|lock| lock.holds(region.certain())))
 }
 
 /// For programs; people have the note.

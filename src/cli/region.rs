@@ -7,7 +7,7 @@ use clap::{ArgAction, Subcommand};
 use serde::Serialize;
 
 use super::check::{self, CheckArgs};
-use super::{App, Failure, Outcome};
+use super::{App, Failure, Outcome, trust_clock};
 use crate::catalog::Setting;
 use crate::ids::Name;
 use crate::region::{
@@ -66,6 +66,12 @@ pub enum Command {
         /// encrypt_by_default, copy_and_encrypt, kms_enabled, storage_authorized: each true or false
         #[arg(required = true, value_name = "K=V", value_parser = parse_setting)]
         settings: Vec<(Setting, bool)>,
+    },
+    /// Say that this machine's clock is right: it is believed, and regions whose own is ahead, of --region or all known ones, go back to it
+    TrustClock {
+        /// Do what is said, and don't ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Write a copy of the root key to a new file, to keep elsewhere
     ExportRootKey {
@@ -152,6 +158,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             })?;
             if app.output().is_json() { show(app, &region) } else { Ok(()) }
         }
+        Command::TrustClock { yes } => trust_clock::run(app, yes),
         Command::ExportRootKey { file } => {
             let region = app.region()?;
             region::export_root_key(&region, &file)?;

@@ -1,14 +1,13 @@
 //! `terrane region check --repair`: says what it will do, asks, and does it.
 
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::output::printable;
-use super::{App, Failure};
+use super::App;
+use super::confirm::confirm;
 use crate::catalog::CatalogError;
 use crate::kms::KmsError;
 use crate::region::{self, Rebuilding, Region, RegionError};
@@ -136,26 +135,6 @@ fn plan(why: &str, found: &Recovered) -> String {
     lines.extend(found.notes.iter().map(|what| format!("  {what}")));
     lines.push(LOST.into());
     lines.join("\n")
-}
-
-/// Says what will be done, and goes on only with a yes.
-fn confirm(what: &str, yes: bool) -> Result<()> {
-    eprintln!("{}", printable(what));
-    if yes {
-        return Ok(());
-    }
-    let refused = |message| Failure::refused(message, "`--yes` does what is said above");
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(refused("nothing was changed: there is no terminal to ask on"));
-    }
-    eprint!("do it? [y/N] ");
-    io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(refused("nothing was changed")),
-    }
 }
 
 /// Looks again that no layer has it.

@@ -276,7 +276,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
     let (tags, bin) = region
         .catalog()?
         .read(|tx| -> Result<_, CatalogError> { Ok((tx.tags(&s.id.to_string())?, tx.bin_entry(s.id)?)) })?;
-    let days_left = bin.as_ref().map(|entry| days_until(entry.purge_at, region.now()));
+    let days_left = bin.as_ref().map(|entry| days_until(entry.purge_at, region.certain()));
     let lock = lock::in_force(region, s.id)?;
     Ok(Shown {
         id: s.id.to_string(),

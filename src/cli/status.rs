@@ -10,7 +10,7 @@ use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{Schedule, Snapshot, SnapshotState, TaskState};
 use crate::copy::is_held;
 use crate::fuse::{self, Life};
-use crate::region::Region;
+use crate::region::{MachineClock, Region};
 use crate::schedule::{Terms, next_due};
 use crate::volume::{HostState, is_interrupted};
 
@@ -38,6 +38,9 @@ struct RegionStatus {
     open_tasks: usize,
     failed_tasks: usize,
     schedules: usize,
+    /// Its clock is the machine's.
+    #[serde(skip)]
+    is_by_machine: bool,
 }
 
 /// Of the chosen region, or of all known ones. Exit 6 where anything is bad.
@@ -56,6 +59,9 @@ pub fn run(app: &App) -> Outcome {
                 Err(e) => problems.push(format!("region {}: {e:#}", known.name)),
             }
         }
+    }
+    if regions.iter().any(|region| region.is_by_machine) {
+        problems.extend(MachineClock::new(app.config()).doubt().map(|doubt| doubt.to_string()));
     }
     let mut dead_mounts = Vec::new();
     for at in fuse::mounts()?.into_iter().map(|mount| mount.path) {
@@ -145,13 +151,16 @@ fn schedule_problem(region: &Region, row: &Schedule) -> Option<String> {
     Some(format!("{what} was due {due}, and nobody carried it out: is `terrane daemon` running?"))
 }
 
-/// A region's clock never goes back: where it was ahead once it stands still until that time, and nothing is due.
+/// A region's clock never goes back by itself: where it was ahead once it stands still until that time, and nothing is due.
 fn clock_problem(region: &Region) -> Option<String> {
     let (now, shown) = (region.now(), region.clock().shown());
     (now.duration_since(shown) > OVERDUE).then(|| {
+        let machines = region.clock().machine().is_some();
+        let clock = if machines { "this machine's clock" } else { "what replaces this machine's clock" };
         format!(
-            "the clock of region {} stands at {now}, which it was told once, and this machine's shows {shown}: until then nothing \
-             more is due there, and locks, retentions and the bin count from the later one",
+            "the clock of region {} stands at {now}, which it was told once, and {clock} shows {shown}: until then nothing more is due \
+             there, and what is made is dated so; if {clock} is right, `terrane region trust-clock --region {}` puts the region's back",
+            region.name(),
             region.name()
         )
     })
@@ -207,5 +216,6 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         open_tasks: tasks.iter().filter(|t| t.is_open()).count(),
         failed_tasks: failed,
         schedules: schedules.len(),
+        is_by_machine: region.clock().machine().is_some(),
     })
 }

@@ -172,7 +172,7 @@ pub fn enqueue_all_and(
             tx.insert_task(task)?;
         }
         also(tx, &rows.iter().map(|(snapshot, ..)| snapshot.id).collect::<Vec<_>>())?;
-        if let Ok(before) = now.checked_sub(TOLD) {
+        if let Ok(before) = region.certain().checked_sub(TOLD) {
             tx.forget_tasks(before)?;
         }
         Ok(())

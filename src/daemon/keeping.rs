@@ -34,7 +34,7 @@ struct Watch {
     is_busy: bool,
     /// As the catalog was when it was looked at.
     seen: Option<Stamp>,
-    /// When something ends next, by the region's clock.
+    /// When something ends next, by what the region's clock is certain of.
     next: Option<(Arc<Clock>, Timestamp)>,
     /// Something could not be ended: until when that is let be.
     rest: Option<Instant>,
@@ -47,7 +47,9 @@ struct Watch {
 
 impl Watch {
     fn is_to_be_looked_at(&self, stamp: Stamp) -> bool {
-        let has_come = |(clock, time): &(Arc<Clock>, Timestamp)| clock.now() >= *time;
+        // What is certain is never later than what is shown, and takes longer to ask for.
+        let has_come =
+            |(clock, time): &(Arc<Clock>, Timestamp)| clock.now() >= *time && clock.certain() >= *time;
         if self.is_busy {
             return false;
         }
@@ -175,7 +177,7 @@ impl Look {
     fn turn(&self, config: &Config, cancel: &AtomicBool) -> Result<Turn, Failure> {
         let open = || Region::choose(Some(&self.id.to_string()), config).map_err(|_| Failure::Closed);
         let region = open()?;
-        let read = |tx: &ReadTx| Ok::<_, RegionError>(tx.endings(region.now())?);
+        let read = |tx: &ReadTx| Ok::<_, RegionError>(tx.endings(region.certain())?);
         let endings = region.catalog()?.read(read)?;
         let next = endings.next.map(|time| (region.clock(), time));
         let mut turn = Turn { next, ..Turn::default() };
@@ -203,6 +205,7 @@ impl Turn {
         let orders: Vec<_> = rows.iter().map(order).collect();
         match perform_all(for_owner, &orders, Waits::BACKGROUND) {
             Ok(done) => {
+                // Those behind an error of the layers' owner were not given: another look finds them.
                 for (row, done) in rows.iter().zip(done) {
                     match done {
                         Ok(()) => self.ended.extend(words_of_end(region, row)?),
@@ -252,7 +255,8 @@ mod tests {
     /// A clock that a test sets.
     fn clock(at: &Path, time: &str) -> Arc<Clock> {
         std::fs::write(at, time).unwrap();
-        Arc::new(Clock::new(Some(&format!("@{}", at.display())), Arc::default()).unwrap())
+        let config = Config::at(at).unwrap();
+        Arc::new(Clock::new(Some(&format!("@{}", at.display())), Arc::default(), &config).unwrap())
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! (`copy` does) nor about schedules (`schedule` does), and keeps nothing: queues and schedules are rows of their region's catalog, and who
 //! works on them is said by locks.
 //!
-//! (`volume` decides what ends by the clock.)
+//! (`volume` decides what ends by the clock, and `region` whether this machine's is believed; the daemon has that remembered.)
 //!
 //! Invariants: a region is open only while one of its tasks or schedules, or what is over, is looked for or done; an idle daemon looks once a second
 //! whether a catalog's files have changed, and by the clock alone whether something is due; any number of daemons, of any processes, may work on the same queues.

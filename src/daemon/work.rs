@@ -12,7 +12,7 @@ use super::schedules::Schedules;
 use crate::catalog::Task;
 use crate::copy::{CopyError, Pace, Watch, carry_out};
 use crate::ids::{RegionId, TaskId};
-use crate::region::{Config, Region, RegionError};
+use crate::region::{Config, Doubt, MachineClock, Region, RegionError};
 use crate::schedule::Outcome;
 use crate::volume::{HostError, Order};
 
@@ -77,6 +77,16 @@ pub enum Event<'a> {
         /// When it is tried again.
         again_in: Option<Duration>,
     },
+    /// This machine's clock can't be believed, and nothing ends by it; or, with none, it can again.
+    Doubted {
+        /// Why.
+        doubt: Option<&'a Doubt>,
+    },
+    /// What is known of this machine's clock could not be written down.
+    Forgotten {
+        /// Why.
+        why: &'a str,
+    },
     /// The configuration could not be read: what was known of it is gone on with.
     Troubled {
         /// Why.
@@ -120,12 +130,15 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
     let (done_in, done) = unbounded::<Done>();
     let mut keeping = Keeping::default();
     let (looked_in, looked) = unbounded();
+    let mut watching = Watching::new(settings.config);
     let is_told_to_end = || settings.cancel.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
         let mut running = 0;
         loop {
             let mut began = false;
             if !is_told_to_end() {
+                // Before anything is looked for that ends by it.
+                watching.look(tell);
                 match find_queues(settings, &mut queues, &mut schedules) {
                     Ok(()) => trouble = None,
                     // Those that were known are served on.
@@ -195,6 +208,38 @@ pub fn work(settings: &Settings, tell: &mut dyn FnMut(Event)) -> Result<Summary,
         }
     });
     Ok(summary)
+}
+
+/// What was told of this machine's clock. Who ends something asks anew: here it is remembered, and told of.
+struct Watching {
+    clock: MachineClock,
+    is_doubted: bool,
+    failed: Option<String>,
+}
+
+impl Watching {
+    fn new(config: &Config) -> Self {
+        Self { clock: MachineClock::new(config), is_doubted: false, failed: None }
+    }
+
+    fn look(&mut self, tell: &mut dyn FnMut(Event)) {
+        match self.clock.watch() {
+            Ok(doubt) => {
+                self.failed = None;
+                if doubt.is_some() != self.is_doubted {
+                    self.is_doubted = doubt.is_some();
+                    tell(Event::Doubted { doubt: doubt.as_ref() });
+                }
+            }
+            Err(error) => {
+                let words = error.to_string();
+                if self.failed.as_ref() != Some(&words) {
+                    tell(Event::Forgotten { why: &words });
+                }
+                self.failed = Some(words);
+            }
+        }
+    }
 }
 
 /// The regions may be others than they were.

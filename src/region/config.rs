@@ -4,6 +4,7 @@
 //! regions/<region id>.toml       name, directory, root-key file or passphrase file
 //! keys/<region id>.root-key      32 bytes, mode 0600
 //! lock                           held by whoever changes an entry
+//! clock                          when this machine's clock was believed last, see `machine_clock`
 //! ```
 
 use std::fs::{self, File, OpenOptions};

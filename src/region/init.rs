@@ -53,7 +53,7 @@ pub fn init(request: &InitRequest, config: &Config) -> Result<Region, RegionErro
     };
     let replacement = Clock::replacement();
     let last = Arc::new(LastTime::default());
-    let clock = Clock::new(replacement.as_deref(), last.clone())?;
+    let clock = Clock::new(replacement.as_deref(), last.clone(), config)?;
     let mut header = Header::new(request.name.clone(), clock.now(), replacement.is_some(), &root_key);
 
     let root_key_path = config.root_key_path(header.id);

@@ -88,7 +88,7 @@ impl Region {
         let anchors = Anchors::new(config, header.id, entry.is_some());
         anchors.check_catalog(name, generation)?;
         let replaced = header.replaced_clock.then(Clock::replacement).flatten();
-        let clock = Clock::new(replaced.as_deref(), last)?;
+        let clock = Clock::new(replaced.as_deref(), last, config)?;
         let place = RootKeyPlace::find(&header, entry.as_ref(), config);
         Ok(Self::assemble(dir, header, place, pool, clock, anchors, lock))
     }
@@ -163,6 +163,11 @@ impl Region {
     /// Now, by its clock, which never goes back.
     pub fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The latest moment that has come for sure: what ends by the clock ends by this one.
+    pub fn certain(&self) -> Timestamp {
+        self.clock.certain()
     }
 
     /// Its clock: for who has to know when a moment comes, and not to have the region open until then.

@@ -66,7 +66,7 @@ impl Rebuilding {
         pool.create()?;
         let entry = config.entry(header.id)?;
         let replaced = header.replaced_clock.then(Clock::replacement).flatten();
-        let clock = Clock::new(replaced.as_deref(), last)?;
+        let clock = Clock::new(replaced.as_deref(), last, config)?;
         let place = RootKeyPlace::find(&header, entry.as_ref(), config);
         let anchors = Anchors::new(config, header.id, entry.is_some());
         let unkept = Anchors::new(config, header.id, false);

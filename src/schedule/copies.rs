@@ -66,7 +66,7 @@ pub(super) fn ask_for_copies(
     outcome: &mut Outcome,
     unasked: &mut HashSet<String>,
 ) -> Result<Option<ScheduleError>> {
-    let asked = made::copies(target.host.region(), &target.voucher, run.row.id)?;
+    let asked = made::copies(target.host.region(), &target.voucher, run.row.id, run.region().now())?;
     let newest = newest_due(asked.iter().map(|(_, made)| made));
     let made = made::snapshots(run.region(), &run.voucher, run.row.id)?;
     let is_whole = |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Success);
@@ -88,7 +88,7 @@ pub(super) fn ask_for_copies(
             Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
-    let copies = made::copies(target.host.region(), &target.voucher, run.row.id)?;
+    let copies = made::copies(target.host.region(), &target.voucher, run.row.id, run.region().now())?;
     let is_asked = |id| copies.iter().any(|(record, _)| record.source == id);
     unasked.extend(wanted.iter().filter(|made| !is_asked(made.id)).map(|made| made.id.to_string()));
     let is_open = |made: &Made| made.row.as_ref().is_some_and(|row| row.state == SnapshotState::Processing);

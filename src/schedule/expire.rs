@@ -56,7 +56,7 @@ pub(super) fn expire_snapshots(
 /// The same of the copies in one region. An older one goes once enough newer ones are made.
 pub(super) fn expire_copies(run: &Run, target: &Target, outcome: &mut Outcome) -> Result<()> {
     let region = target.host.region();
-    let all = made::copies(region, &target.voucher, run.row.id)?;
+    let all = made::copies(region, &target.voucher, run.row.id, run.region().now())?;
     let is_there = |made: &Made| {
         let state = made.row.as_ref().map(|row| row.state);
         matches!(state, Some(SnapshotState::Processing | SnapshotState::Success))
@@ -117,7 +117,7 @@ fn is_borne_out(region: &Region, row: &Snapshot) -> bool {
 /// Deletes one, unless it is locked, or something needs it.
 fn expire_one(run: &Run, region: &Region, row: &Snapshot, rule: &Rule, outcome: &mut Outcome) -> Result<()> {
     let lock = region.catalog()?.read(|tx| tx.snapshot_lock(row.id))?;
-    if lock.is_some_and(|lock| lock.holds(region.now())) || !is_borne_out(region, row) {
+    if lock.is_some_and(|lock| lock.holds(region.certain())) || !is_borne_out(region, row) {
         return Ok(());
     }
     if rule.needed.contains(&row.id.to_string()) {

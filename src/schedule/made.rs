@@ -1,4 +1,7 @@
-//! What a schedule made: rows that keys bear out, and no others.
+//! What a schedule made: rows that keys bear out, and no others. Nor those of times that are to come: the clock was ahead when they were
+//! made, and was put back. They would be the newest for years: what is taken now would go for them, and no copy be asked for.
+
+use jiff::Timestamp;
 
 use super::error::Result;
 use super::vouch::Voucher;
@@ -14,7 +17,7 @@ pub struct Made {
     /// The volume it is of.
     pub volume: VolumeId,
     /// The time it is for.
-    pub due: jiff::Timestamp,
+    pub due: Timestamp,
     /// Its row; none: it is gone, or was not begun.
     pub row: Option<Snapshot>,
 }
@@ -31,9 +34,10 @@ pub(super) fn snapshots(
     voucher: &Voucher,
     schedule: ScheduleId,
 ) -> Result<Vec<(ScheduledSnapshot, Made)>> {
+    let now = region.now();
     region.catalog()?.read(|tx| {
         let mut found = Vec::new();
-        for record in tx.scheduled_snapshots(schedule)? {
+        for record in tx.scheduled_snapshots(schedule)?.into_iter().filter(|record| record.due <= now) {
             if record.mac.is_none() || record.mac != voucher.snapshot(&record) {
                 tracing::warn!(snapshot = %record.snapshot, %schedule, "its row is not believed to be the schedule's");
                 continue;
@@ -46,15 +50,16 @@ pub(super) fn snapshots(
     })
 }
 
-/// The copies in a region that a schedule asked for, those of the oldest due time first.
+/// The copies in a region that a schedule asked for, those of the oldest due time first; up to now, by the clock of the schedule's own.
 pub(super) fn copies(
     target: &Region,
     voucher: &Voucher,
     schedule: ScheduleId,
+    now: Timestamp,
 ) -> Result<Vec<(ScheduledCopy, Made)>> {
     target.catalog()?.read(|tx| {
         let mut found = Vec::new();
-        for record in tx.scheduled_copies(schedule)? {
+        for record in tx.scheduled_copies(schedule)?.into_iter().filter(|record| record.due <= now) {
             if record.mac.is_none() || record.mac != voucher.copy(&record) {
                 tracing::warn!(snapshot = %record.snapshot, %schedule, "its row is not believed to be the schedule's");
                 continue;

@@ -1,7 +1,7 @@
 //! How a snapshot ends: by a command or by the clock; at once, or by way of the bin.
 //!
 //! All of it is one transaction, which finds the row as it was looked at, its lock, and the rules of the bin; then, where the row is
-//! gone, its layer goes if nothing needs it. What is in the bin keeps its layer, and its file in `run/`, which readers lock.
+//! gone, its layer goes if nothing needs it. By the clock it ends by [`crate::region::Region::certain`] alone, whoever was told to end it. What is in the bin keeps its layer, and its file in `run/`, which readers lock.
 
 use std::time::Instant;
 
@@ -118,15 +118,15 @@ impl Host {
     }
 
     fn end_row(&self, tx: &WriteTx, snapshot: &Snapshot, why: Why) -> Result<Done> {
-        let now = self.region.now();
+        let (now, certain) = (self.region.now(), self.region.certain());
         let row = tx.snapshot(snapshot.id)?;
         // What its copy shows of its progress is no other snapshot.
         if row.state != snapshot.state || why == Why::Over && row != *snapshot {
             return Ok(Done::Changed);
         }
         // In here: a lock that is taken meanwhile is before this, and holds, or finds no row.
-        refuse_locked(tx, &row, now)?;
-        match self.fate(tx, &row, why, now)? {
+        refuse_locked(tx, &row, &self.region)?;
+        match self.fate(tx, &row, why, certain)? {
             Fate::Stays => Ok(Done::Kept),
             Fate::ToBin { days } => {
                 let purge_at = DAY.checked_mul(days.try_into().unwrap_or(i32::MAX));
@@ -145,7 +145,7 @@ impl Host {
         }
     }
 
-    fn fate(&self, tx: &WriteTx, row: &Snapshot, why: Why, now: Timestamp) -> Result<Fate> {
+    fn fate(&self, tx: &WriteTx, row: &Snapshot, why: Why, certain: Timestamp) -> Result<Fate> {
         match (why, row.state) {
             (Why::Purged, _) | (Why::Deleted, SnapshotState::Processing | SnapshotState::Failed) => {
                 Ok(Fate::Goes)
@@ -157,10 +157,10 @@ impl Host {
             (Why::Over, SnapshotState::Processing | SnapshotState::Failed) => Ok(Fate::Stays),
             (Why::Over, SnapshotState::Deleted) => {
                 vouch::check_endings(&self.region, tx, row)?;
-                let is_over = tx.bin_entry(row.id)?.is_some_and(|entry| entry.purge_at <= now);
+                let is_over = tx.bin_entry(row.id)?.is_some_and(|entry| entry.purge_at <= certain);
                 Ok(if is_over { Fate::Goes } else { Fate::Stays })
             }
-            (Why::Over, SnapshotState::Success) if retention_end(row).is_none_or(|end| end > now) => {
+            (Why::Over, SnapshotState::Success) if retention_end(row).is_none_or(|end| end > certain) => {
                 Ok(Fate::Stays)
             }
             (Why::Over, SnapshotState::Success) => {

@@ -30,7 +30,7 @@ pub fn lock_snapshot(region: &Region, account: &Account, id: SnapshotId, wanted:
             ));
         }
         // In here, by what the catalog knows: what has expired for one process has for all.
-        let now = region.now();
+        let now = region.certain();
         check_until(wanted.until, now)?;
         if let Some(lock) = tx.snapshot_lock(id)?.filter(|lock| lock.holds(now)) {
             refuse_weakening(&snapshot, lock, wanted)?;
@@ -44,7 +44,7 @@ pub fn unlock_snapshot(region: &Region, account: &Account, id: SnapshotId) -> Re
     region.catalog()?.write(|tx| {
         let snapshot = tx.snapshot(id)?;
         refuse_stranger(account, &snapshot)?;
-        let now = region.now();
+        let now = region.certain();
         match tx.snapshot_lock(id)? {
             Some(lock) if lock.holds(now) && lock.mode == LockMode::Compliance => {
                 Err(HostError::refused(words(&snapshot, lock), "nobody can lift a lock of mode compliance"))
@@ -55,8 +55,9 @@ pub fn unlock_snapshot(region: &Region, account: &Account, id: SnapshotId) -> Re
 }
 
 /// Refuses to delete what is locked: asked in the transaction that deletes the row.
-pub(super) fn refuse_locked(tx: &ReadTx, snapshot: &Snapshot, now: Timestamp) -> Result<()> {
-    let Some(lock) = tx.snapshot_lock(snapshot.id)?.filter(|lock| lock.holds(now)) else { return Ok(()) };
+pub(super) fn refuse_locked(tx: &ReadTx, snapshot: &Snapshot, region: &Region) -> Result<()> {
+    let lock = tx.snapshot_lock(snapshot.id)?.filter(|lock| lock.holds(region.certain()));
+    let Some(lock) = lock else { return Ok(()) };
     let hint = match lock.mode {
         LockMode::Governance => {
             format!("`terrane snapshot unlock {}` lifts it, for the snapshot's owner", snapshot.name)

@@ -32,6 +32,7 @@ mod owner;
 mod perform;
 pub mod proof;
 mod read;
+mod redate;
 mod repair;
 mod restore;
 pub mod vouch;
@@ -57,6 +58,7 @@ pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unop
 pub use owner::{LayersLock, Owner};
 pub use perform::{SOCKET, Waits, ask, perform, perform_all};
 pub use read::Stack;
+pub use redate::Later;
 pub use repair::{Recovered, recover_rows};
 pub use restore::{Restored, refuse_in_bin, restore_snapshot};
 pub use walk::{Stop, each_chunk};

@@ -48,25 +48,39 @@ pub fn perform(region: Region, order: &Order, waits: Waits) -> Result<()> {
     perform_all(region, std::slice::from_ref(order), waits)?.into_iter().collect()
 }
 
-/// Has orders carried out one after another, and what became of each; one that fails is no end of the others.
+/// Has orders carried out one after another, and what became of each; one that fails is no end of the others. Where the layers' owner can't be
+/// reached any more the last result says why, and those behind it were not given: what is known of the others is. An error: of none anything
+/// is known.
 pub fn perform_all(region: Region, orders: &[Order], waits: Waits) -> Result<Vec<Result<()>>> {
     let mut done = Vec::with_capacity(orders.len());
     while let Some(order) = orders.get(done.len()) {
-        match LayersLock::take_or_mount(&region, waits.layers)? {
-            Ok(lock) => {
-                done.extend(carry_out(region, lock, &orders[done.len()..], waits.folding)?);
-                break;
+        let asked = match LayersLock::take_or_mount(&region, waits.layers) {
+            Ok(Ok(lock)) => {
+                let rest = carry_out(region, lock, &orders[done.len()..], waits.folding);
+                return known(done, rest);
             }
-            Err(_) => match ask(&region, order, waits.answer) {
-                Ok(Answer::Failed { exit, message, hint }) => {
-                    done.push(Err(HostError::Answered { exit, message, hint }));
-                }
-                Ok(_) => done.push(Ok(())),
-                // Look again who owns the layers.
-                Err(ControlError::NotRunning) => std::thread::sleep(BETWEEN),
-                Err(e) => return Err(e.into()),
-            },
+            Ok(Err(_)) => ask(&region, order, waits.answer).map_err(HostError::from),
+            Err(e) => Err(e),
+        };
+        match asked {
+            Ok(Answer::Failed { exit, message, hint }) => {
+                done.push(Err(HostError::Answered { exit, message, hint }));
+            }
+            Ok(_) => done.push(Ok(())),
+            // Look again who owns the layers.
+            Err(HostError::Control(ControlError::NotRunning)) => std::thread::sleep(BETWEEN),
+            Err(e) => return known(done, Err(e)),
         }
+    }
+    Ok(done)
+}
+
+/// What became of the first orders, and of the rest.
+fn known(mut done: Vec<Result<()>>, rest: Result<Vec<Result<()>>>) -> Result<Vec<Result<()>>> {
+    match rest {
+        Err(e) if done.is_empty() => return Err(e),
+        Err(e) => done.push(Err(e)),
+        Ok(rest) => done.extend(rest),
     }
     Ok(done)
 }
@@ -95,5 +109,54 @@ fn carry_out(
     match host.close() {
         Err(error) if done.iter().all(Result::is_ok) => Err(error),
         _ => Ok(done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::region::{Config, InitRequest, init};
+
+    /// A mount that answers twice, and then not in time.
+    #[test]
+    fn what_is_known_is_told_though_a_later_order_has_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::at(&dir.path().join("config")).unwrap();
+        let request = InitRequest {
+            dir: dir.path().join("r"),
+            name: "here".parse().unwrap(),
+            root_key_file: None,
+            passphrase: None,
+        };
+        let region = init(&request, &config).unwrap();
+        let _lock = LayersLock::take(&region, Some(Path::new("/mnt"))).unwrap().unwrap();
+        let server = control::serve(&region.run_dir(), SOCKET, |order: Order| match order {
+            Order::PurgeSnapshot { snapshot } if snapshot == "bad" => {
+                Answer::Failed { exit: 4, message: "no".into(), hint: None }
+            }
+            Order::PurgeSnapshot { snapshot } if snapshot == "slow" => {
+                std::thread::sleep(Duration::from_secs(2));
+                Answer::Done
+            }
+            _ => Answer::Done,
+        });
+        let _server = server.unwrap();
+        let waits = Waits { answer: Duration::from_millis(500), ..Waits::COMMAND };
+        let perform = |ids: &[&str]| {
+            let order = |id: &&str| Order::PurgeSnapshot { snapshot: (*id).into() };
+            let orders: Vec<_> = ids.iter().map(order).collect();
+            let done = perform_all(Region::open(&request.dir, &config).unwrap(), &orders, waits);
+            done.map(|done| {
+                done.iter()
+                    .map(|done| done.as_ref().map_err(ToString::to_string).copied())
+                    .collect::<Vec<_>>()
+            })
+        };
+        let done = perform(&["good", "bad", "slow", "good"]).unwrap();
+        assert_eq!(done[..2], [Ok(()), Err("no".into())]);
+        assert!(done.len() == 3 && done[2].as_ref().unwrap_err().contains("no answer"), "{done:?}");
+        assert!(perform(&["slow", "good"]).is_err());
     }
 }

@@ -13,9 +13,13 @@ pub struct Case {
 impl Case {
     /// It is 2031-01-01.
     pub fn new() -> Self {
+        Self::at("2031-01-01T00:00:00Z")
+    }
+
+    pub fn at(now: &str) -> Self {
         let world = World::bare(None);
         let case = Self { world };
-        case.time("2031-01-01T00:00:00Z");
+        case.time(now);
         case.ok(&["region", "init", &case.world.at("r"), "--name", "here", "-q"]);
         case.ok(&["volume", "create", "--name", "web", "--size", "8M"]);
         case.ok(&["snapshot", "create", "web", "--name", "mon"]);
