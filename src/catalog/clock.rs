@@ -8,11 +8,14 @@ use rusqlite::params;
 use super::{CatalogError, Kind, ReadTx, WriteTx};
 use crate::ids::{ScheduleId, SnapshotId};
 
-/// Rows whose dates say nothing but when something was.
-const DATES: [&str; 4] = [
+/// Rows whose dates say nothing but when something was; and those that say for what time to come something was made.
+const DATES: [&str; 6] = [
     "UPDATE layers SET created_at = ?1 WHERE created_at > ?1",
     "UPDATE tasks SET updated_at = ?1 WHERE updated_at > ?1",
     "UPDATE schedules SET last_due = ?1 WHERE last_due > ?1",
+    // Nobody's: else they would be the newest once that time comes, what is taken now would go for them, and that run be left out.
+    "DELETE FROM schedule_snapshots WHERE due > ?1",
+    "DELETE FROM schedule_copies WHERE due > ?1",
     "UPDATE schedules SET last_run_at = min(last_run_at, ?1), error_at = min(error_at, ?1) \
      WHERE last_run_at > ?1 OR error_at > ?1",
 ];
@@ -28,6 +31,7 @@ impl ReadTx<'_> {
     pub fn is_work_after(&self, moment: Timestamp) -> Result<bool, CatalogError> {
         let sql = "SELECT 1 FROM layers WHERE created_at > ?1
             UNION ALL SELECT 1 FROM tasks WHERE max(created_at, updated_at) > ?1
+            UNION ALL SELECT 1 FROM schedule_snapshots WHERE due > ?1 UNION ALL SELECT 1 FROM schedule_copies WHERE due > ?1
             UNION ALL SELECT 1 FROM schedules WHERE last_due > ?1 OR last_run_at > ?1 OR error_at > ?1 LIMIT 1";
         Ok(self.first(sql, [moment.as_microsecond()], |_| Ok(()))?.is_some())
     }

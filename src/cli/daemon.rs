@@ -88,7 +88,9 @@ fn tell(app: &App, event: &Event) {
         Event::Doubted { doubt: Some(doubt) } => doubt.to_string(),
         Event::Doubted { doubt: None } => "this machine's clock is believed again: what is over ends".into(),
         Event::Forgotten { why } => {
-            format!("what is known of this machine's clock can't be written down: {why}")
+            format!(
+                "what is known of this machine's clock can't be read or written down, and where it can't be read nothing ends by it: {why}"
+            )
         }
         Event::Troubled { why } => format!("the configuration can't be read: {why}"),
         Event::Left { region, why } => format!("region {region} is left alone: {why}"),

@@ -61,7 +61,13 @@ pub fn run(app: &App) -> Outcome {
         }
     }
     if regions.iter().any(|region| region.is_by_machine) {
-        problems.extend(MachineClock::new(app.config()).doubt().map(|doubt| doubt.to_string()));
+        problems.extend(match MachineClock::new(app.config()).doubt() {
+            Ok(doubt) => doubt.map(|doubt| doubt.to_string()),
+            Err(error) => Some(format!(
+                "what is remembered of this machine's clock can't be read, and nothing ends by it, neither retentions nor the bin nor locks: \
+                 {error}; if the clock is right, `terrane region trust-clock` writes it anew"
+            )),
+        });
     }
     let mut dead_mounts = Vec::new();
     for at in fuse::mounts()?.into_iter().map(|mount| mount.path) {

@@ -6,13 +6,9 @@ use serde::Serialize;
 
 use super::confirm::confirm;
 use super::{App, Failure, Outcome};
-use crate::region::{Doubt, MachineClock, Region};
+use crate::region::{Doubt, EARLIEST_CLOCK, MachineClock, Region};
 use crate::schedule;
 use crate::volume::Later;
-
-/// 2026-11-01: no right clock shows less than when this was written. A boot script that trusts it before the network has set it would date
-/// everything so, and all of it would be over once it is set.
-const EARLIEST: Timestamp = Timestamp::constant(1_793_491_200, 0);
 
 #[derive(Serialize)]
 struct Shown {
@@ -45,14 +41,19 @@ pub(super) fn run(app: &App, yes: bool) -> Outcome {
         (None, Some(region)) => region.clock().read()?,
         _ => Timestamp::now(),
     };
-    if machine.is_some() && clock < EARLIEST {
+    // A boot script that trusts it before the network has set it would date everything so, and all of it would be over once it is set.
+    if machine.is_some() && clock < EARLIEST_CLOCK {
         let message = format!("this machine's clock shows {clock}, which is past: it can't be right");
         return Err(Failure::refused(message, "set it first"));
     }
-    let doubt = machine.as_ref().and_then(MachineClock::doubt);
+    let (doubt, unreadable) = match machine.as_ref().map(MachineClock::doubt).transpose() {
+        Ok(doubt) => (doubt.flatten(), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let was_in_doubt = doubt.is_some() || unreadable.is_some();
     let found = regions.iter().map(find).collect::<Result<Vec<_>>>()?;
-    if doubt.is_some() || found.iter().any(Found::is_anything) {
-        confirm(&plan(clock, doubt.as_ref(), &found), yes)?;
+    if was_in_doubt || found.iter().any(Found::is_anything) {
+        confirm(&plan(clock, doubt.as_ref(), unreadable.as_deref(), &found), yes)?;
     }
     for (region, found) in regions.iter().zip(&found).filter(|(_, found)| found.is_anything()) {
         put_right(region)?;
@@ -61,7 +62,7 @@ pub(super) fn run(app: &App, yes: bool) -> Outcome {
     // At last: nothing ends by it before all is dated by it.
     machine.map_or(Ok(()), |machine| machine.believe())?;
     if app.output().is_json() {
-        let shown = Shown { clock: clock.to_string(), was_in_doubt: doubt.is_some(), regions: found };
+        let shown = Shown { clock: clock.to_string(), was_in_doubt, regions: found };
         app.output().object(&shown, |_| Vec::new())?;
     }
     failed.map_or(Ok(()), Err)
@@ -114,12 +115,17 @@ fn put_right(region: &Region) -> Result<()> {
     })
 }
 
-fn plan(clock: Timestamp, doubt: Option<&Doubt>, found: &[Found]) -> String {
+fn plan(clock: Timestamp, doubt: Option<&Doubt>, unreadable: Option<&str>, found: &[Found]) -> String {
     let mut lines = vec![format!("the clock shows {clock}; if that is wrong, say no, and set it first")];
     lines.extend(doubt.map(|doubt| {
         format!(
             "it showed {} when it was believed last: it will be believed, and what is over ends",
             doubt.believed
+        )
+    }));
+    lines.extend(unreadable.map(|error| {
+        format!(
+            "what was remembered of it can't be read ({error}): it will be believed, and what is over ends"
         )
     }));
     lines.extend(found.iter().filter(|found| found.is_anything()).map(Found::plan));

@@ -1,11 +1,12 @@
 //! Whether a machine's wall clock can be believed: it can where it goes on from a moment at which it was, as the clocks do that nobody
 //! sets. What it shows, and what was remembered, comes in; nothing is read here.
 //!
-//! - It is *away* where it is further than [`TOLERANCE`] from where it should be; after a reboot, when nobody can say how long the machine was
-//!   off, where it is behind, or more than [`OFF`] ahead.
+//! - It is *away* where it is further than [`TOLERANCE`] from where it should be; after a reboot or a sleep, when nobody can say how long it was
+//!   (on waking, the kernel asks the same clock that may be wrong), where it is behind, or more than [`OFF`] ahead.
 //! - Away and ahead it is in doubt: all that is dated would be over at once. Away and behind it ends nothing early, and is not.
-//! - It is believed again once it is back where it should be; once the machine has run for [`STEADY`] with it going on steadily where it is; or
-//!   when a person says so, which makes a new memory.
+//! - It is believed again once it is back where it should be; once the machine has run for as long as its lead asks for with it going on steadily
+//!   where it is ([`steady`]); or when a person says so, which makes a new memory.
+//! - Meanwhile what has come for sure goes on from the moment at which it was believed, by the time that the machine is known to have run.
 //!
 //! While it is away, the moment at which it was believed last is kept: a machine whose clock begins in 1970 until the network sets it is not in
 //! doubt each time.
@@ -15,10 +16,19 @@ use jiff::Timestamp;
 /// Seconds by which a clock may be set without being away: what a machine that was paused, or a correction, makes of it. What is ended so
 /// much too early was dated no better.
 const TOLERANCE: i64 = 600;
-/// Seconds that a machine may have been off.
-const OFF: i64 = 86_400;
-/// Seconds that a machine runs, and is not asleep, until a clock that is away and steady is believed.
-const STEADY: i64 = 86_400;
+const DAY: i64 = 86_400;
+/// Seconds that a machine may have been off, or asleep.
+const OFF: i64 = DAY;
+
+/// Seconds that a machine runs, and is not asleep, until a clock that is away by so much and steady is believed; none: until a person
+/// says so. Most machines that are off are so for days; a battery that is flat makes up years.
+fn steady(lead: i64) -> Option<i64> {
+    match lead.saturating_abs() {
+        0..=2_592_000 => Some(DAY),
+        2_592_001..=31_622_400 => Some(7 * DAY),
+        _ => None,
+    }
+}
 
 /// What the clocks of a machine show at one moment, in seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +59,8 @@ pub struct Away {
     pub last: Reading,
     /// Seconds that the machine has run with it going on steadily.
     pub ran: i64,
+    /// Seconds that the machine has run since the wall clock was believed.
+    pub passed: i64,
 }
 
 /// A wall clock that is ahead, and not believed.
@@ -58,19 +70,26 @@ pub struct Doubt {
     pub shown: Timestamp,
     /// What it showed when it was believed last.
     pub believed: Timestamp,
-    /// Seconds for which the machine has to run until it is believed, if it is not set meanwhile.
-    pub left: i64,
+    /// What has come for sure.
+    pub certain: Timestamp,
+    /// Seconds for which the machine has to run until it is believed, if it is not set meanwhile; none: until a person says so.
+    pub left: Option<i64>,
 }
 
 impl Reading {
     /// Seconds by which the wall clock is ahead of where it should be, by an earlier reading; negative: behind; 0: within what may be.
     fn lead(&self, earlier: &Self) -> i64 {
         let passed = self.wall.saturating_sub(earlier.wall);
-        let lead = match self.is_of_boot_of(earlier) {
-            true => passed.saturating_sub(self.since_boot.saturating_sub(earlier.since_boot)),
-            // Anything up to a day may have passed.
-            false => passed - passed.clamp(0, OFF),
+        // Beside what it ran, anything up to a day may have passed while it was off, or asleep.
+        let (ran, off) = match self.is_of_boot_of(earlier) {
+            true => {
+                let ran = self.ran_since(earlier);
+                (ran, self.since_boot.saturating_sub(earlier.since_boot).saturating_sub(ran).clamp(0, OFF))
+            }
+            false => (0, OFF),
         };
+        let beside = passed.saturating_sub(ran);
+        let lead = beside.saturating_sub(beside.clamp(0, off));
         if lead.saturating_abs() <= TOLERANCE { 0 } else { lead }
     }
 
@@ -95,25 +114,50 @@ impl Memory {
 
     /// The memory once this is seen.
     pub fn seeing(&self, now: Reading) -> Self {
-        if now.lead(&self.believed) == 0 {
+        let lead = now.lead(&self.believed);
+        // After a reboot a clock that was ahead, and only went on, has not come back.
+        let was_ahead = self.is_ahead() && !now.is_of_boot_of(&self.believed) && now.wall >= self.last().wall;
+        if lead == 0 && !was_ahead {
             return Self::believing(now);
         }
-        let steady = self.away.as_ref().filter(|away| now.lead(&away.last) == 0);
-        let ran = steady.map_or(0, |away| away.ran.saturating_add(now.ran_since(&away.last)));
-        match ran >= STEADY {
+        let last = self.last();
+        let ran_on = match now.is_of_boot_of(last) {
+            true => now.ran_since(last),
+            false => now.awake.max(0),
+        };
+        let passed = self.away.as_ref().map_or(0, |away| away.passed).saturating_add(ran_on);
+        let steadily = self.away.as_ref().filter(|away| now.lead(&away.last) == 0);
+        let ran = steadily.map_or(0, |away| away.ran.saturating_add(now.ran_since(&away.last)));
+        match steady(lead).is_some_and(|steady| ran >= steady) {
             true => Self::believing(now),
-            false => Self { believed: self.believed.clone(), away: Some(Away { last: now, ran }) },
+            false => Self { believed: self.believed.clone(), away: Some(Away { last: now, ran, passed }) },
         }
+    }
+
+    fn lead(&self) -> i64 {
+        self.away.as_ref().map_or(0, |away| away.last.lead(&self.believed))
+    }
+
+    /// Away and ahead; or so by less than may be, after a reboot.
+    fn is_ahead(&self) -> bool {
+        self.away.as_ref().is_some_and(|away| self.lead() > 0 || away.last.wall > self.sure())
+            && self.lead() >= 0
+    }
+
+    /// What has come for sure, where it is away.
+    fn sure(&self) -> i64 {
+        self.believed.wall.saturating_add(self.away.as_ref().map_or(0, |away| away.passed))
     }
 
     /// Whether its clock, as it was seen last, is in doubt.
     pub fn doubt(&self) -> Option<Doubt> {
-        let away = self.away.as_ref().filter(|away| away.last.lead(&self.believed) > 0)?;
+        let away = self.away.as_ref().filter(|_| self.is_ahead())?;
         let time = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH);
         Some(Doubt {
             shown: time(away.last.wall),
             believed: time(self.believed.wall),
-            left: STEADY.saturating_sub(away.ran),
+            certain: time(self.sure().min(away.last.wall)),
+            left: steady(self.lead()).map(|steady| steady.saturating_sub(away.ran).max(0)),
         })
     }
 
@@ -135,13 +179,16 @@ impl Memory {
 
 impl std::fmt::Display for Doubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let hours = self.left.saturating_add(3599) / 3600;
+        let alone = match self.left {
+            Some(left) => format!(", or {} h of running with it as it is", left.saturating_add(3599) / 3600),
+            None => ", and nothing else does".into(),
+        };
         write!(
             f,
             "this machine's clock shows {}, and showed {} when it was believed last: it is further ahead than can be explained, and until \
-             it is believed nothing ends by it, neither retentions nor the bin nor locks. If it is wrong, set it; if it is right, \
-             `terrane region trust-clock` says so, or {hours} h of running with it as it is",
-            self.shown, self.believed
+             it is believed nothing ends by it, neither retentions nor the bin nor locks, but what was over by {}. If it is wrong, set it; if \
+             it is right, `terrane region trust-clock` says so{alone}",
+            self.shown, self.believed, self.certain
         )
     }
 }
@@ -151,7 +198,6 @@ mod tests {
     use super::*;
 
     const HOUR: i64 = 3600;
-    const DAY: i64 = 24 * HOUR;
     const YEAR: i64 = 365 * DAY;
     /// 2026-11-24.
     const START: i64 = 1_795_478_400;
@@ -214,7 +260,7 @@ mod tests {
     fn a_clock_that_goes_on_is_believed() {
         let mut machine = Machine::new();
         machine.runs(3 * DAY);
-        machine.sleeps(30 * DAY);
+        machine.sleeps(DAY);
         machine.boots(23 * HOUR, 0);
         machine.runs(HOUR);
         for by in [60, -60, 599, -599] {
@@ -226,16 +272,16 @@ mod tests {
 
     #[test]
     fn a_jump_ahead_is_in_doubt_for_a_day_of_running() {
-        for by in [TOLERANCE + 1, HOUR, DAY, 10 * YEAR] {
+        for by in [TOLERANCE + 1, HOUR, DAY, 30 * DAY] {
             let mut machine = Machine::new();
             let before = machine.wall;
             machine.is_set(by);
             let doubt = machine.memory.as_ref().unwrap().doubt().expect("it is in doubt");
             assert_eq!((doubt.believed.as_second(), doubt.shown.as_second()), (before, machine.wall));
-            assert_eq!(doubt.left, STEADY);
+            assert_eq!((doubt.left, doubt.certain), (Some(DAY), doubt.believed));
             machine.runs(DAY - 60);
             // Nobody has had the time to see it while the machine slept.
-            machine.sleeps(3 * DAY);
+            machine.sleeps(DAY);
             assert!(machine.doubts(), "{by}");
             machine.runs(60);
             assert!(!machine.doubts(), "{by}");
@@ -246,7 +292,7 @@ mod tests {
     #[test]
     fn another_jump_begins_the_day_anew() {
         let mut machine = Machine::new();
-        machine.is_set(YEAR);
+        machine.is_set(20 * DAY);
         machine.runs(23 * HOUR);
         machine.is_set(-HOUR);
         machine.runs(23 * HOUR);
@@ -271,7 +317,7 @@ mod tests {
     fn a_day_of_running_is_counted_over_reboots() {
         let mut machine = Machine::new();
         // A battery that is flat, and a year that the firmware made up.
-        machine.boots(HOUR, 10 * YEAR);
+        machine.boots(HOUR, 20 * DAY);
         for _ in 0..8 {
             assert!(machine.doubts());
             machine.runs(3 * HOUR - 60);
@@ -293,6 +339,65 @@ mod tests {
         assert!(!machine.doubts());
     }
 
+    #[test]
+    fn the_further_ahead_the_longer_it_takes() {
+        for (by, days) in [(30 * DAY, 1), (40 * DAY, 7), (YEAR, 7)] {
+            let mut machine = Machine::new();
+            machine.is_set(by);
+            machine.runs(days * DAY - 60);
+            assert!(machine.doubts(), "{by}");
+            machine.runs(60);
+            assert!(!machine.doubts(), "{by}");
+        }
+        let mut machine = Machine::new();
+        let before = machine.wall;
+        machine.is_set(10 * YEAR);
+        machine.runs(30 * DAY);
+        let doubt = machine.memory.as_ref().unwrap().doubt().expect("for ever");
+        assert_eq!(doubt.left, None);
+        assert!(doubt.to_string().contains("and nothing else does"), "{doubt}");
+        // What was to end in these thirty days has ended.
+        assert_eq!(doubt.certain.as_second(), before + 30 * DAY);
+    }
+
+    /// On waking the kernel asks the clock that may be wrong how long it was.
+    #[test]
+    fn a_long_sleep_is_in_doubt_as_a_long_time_off_is() {
+        let mut machine = Machine::new();
+        machine.sleeps(DAY + TOLERANCE + 1);
+        assert!(machine.doubts());
+        machine.runs(DAY);
+        assert!(!machine.doubts());
+    }
+
+    #[test]
+    fn a_reboot_makes_no_jump_right() {
+        let mut machine = Machine::new();
+        machine.is_set(20 * HOUR);
+        machine.runs(HOUR);
+        machine.boots(HOUR, 0);
+        assert!(machine.doubts());
+        machine.runs(HOUR);
+        assert!(machine.doubts());
+        // It was put back meanwhile.
+        machine.boots(HOUR, -20 * HOUR);
+        assert!(!machine.doubts());
+    }
+
+    /// What has come for sure goes on, over reboots too.
+    #[test]
+    fn a_machine_that_is_mostly_off_is_never_stuck() {
+        let mut machine = Machine::new();
+        let before = machine.wall;
+        for week in 1..5 {
+            machine.boots(7 * DAY, 0);
+            machine.runs(3 * HOUR);
+            let doubt = machine.memory.as_ref().unwrap().doubt().expect("off for a week");
+            let certain = doubt.certain.as_second() - before;
+            assert!((week * 3 * HOUR..week * 3 * HOUR + 60).contains(&certain), "{certain}");
+        }
+    }
+
     /// Each boot begins in 1970, until the network is there.
     #[test]
     fn a_clock_that_is_behind_is_no_doubt_and_is_not_gone_on_from() {
@@ -308,9 +413,9 @@ mod tests {
             assert!(!machine.doubts(), "it is where it should be");
         }
         // Unless it stays so for a day.
-        machine.is_set(-YEAR);
+        machine.is_set(-20 * DAY);
         machine.runs(DAY);
-        machine.is_set(YEAR);
+        machine.is_set(20 * DAY);
         assert!(machine.doubts());
     }
 
@@ -323,7 +428,7 @@ mod tests {
                 for boot in ["", "a", "b"] {
                     let reading =
                         |wall, since| Reading { wall, boot: boot.into(), since_boot: since, awake: since };
-                    let away = Some(Away { last: reading(ends[4 - n], since), ran: since });
+                    let away = Some(Away { last: reading(ends[4 - n], since), ran: since, passed: since });
                     let memory = Memory { believed: reading(wall, since), away };
                     for now in ends {
                         let seen = memory.seeing(reading(now, now));

@@ -5,8 +5,8 @@
 //! <configuration>/clock.lock     held by whoever changes it
 //! ```
 //! Anybody who asks compares it with the clocks: a jump is seen by the first, whoever that is. A daemon writes it, each few minutes, and at
-//! once where the clock is away or back; so does a person's word. Where the file is missing or damaged nothing is known, and the clock is
-//! believed: as on the first day.
+//! once where the clock is away or back; so does a person's word, and whoever meets a doubt. Where there is no file nothing is known, and the
+//! clock is believed: as on the first day. Where it can't be read, nothing has come for sure, until a person says that the clock is right.
 
 use std::fs;
 use std::io;
@@ -26,6 +26,8 @@ use crate::sys::lock_file::LockFile;
 
 const FORMAT: &str = "terrane-clock";
 const FORMAT_VERSION: i64 = 1;
+/// No clock that is right shows less: November 2026.
+pub const EARLIEST_CLOCK: Timestamp = Timestamp::constant(1_793_491_200, 0);
 /// Seconds after which the file is written though nothing is new.
 const INTERVAL: i64 = 300;
 /// No number of seconds in the file is larger: 30,000 years.
@@ -65,6 +67,7 @@ struct ReadingFields {
 #[serde(deny_unknown_fields)]
 struct AwayFields {
     ran_seconds: i64,
+    passed_seconds: i64,
     last: ReadingFields,
 }
 
@@ -80,30 +83,41 @@ impl MachineClock {
     }
 
     /// Whether it is in doubt. Writes nothing.
-    pub fn doubt(&self) -> Option<Doubt> {
-        let known = self.known().unwrap_or_else(|error| {
-            tracing::debug!(%error, "nothing is known of this machine's clock");
-            None
-        });
-        known?.seeing(Reading::now()).doubt()
+    pub fn doubt(&self) -> Result<Option<Doubt>, RegionError> {
+        Ok(self.known()?.and_then(|known| known.seeing(Reading::now()).doubt()))
     }
 
-    /// The latest moment that has come for sure: what it shows, or, while it is in doubt, showed when it was believed last.
+    /// The latest moment that has come for sure: what it shows, unless it is in doubt; where what was remembered can't be read, none.
     pub fn certain(&self) -> Timestamp {
-        let doubt = self.doubt();
-        doubt.map_or_else(|| self.shown(), |doubt| doubt.shown.min(doubt.believed))
+        let now = Reading::now();
+        let known = self.known().map(|known| known.and_then(|known| known.seeing(now.clone()).doubt()));
+        match known {
+            // By the reading that was judged, and no later one.
+            Ok(None) => Timestamp::from_second(now.wall).unwrap_or(Timestamp::UNIX_EPOCH),
+            Ok(Some(doubt)) => {
+                // Else nobody would know for how long it has been so, where no daemon runs.
+                if let Err(error) = self.watch() {
+                    tracing::warn!(%error, "a doubt of this machine's clock is not written down");
+                }
+                doubt.certain
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nothing ends by this machine's clock");
+                Timestamp::UNIX_EPOCH
+            }
+        }
     }
 
     /// Whether it is in doubt, remembered from time to time: for processes that stay, or come again.
     pub fn watch(&self) -> Result<Option<Doubt>, RegionError> {
-        let (seen, is_due) = self.see();
+        let (seen, is_due) = self.see()?;
         if !is_due || !self.has_folder() {
             return Ok(seen.doubt());
         }
         // Else another process does just that.
         let Some(_lock) = self.lock(1)? else { return Ok(seen.doubt()) };
         // Behind the lock: a person may have spoken.
-        let (seen, _) = self.see();
+        let (seen, _) = self.see()?;
         self.write(&seen)?;
         Ok(seen.doubt())
     }
@@ -123,20 +137,17 @@ impl MachineClock {
     }
 
     /// What is to be remembered from now on, and whether it is time to write it.
-    fn see(&self) -> (Memory, bool) {
-        let known = self.known().unwrap_or_else(|error| {
-            tracing::warn!(%error, "it is written anew: nothing is known of this machine's clock");
-            None
-        });
+    fn see(&self) -> Result<(Memory, bool), RegionError> {
         let now = Reading::now();
-        match known {
-            None => (Memory::believing(now), true),
+        Ok(match self.known()? {
+            // A clock that begins long ago until the network sets it is not what others go on from.
+            None => (Memory::believing(now.clone()), now.wall >= EARLIEST_CLOCK.as_second()),
             Some(known) => {
                 let seen = known.seeing(now);
                 let is_due = is_to_be_written(&seen, &known);
                 (seen, is_due)
             }
-        }
+        })
     }
 
     fn has_folder(&self) -> bool {
@@ -218,16 +229,21 @@ impl Fields {
             format_version: FORMAT_VERSION,
             features: Vec::new(),
             believed: ReadingFields::of(&memory.believed),
-            away: memory
-                .away
-                .as_ref()
-                .map(|away| AwayFields { ran_seconds: away.ran, last: ReadingFields::of(&away.last) }),
+            away: memory.away.as_ref().map(|away| AwayFields {
+                ran_seconds: away.ran,
+                passed_seconds: away.passed,
+                last: ReadingFields::of(&away.last),
+            }),
         }
     }
 
     fn memory(self) -> Option<Memory> {
         let away = match self.away {
-            Some(away) => Some(Away { last: away.last.reading()?, ran: seconds(away.ran_seconds)? }),
+            Some(away) => Some(Away {
+                last: away.last.reading()?,
+                ran: seconds(away.ran_seconds)?,
+                passed: seconds(away.passed_seconds)?,
+            }),
             None => None,
         };
         Some(Memory { believed: self.believed.reading()?, away })
@@ -285,7 +301,7 @@ mod tests {
         let (dir, clock) = clock();
         assert_eq!(clock.known().unwrap(), None);
         let reading = |n| Reading { wall: n, boot: "b".into(), since_boot: n + 1, awake: n + 2 };
-        for away in [None, Some(Away { last: reading(70), ran: 5 })] {
+        for away in [None, Some(Away { last: reading(70), ran: 5, passed: 6 })] {
             let memory = Memory { believed: reading(7), away };
             clock.write(&memory).unwrap();
             assert_eq!(clock.known().unwrap(), Some(memory));
@@ -298,21 +314,21 @@ mod tests {
     #[test]
     fn a_jump_is_seen_by_whoever_asks_and_ended_by_a_word() {
         let (_dir, clock) = clock();
-        assert_eq!(clock.doubt(), None, "nothing is known");
+        assert_eq!(clock.doubt().unwrap(), None, "nothing is known");
         assert_eq!(clock.watch().unwrap(), None);
         // Where it should be now it was a year ago, by this boot's own seconds.
         remember(&clock, YEAR, None);
-        for doubt in [clock.doubt(), clock.watch().unwrap(), clock.doubt()] {
+        for doubt in [clock.doubt().unwrap(), clock.watch().unwrap(), clock.doubt().unwrap()] {
             let doubt = doubt.expect("it is in doubt");
             assert!(doubt.shown.as_second() - doubt.believed.as_second() >= YEAR);
         }
         assert!(clock.certain().as_second() <= clock.shown().as_second() - YEAR);
         clock.believe().unwrap();
-        assert_eq!((clock.doubt(), clock.watch().unwrap()), (None, None));
+        assert_eq!((clock.doubt().unwrap(), clock.watch().unwrap()), (None, None));
         assert!(clock.shown().as_second() - clock.certain().as_second() < 60);
         // Off for an hour, and for a year.
         remember(&clock, 3600, Some("another"));
-        assert_eq!(clock.doubt(), None);
+        assert_eq!(clock.doubt().unwrap(), None);
         remember(&clock, YEAR, Some("another"));
         assert!(clock.watch().unwrap().is_some());
         assert_eq!(clock.known().unwrap().unwrap().away.expect("it is written down").ran, 0);
@@ -341,15 +357,17 @@ mod tests {
         assert!(!clock.path.with_extension("lock").exists());
     }
 
+    /// Damage is no reason to believe a clock: what cuts the power is what stops it.
     #[test]
-    fn a_file_that_is_none_is_as_good_as_nothing() {
+    fn with_a_file_that_can_not_be_read_nothing_is_certain() {
         let (_dir, clock) = clock();
-        remember(&clock, YEAR, None);
+        remember(&clock, 60, None);
         let text = fs::read_to_string(&clock.path).unwrap();
         let harms = [
             String::new(),
             "\u{0}".repeat(100),
             "#".repeat(70_000),
+            "[".repeat(60_000),
             text.replace("terrane-clock", "terrane-anchor"),
             text.replace("format_version = 1", "format_version = 2"),
             text.replace("since_boot_seconds = ", "since_boot_seconds = -"),
@@ -360,16 +378,17 @@ mod tests {
         ];
         for harm in harms {
             fs::write(&clock.path, &harm).unwrap();
-            assert_eq!(clock.doubt(), None, "{harm}");
-            assert!(clock.known().is_err(), "{harm}");
-            assert_eq!(clock.watch().unwrap(), None);
-            assert!(clock.known().unwrap().is_some(), "it is written anew");
+            assert_eq!(clock.certain(), Timestamp::UNIX_EPOCH, "{harm}");
+            assert!(clock.doubt().is_err() && clock.watch().is_err(), "{harm}");
+            assert_eq!(fs::read(&clock.path).unwrap(), harm.as_bytes(), "it is left as it is");
+            clock.believe().unwrap();
+            assert!(clock.shown().as_second() - clock.certain().as_second() < 60, "a person's word");
         }
-        // What can't be replaced is an error, and no doubt.
+        // What can't be replaced is an error.
         fs::remove_file(&clock.path).unwrap();
         fs::create_dir(&clock.path).unwrap();
-        assert_eq!(clock.doubt(), None);
-        assert!(clock.watch().is_err() && clock.believe().is_err());
+        assert!(clock.doubt().is_err() && clock.watch().is_err() && clock.believe().is_err());
+        assert_eq!(clock.certain(), Timestamp::UNIX_EPOCH);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub use files::uid_name;
 pub(crate) use format::check_format;
 pub use format::{FORMAT_VERSION, Header};
 pub use init::{InitRequest, add, forget, init};
-pub use machine_clock::MachineClock;
+pub use machine_clock::{EARLIEST_CLOCK, MachineClock};
 pub use open::{Region, peek};
 pub use passphrase::{NewPassphrase, remove_passphrase, set_passphrase};
 pub use rebuild::Rebuilding;

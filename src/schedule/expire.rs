@@ -82,6 +82,9 @@ fn whole_row(made: &Made) -> Option<&Snapshot> {
 
 fn expire(run: &Run, region: &Region, made: &[Made], rule: &Rule, outcome: &mut Outcome) -> Result<()> {
     let Some(keep) = rule.keep else { return Ok(()) };
+    // Nothing goes for what is of a time that may not have come.
+    let certain = run.region().certain();
+    let made: Vec<_> = made.iter().filter(|made| made.due <= certain).collect();
     let volumes: HashSet<VolumeId> = made.iter().map(|made| made.volume).collect();
     for volume in volumes {
         // Newest first.

@@ -58,7 +58,12 @@ pub fn unlock_snapshot(region: &Region, account: &Account, id: SnapshotId) -> Re
 pub(super) fn refuse_locked(tx: &ReadTx, snapshot: &Snapshot, region: &Region) -> Result<()> {
     let lock = tx.snapshot_lock(snapshot.id)?.filter(|lock| lock.holds(region.certain()));
     let Some(lock) = lock else { return Ok(()) };
+    // Over by what the machine shows, which is in doubt.
+    let is_in_doubt = lock.until <= region.clock().shown();
     let hint = match lock.mode {
+        _ if is_in_doubt => {
+            "this machine's clock is in doubt: `terrane status` says why, and what to do".into()
+        }
         LockMode::Governance => {
             format!("`terrane snapshot unlock {}` lifts it, for the snapshot's owner", snapshot.name)
         }

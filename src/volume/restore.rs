@@ -58,7 +58,7 @@ pub fn restore_snapshot(region: &Region, id: SnapshotId, name: Option<&Name>) ->
             // Whoever gives it back keeps it: no schedule ends it again.
             tx.forget_scheduled_snapshot(id)?;
             tx.forget_scheduled_copy(id)?;
-            let now = region.now();
+            let now = region.certain();
             let lost_retention =
                 row.retention_days.filter(|_| retention_end(&row).is_some_and(|end| end <= now));
             if lost_retention.is_some() {
