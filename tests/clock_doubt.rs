@@ -311,3 +311,38 @@ fn what_is_remembered_of_a_clock_may_be_anything() {
     once(world);
     assert_eq!(names(world), [vec!["wed"], vec![]]);
 }
+
+/// The clock was three hours ahead, and was put back: once that hour comes it has a snapshot of its own, for which the last one goes.
+// X6 X7
+#[test]
+fn what_was_taken_for_a_time_to_come_is_nobodys_when_that_comes() {
+    let case = Case::at("2031-03-01T00:00:30Z");
+    let here = |args: &[&str]| case.ok(&[args, &["--region", "here"]].concat());
+    here(&["schedule", "create", "--name", "hourly", "--volume", "web", "--every", "1h", "--keep", "1"]);
+    let once_at = |time: &str| {
+        case.time(time);
+        let (exit, _, said) = case.run(ONCE);
+        assert_eq!(exit, 0, "{said}");
+        let listed = case.json(&["snapshot", "list", "--region", "here"]);
+        let of = |snapshot: &serde_json::Value| {
+            let text = |key: &str| snapshot[key].as_str().unwrap().to_owned();
+            (text("name"), text("created_at"))
+        };
+        let mut taken: Vec<_> = listed.as_array().unwrap().iter().map(of).collect();
+        taken.retain(|(name, _)| name.starts_with("hourly"));
+        taken.sort();
+        taken
+    };
+    assert_eq!(once_at("2031-03-01T01:00:30Z").len(), 1);
+    let ahead = once_at("2031-03-01T04:10:00Z");
+    assert!(ahead.len() == 1 && ahead[0].0.ends_with("T040000Z"), "{ahead:?}");
+    case.time("2031-03-01T01:30:00Z");
+    assert_eq!(case.json(TRUST)["regions"][0]["is_ahead"], true);
+    for hour in [2, 3] {
+        let taken = once_at(&format!("2031-03-01T0{hour}:00:30Z"));
+        assert!(taken.len() == 2 && taken[0].0.ends_with(&format!("T0{hour}0000Z")), "{taken:?}");
+    }
+    let taken = once_at("2031-03-01T04:00:30Z");
+    assert_eq!(taken.len(), 2, "{taken:?}");
+    assert!(taken[1].0.contains("T040000Z-") && taken[1].1.starts_with("2031-03-01T04:00:30"), "{taken:?}");
+}
