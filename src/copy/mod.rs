@@ -19,7 +19,6 @@ mod difference;
 mod error;
 mod hold;
 mod link;
-mod pace;
 mod plan;
 mod prove;
 mod request;
@@ -29,6 +28,8 @@ mod task;
 mod verify;
 mod verity;
 mod words;
+
+use crate::volume::pace;
 
 pub use begun::Begun;
 pub use error::CopyError;
