@@ -10,7 +10,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use support::{Shelf, bytes, scattered, seal, write};
 use terrane::layer::Layer;
-use terrane::sys::process::raise_open_files;
+use terrane::sys::open_files::raise_limit;
 use terrane::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
 use terrane::volume::{Chain, Source, Stack};
 
@@ -42,7 +42,7 @@ fn sealed_layers(shelf: &Shelf, length: u64, every: u64) -> Vec<Arc<Layer>> {
 
 fn chains(criterion: &mut Criterion) {
     // A layer has two files open.
-    let open_files = raise_open_files();
+    let open_files = raise_limit();
     let mut group = criterion.benchmark_group("chain");
     let shelf = Shelf::new();
     for (length, (name, every)) in LENGTHS.into_iter().flat_map(|length| KINDS.map(|kind| (length, kind))) {

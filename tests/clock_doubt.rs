@@ -33,7 +33,7 @@ fn remember(world: &World, wall: &str, boot: &str) {
 
 /// In 2020: `mon` ends after a day, `tue` is in the bin for a week, `wed` is locked for a year.
 fn dated() -> Case {
-    let case = Case::at("2020-01-01T00:00:00Z");
+    let case = Case::with_mon_at("2020-01-01T00:00:00Z");
     case.ok(&["snapshot", "set", "mon", "--retention-days", "1"]);
     for name in ["tue", "wed"] {
         case.ok(&["snapshot", "create", "web", "--name", name]);
@@ -147,7 +147,7 @@ fn a_daemon_holds_what_ends_and_goes_on_once_the_clock_is_back() {
 // X6
 #[test]
 fn a_region_that_was_told_a_later_time_ends_nothing_early() {
-    let case = Case::at("2020-01-01T00:00:00Z");
+    let case = Case::with_mon_at("2020-01-01T00:00:00Z");
     let world = &case.world;
     case.ok(&["snapshot", "set", "mon", "--retention-days", "29000"]);
     for name in ["tue", "wed"] {
@@ -173,7 +173,7 @@ fn a_region_that_was_told_a_later_time_ends_nothing_early() {
 // X6, X7
 #[test]
 fn a_clock_that_is_put_back_leaves_nothing_to_stay_or_go_for_it() {
-    let case = Case::at("2031-03-01T00:00:30Z");
+    let case = Case::with_mon_at("2031-03-01T00:00:30Z");
     let world = &case.world;
     let here = |args: &[&str]| case.ok(&[args, &["--region", "here"]].concat());
     let json = |args: &[&str], region: &str| case.json(&[args, &["--region", region]].concat());
@@ -316,7 +316,7 @@ fn what_is_remembered_of_a_clock_may_be_anything() {
 // X6 X7
 #[test]
 fn what_was_taken_for_a_time_to_come_is_nobodys_when_that_comes() {
-    let case = Case::at("2031-03-01T00:00:30Z");
+    let case = Case::with_mon_at("2031-03-01T00:00:30Z");
     let here = |args: &[&str]| case.ok(&[args, &["--region", "here"]].concat());
     here(&["schedule", "create", "--name", "hourly", "--volume", "web", "--every", "1h", "--keep", "1"]);
     let once_at = |time: &str| {

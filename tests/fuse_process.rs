@@ -4,9 +4,8 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use terrane::sys::process::{
-    Background, Outcome, background, become_io_flusher, keep_memory_private, raise_open_files,
-};
+use terrane::sys::open_files::raise_limit;
+use terrane::sys::process::{Background, Outcome, background, become_io_flusher, keep_memory_private};
 
 /// Not a test: what [`started`] runs, as the only thread of its process.
 #[test]
@@ -33,7 +32,7 @@ fn go_to_the_background() {
         Background::Serving(readiness) => {
             keep_memory_private().unwrap();
             become_io_flusher();
-            assert!(raise_open_files() > 0);
+            assert!(raise_limit() > 0);
             match how.as_str() {
                 "ready" => readiness.ready("serving").unwrap(),
                 "failed" => readiness.failed(5, "in use by pid 1").unwrap(),

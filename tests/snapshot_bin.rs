@@ -6,22 +6,19 @@ mod clocked;
 #[path = "common/world.rs"]
 mod world;
 
-use std::process::{Child, Stdio};
-
 use clocked::Case;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use world::{MIB, errno, pattern, read_at, within, write_at};
+use world::{MIB, Running, errno, pattern, read_at, within, write_at};
 
 const DELETE: &[&str] = &["snapshot", "delete", "mon"];
 const CHECK: &[&str] = &["region", "check"];
 const REPAIR: &[&str] = &["region", "check", "--repair", "--yes"];
-const ONCE: &[&str] = &["daemon", "--once"];
 
 impl Case {
     /// A case with a rule for all snapshots.
     fn with_bin(days: &str) -> Self {
-        let case = Self::new();
+        let case = Self::with_mon();
         case.rule(days, &[]);
         case
     }
@@ -30,7 +27,7 @@ impl Case {
     fn rule(&self, days: &str, tags: &[&str]) -> String {
         let tags = tags.iter().flat_map(|tag| ["--tag", *tag]);
         let words = ["bin", "add", "--kind", "snapshot", "--days", days];
-        self.ok(&words.into_iter().chain(tags).collect::<Vec<_>>()).trim_end().to_owned()
+        self.ok(&words.into_iter().chain(tags).collect::<Vec<_>>())
     }
 
     #[track_caller]
@@ -59,19 +56,6 @@ impl Case {
         names
     }
 
-    /// What the daemon says of all that is due.
-    #[track_caller]
-    fn once(&self) -> String {
-        let (exit, _, said) = self.run(ONCE);
-        assert_eq!(exit, 0, "{said}");
-        said
-    }
-
-    fn daemon(&self) -> Daemon {
-        let said = std::fs::File::create(self.world.path("said")).unwrap();
-        Daemon(self.command(&["daemon"]).stdout(Stdio::null()).stderr(said).spawn().unwrap())
-    }
-
     /// What the daemon in the background has said.
     fn said(&self) -> String {
         std::fs::read_to_string(self.world.path("said")).unwrap()
@@ -93,22 +77,10 @@ impl Case {
     }
 }
 
-/// A daemon in the background; killed when dropped.
-struct Daemon(Child);
-
-impl Daemon {
-    #[track_caller]
-    fn end(mut self) {
-        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+#[track_caller]
+fn end(mut daemon: Running) {
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
 }
 
 // X6
@@ -157,7 +129,7 @@ fn what_a_rule_applies_to_waits_in_the_bin() {
 // X6
 #[test]
 fn of_the_rules_that_apply_the_longest_days_count() {
-    let case = Case::new();
+    let case = Case::with_mon();
     // Each of the same volume: tags, and days in the bin.
     let rules: &[(&str, &[&str])] =
         &[("3", &["env=prod"]), ("30", &["env=prod", "tier=db"]), ("10", &["tier=db"]), ("3", &["env=test"])];
@@ -176,7 +148,7 @@ fn of_the_rules_that_apply_the_longest_days_count() {
         let name = format!("s{n}");
         let tags = tags.iter().flat_map(|tag| ["--tag", *tag]);
         let words = ["snapshot", "create", "web", "--name", &name];
-        let id = case.ok(&words.into_iter().chain(tags).collect::<Vec<_>>()).trim_end().to_owned();
+        let id = case.ok(&words.into_iter().chain(tags).collect::<Vec<_>>());
         case.ok(&["snapshot", "delete", &name]);
         match until {
             None => drop(case.fails(&["snapshot", "show", &id], 3, &[])),
@@ -201,7 +173,7 @@ fn of_the_rules_that_apply_the_longest_days_count() {
 // X6
 #[test]
 fn rules_are_listed_and_refused_in_words() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let id = case.rule("7", &["env=prod", "a=b"]);
     assert!(id.starts_with("bin-") && id.len() == 21, "{id}");
     let listed = case.json(&["bin", "list"]);
@@ -369,14 +341,17 @@ fn a_purge_waits_for_no_bin_and_for_every_lock() {
     assert_eq!(case.world.layers(), layers);
     purges("tue", 3, &["no snapshot \"tue\""]);
     // A lock that got there all the same is one.
-    case.sql(&format!(
-        "UPDATE snapshots SET locked_until = 1927584000000000, lock_mode = 'compliance' WHERE id = '{id}'"
-    ));
+    case.sql(
+        "r",
+        &format!(
+            "UPDATE snapshots SET locked_until = 1927584000000000, lock_mode = 'compliance' WHERE id = '{id}'"
+        ),
+    );
     purges(&id, 4, &["locked until 2031-01-31"]);
     case.time("2031-01-09T00:00:00Z");
-    assert!(!case.once().contains("snapshot tue"), "it ends when its lock does");
+    assert!(!case.once(&[]).contains("snapshot tue"), "it ends when its lock does");
     assert_eq!(case.names(true), ["tue"]);
-    case.sql(&format!("UPDATE snapshots SET locked_until = NULL, lock_mode = NULL WHERE id = '{id}'"));
+    case.sql("r", &format!("UPDATE snapshots SET locked_until = NULL, lock_mode = NULL WHERE id = '{id}'"));
     case.ok(&purge(&id).each_ref().map(String::as_str));
     assert_eq!((case.names(false), case.names(true)), (vec!["mon".to_owned()], vec![]));
     assert!(case.world.layers() < layers, "its layer is folded away");
@@ -420,7 +395,7 @@ fn a_mount_does_not_serve_what_is_in_the_bin() {
     assert!(read_at(&by_id, 0, bytes.len()).unwrap() == bytes);
     case.bin("again");
     case.time("2031-01-08T00:00:00Z");
-    assert!(case.once().contains("snapshot again"), "the mount carries it out");
+    assert!(case.once(&[]).contains("snapshot again"), "the mount carries it out");
     case.fails(&["snapshot", "show", &id], 3, &[]);
     case.ok(&["unmount", &case.world.mnt()]);
     case.ok(CHECK);
@@ -429,7 +404,7 @@ fn a_mount_does_not_serve_what_is_in_the_bin() {
 // X2 X6 S22
 #[test]
 fn what_is_in_the_bin_is_a_base() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let south = ["--region", "south"];
     let here = |args: &[&str]| case.ok(&[args, &["--region", "here"]].concat());
     case.ok(&["region", "init", &case.world.at("south"), "--name", "south", "-q"]);
@@ -443,7 +418,7 @@ fn what_is_in_the_bin_is_a_base() {
     here(&["snapshot", "create", "web", "--name", "one"]);
     let copy =
         |name: &'static str| ["snapshot", "copy", name, "--to", "south", "--name", name, "--region", "here"];
-    let one = case.ok(&[&copy("one")[..], &["--wait", "-q"]].concat()).trim_end().to_owned();
+    let one = case.ok(&[&copy("one")[..], &["--wait", "-q"]].concat());
     write(2, 4 * MIB);
     here(&["snapshot", "create", "web", "--name", "two"]);
     case.ok(&[&["snapshot", "delete", "one"], &south[..]].concat());
@@ -469,7 +444,7 @@ fn what_is_in_the_bin_is_a_base() {
 // X6 X7
 #[test]
 fn the_daemon_ends_what_is_over() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let create = |name: &str, days: &str, tag: &str| {
         case.ok(&["snapshot", "create", "web", "--name", name, "--retention-days", days, "--tag", tag]);
     };
@@ -480,10 +455,10 @@ fn the_daemon_ends_what_is_over() {
     case.ok(&["snapshot", "lock", "locked", "--until", "2031-01-20", "--mode", "compliance"]);
     case.rule("10", &["bin=yes"]);
     case.time("2031-01-07T23:59:59.999999Z");
-    assert!(!case.once().contains("snapshot"), "not a moment too early");
+    assert!(!case.once(&[]).contains("snapshot"), "not a moment too early");
     assert_eq!(case.names(false).len(), 5);
     case.time("2031-01-08T00:00:00Z");
-    let said = case.once();
+    let said = case.once(&[]);
     assert!(
         said.contains("snapshot week (snap-") && said.contains("deleted: its retention is over"),
         "{said}"
@@ -496,20 +471,20 @@ fn the_daemon_ends_what_is_over() {
     let (exit, _, said) = case.run(&["snapshot", "restore", "binned"]);
     assert!(exit == 0 && said.contains("7 days, is over"), "{said}");
     assert_eq!(case.json(&["snapshot", "show", "binned"])["retention_days"], Value::Null);
-    assert!(!case.once().contains("snapshot"));
+    assert!(!case.once(&[]).contains("snapshot"));
     case.bin("binned");
     case.time("2031-01-17T23:59:59.999999Z");
-    assert!(!case.once().contains("binned"));
+    assert!(!case.once(&[]).contains("binned"));
     assert_eq!(case.names(true), ["binned"]);
     case.time("2031-01-18T00:00:00Z");
-    let said = case.once();
+    let said = case.once(&[]);
     assert!(
         said.contains("snapshot binned (snap-") && said.contains("its time in the bin is over"),
         "{said}"
     );
     assert_eq!((case.names(false), case.names(true)), (vec!["locked".to_owned(), "mon".into()], vec![]));
     case.time("2031-01-20T00:00:00Z");
-    assert!(case.once().contains("snapshot locked"));
+    assert!(case.once(&[]).contains("snapshot locked"));
     assert_eq!(case.names(true), ["locked"]);
     case.ok(CHECK);
     // More than are ended at a time.
@@ -517,7 +492,7 @@ fn the_daemon_ends_what_is_over() {
         create(&format!("s{n}"), "1", "a=b");
     }
     case.time("2031-01-21T00:00:00Z");
-    assert_eq!(case.once().matches("its retention is over").count(), 40);
+    assert_eq!(case.once(&[]).matches("its retention is over").count(), 40);
     assert_eq!(case.names(false), ["mon"]);
     case.ok(CHECK);
 }
@@ -531,7 +506,7 @@ fn a_daemon_that_stays_sees_the_moment_come() {
     case.change("read", 1);
     let (mon, read) = (case.bin("mon"), case.bin("read"));
     case.time("2031-01-01T12:00:00Z");
-    let daemon = case.daemon();
+    let daemon = case.daemon(&[]);
     // No command is run meanwhile: that would be a reason to look.
     case.time("2031-01-02T00:00:00Z");
     case.says("in the bin until 2031-01-09T00:00:00Z: its retention is over");
@@ -546,7 +521,7 @@ fn a_daemon_that_stays_sees_the_moment_come() {
     case.says(&format!("snapshot read ({read}) is gone"));
     case.time("2031-01-09T00:00:00Z");
     case.says(&format!("snapshot short ({short}) is gone"));
-    daemon.end();
+    end(daemon);
     assert!(within(20, || case.names(true).is_empty()));
     let said = case.said();
     assert_eq!(said.matches(stays).count(), 1, "told once: {said}");
@@ -563,10 +538,10 @@ fn a_disabled_key_vouches_for_nothing_until_it_is_enabled() {
     case.bin("mon");
     case.fails(&["snapshot", "restore", &id, "--name", "tue"], 4, &["disabled"]);
     case.time("2031-01-08T00:00:00Z");
-    let said = case.once();
+    let said = case.once(&[]);
     assert!(said.contains("stays, though its time is over") && said.contains("disabled"), "{said}");
     case.ok(&["key", "enable", "default", "-q"]);
-    assert!(case.once().contains("its time in the bin is over"));
+    assert!(case.once(&[]).contains("its time in the bin is over"));
     case.fails(&["snapshot", "show", &id], 3, &[]);
 }
 
@@ -574,9 +549,9 @@ fn a_disabled_key_vouches_for_nothing_until_it_is_enabled() {
 // X6
 #[test]
 fn a_rule_that_does_not_read_can_be_taken_away() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let rule = case.rule("3", &[]);
-    case.sql("UPDATE bin_rules SET kind = 'else'");
+    case.sql("r", "UPDATE bin_rules SET kind = 'else'");
     case.fails(DELETE, 6, &["bin"]);
     let (exit, said, _) = case.run(&["status"]);
     assert!(exit == 6 && said.contains("a rule of the bin can't be read"), "{said}");
@@ -656,7 +631,7 @@ fn rows_that_nothing_vouches_for_end_nothing() {
         case.change("short", 3);
         case.ok(&["snapshot", "set", "short", "--retention-days", "200"]);
         case.bin("tue");
-        case.sql(&sql.replace("FORGED", forged));
+        case.sql("r", &sql.replace("FORGED", forged));
         let time = if sql.contains("'short'") { "2031-10-01T00:00:00Z" } else { "2031-01-05T00:00:00Z" };
         case.time(time);
         let count = || {
@@ -665,7 +640,7 @@ fn rows_that_nothing_vouches_for_end_nothing() {
             catalog.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap()
         };
         let layers = case.world.layers();
-        let said = case.once();
+        let said = case.once(&[]);
         assert!(said.contains("stays, though its time is over") && said.contains(words), "{what}: {said}");
         assert!(said.contains("1 put off"), "{what}: {said}");
         assert_eq!((count(), case.world.layers()), (5, layers), "{what}");
@@ -677,9 +652,13 @@ fn rows_that_nothing_vouches_for_end_nothing() {
             case.ok(CHECK);
             assert_eq!((count(), case.world.layers()), (5, layers), "{what}: {said}");
         } else {
+            let applies = || case.json(&["snapshot", "show", "wed"])["retention_applies"].clone();
+            let table = case.ok(&["snapshot", "show", "wed"]);
+            assert!(applies() == false && table.contains("1 days, which nothing vouches for"), "{table}");
             // Set by a command, it is one.
             case.ok(&["snapshot", "set", "wed", "--retention-days", "1"]);
-            assert!(case.once().contains("snapshot wed"), "{what}");
+            assert!(applies() == true);
+            assert!(case.once(&[]).contains("snapshot wed"), "{what}");
         }
     }
 }
@@ -695,7 +674,7 @@ fn a_repair_keeps_the_bin_or_gives_back() {
     let (mon, tue) = (case.bin("mon"), case.bin("tue"));
     case.ok(&["snapshot", "create", "web", "--name", "tue"]);
     let (rules, before) = (case.json(&["bin", "list"]), case.json(&["snapshot", "list", "--deleted"]));
-    case.sql(harm);
+    case.sql("r", harm);
     case.fails(CHECK, 6, &[]);
     let (exit, _, said) = case.run(REPAIR);
     assert!(exit == 0 && said.contains("is in the bin, until 2031-01-08T00:00:00Z"), "{said}");
@@ -713,9 +692,9 @@ fn a_repair_keeps_the_bin_or_gives_back() {
     assert_eq!(case.names(false), ["tue", "wed"]);
     // Retentions go on, too.
     case.time("2031-01-04T00:00:00Z");
-    assert!(case.once().contains("snapshot wed"));
+    assert!(case.once(&[]).contains("snapshot wed"));
     // Of which nobody knows until when they are there, they are there no more; another has the name of one.
-    case.sql(&format!("{harm}; UPDATE bin SET purge_at = purge_at + 1"));
+    case.sql("r", &format!("{harm}; UPDATE bin SET purge_at = purge_at + 1"));
     let (exit, _, said) = case.run(REPAIR);
     assert!(
         exit == 0 && said.contains("nothing vouches for its time in the bin, and it is given back"),

@@ -45,7 +45,7 @@ const UNLOCK: &[&str] = &["snapshot", "unlock", "mon"];
 #[test]
 fn a_locked_snapshot_is_not_deleted_until_its_time_is_over() {
     for mode in MODES {
-        let case = Case::new();
+        let case = Case::with_mon();
         case.is_locked(None);
         case.lock("2031-02-01", mode);
         case.is_locked(Some(("2031-02-01T00:00:00Z", mode)));
@@ -63,7 +63,7 @@ fn a_locked_snapshot_is_not_deleted_until_its_time_is_over() {
 // X6
 #[test]
 fn a_mount_refuses_as_the_command_does() {
-    let case = Case::new();
+    let case = Case::with_mon();
     case.ok(&["mount", &case.world.mnt()]);
     write_at(&case.world.file("web"), 0, &pattern(4096, 1)).unwrap();
     for mode in MODES {
@@ -78,7 +78,7 @@ fn a_mount_refuses_as_the_command_does() {
 // X6
 #[test]
 fn governance_is_its_owners_to_change() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let modes = |until: &str, mode: &str| {
         case.lock(until, mode);
         case.is_locked(Some((&format!("{until}T00:00:00Z"), mode)));
@@ -99,7 +99,7 @@ fn governance_is_its_owners_to_change() {
 // X6
 #[test]
 fn compliance_is_only_extended() {
-    let case = Case::new();
+    let case = Case::with_mon();
     case.lock("2031-03-01T10:00:00+02:00", "compliance");
     let whole = Some(("2031-03-01T08:00:00Z", "compliance"));
     case.fails(UNLOCK, 4, &["snapshot mon is locked until 2031-03-01T08:00:00Z", "nobody"]);
@@ -128,7 +128,7 @@ fn compliance_is_only_extended() {
 // X6
 #[test]
 fn a_lock_ends_in_the_future_and_within_a_hundred_years() {
-    let case = Case::new();
+    let case = Case::with_mon();
     for until in ["2030-12-31", "2031-01-01", "2031-01-01T00:00:00Z", "2031-01-01T00:00:00.0000001Z"] {
         case.refuses(until, "governance", &["later date"]);
     }
@@ -155,8 +155,8 @@ fn a_lock_ends_in_the_future_and_within_a_hundred_years() {
 // X6
 #[test]
 fn only_the_owner_of_a_whole_snapshot_locks_it() {
-    let case = Case::new();
-    case.sql("INSERT INTO accounts VALUES ('acc-00000000000000001', 'other', 0, 0)");
+    let case = Case::with_mon();
+    case.sql("r", "INSERT INTO accounts VALUES ('acc-00000000000000001', 'other', 0, 0)");
     let as_other = ["--account", "other"];
     let lock = ["snapshot", "lock", "mon", "--until", "2031-02-01", "--mode", "governance"];
     case.fails(&[&lock[..], &as_other].concat(), 4, &["other"]);
@@ -166,11 +166,11 @@ fn only_the_owner_of_a_whole_snapshot_locks_it() {
     case.is_locked(Some(("2031-02-01T00:00:00Z", "governance")));
     case.ok(UNLOCK);
     for state in ["processing", "failed"] {
-        case.sql(&format!("UPDATE snapshots SET state = '{state}'"));
+        case.sql("r", &format!("UPDATE snapshots SET state = '{state}'"));
         case.fails(&lock, 4, &[state, "whole"]);
         case.is_locked(None);
     }
-    case.sql("UPDATE snapshots SET state = 'success'");
+    case.sql("r", "UPDATE snapshots SET state = 'success'");
     case.ok(&lock);
 }
 
@@ -178,7 +178,7 @@ fn only_the_owner_of_a_whole_snapshot_locks_it() {
 // X6
 #[test]
 fn a_lock_taken_beside_a_deletion_is_never_missed() {
-    let case = Case::new();
+    let case = Case::with_mon();
     for turn in 0..15 {
         let name = format!("s{turn}");
         case.ok(&["snapshot", "create", "web", "--name", &name]);
@@ -202,7 +202,7 @@ fn a_lock_taken_beside_a_deletion_is_never_missed() {
 // X6
 #[test]
 fn a_locked_snapshot_outlives_its_volume_and_a_rollback() {
-    let case = Case::new();
+    let case = Case::with_mon();
     let web = case.world.file("web");
     case.ok(&["mount", &case.world.mnt()]);
     write_at(&web, 0, &pattern(MIB as usize, 1)).unwrap();
@@ -226,10 +226,10 @@ const REPAIR: &[&str] = &["region", "check", "--repair", "--yes"];
 #[test]
 fn a_repair_keeps_locks() {
     for mode in MODES {
-        let case = Case::new();
+        let case = Case::with_mon();
         case.ok(&["snapshot", "create", "web", "--name", "tue"]);
         case.lock("2031-02-01", mode);
-        case.sql("UPDATE volumes SET size_bytes = 4096");
+        case.sql("r", "UPDATE volumes SET size_bytes = 4096");
         case.fails(&["region", "check"], 6, &[]);
         let shown = case.json(REPAIR);
         assert_eq!(shown["repaired"]["catalog_rebuilt"], true, "{shown}");
@@ -247,9 +247,9 @@ fn a_lock_that_does_not_read_is_damage() {
     for harm in
         ["lock_mode = NULL", "lock_mode = 'x'", "locked_until = NULL", "locked_until = 9223372036854775807"]
     {
-        let case = Case::new();
+        let case = Case::with_mon();
         case.lock("2031-02-01", "compliance");
-        case.sql(&format!("UPDATE snapshots SET {harm}"));
+        case.sql("r", &format!("UPDATE snapshots SET {harm}"));
         for line in [DELETE, UNLOCK, &["region", "check"], &["snapshot", "show", "mon"]] {
             case.fails(line, 6, &[]);
         }

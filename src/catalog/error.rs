@@ -3,6 +3,8 @@ use std::path::PathBuf;
 
 use rusqlite::ffi::ErrorCode;
 
+use crate::sys::open_files;
+
 /// The kinds of things a catalog names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -147,6 +149,14 @@ pub enum CatalogError {
         /// The region's name.
         region: String,
     },
+    /// No more files can be open.
+    #[error("the catalog of region {region}: {}", open_files::words(source))]
+    OpenFiles {
+        /// The region's name.
+        region: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// A file could not be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -166,6 +176,15 @@ pub enum CatalogError {
 }
 
 impl CatalogError {
+    /// Whether no more files could be open, which says nothing of what was to be opened.
+    pub fn is_of_open_files(&self) -> bool {
+        match self {
+            Self::OpenFiles { .. } => true,
+            Self::Io { source, .. } => open_files::is_exhausted(source),
+            _ => false,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -193,7 +212,8 @@ impl CatalogError {
             Self::OlderSchema { .. } => "end the other processes that have it open, then run the command again".into(),
             Self::Busy { .. } => "try again; if it stays so, a stopped process holds it: see `terrane status`".into(),
             Self::NoSpace { .. } => "free some space on its file system, then run the command again".into(),
-            Self::Io { .. } | Self::Sql { .. } => return None,
+            Self::OpenFiles { source, .. } | Self::Io { source, .. } => return open_files::hint(source),
+            Self::Sql { .. } => return None,
         })
     }
 }
@@ -222,6 +242,10 @@ pub(super) fn from_sqlite(region: &str, source: rusqlite::Error) -> CatalogError
             ErrorCode::ConstraintViolation if failure.extended_code == 787 => {
                 CatalogError::Needed { what: "this".into(), region }
             }
+            ErrorCode::CannotOpen => match open_files::are_exhausted() {
+                Some(source) => CatalogError::OpenFiles { region, source },
+                None => CatalogError::Sql { region, source },
+            },
             _ => CatalogError::Sql { region, source },
         },
         rusqlite::Error::SqlInputError { .. }

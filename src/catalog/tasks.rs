@@ -5,7 +5,11 @@ use rusqlite::params;
 
 use super::row::{Fields, stored, worded};
 use super::{CatalogError, Kind, ReadTx, WriteTx};
-use crate::ids::{AccountId, TaskId};
+use crate::ids::{AccountId, SnapshotId, TaskId};
+
+/// Tasks that were asked for so closely behind one another, in microseconds, are of one reading of the clock: it may be slow or stand
+/// still.
+const TICK: i64 = 1_000_000;
 
 worded! {
     /// Where a task stands.
@@ -50,7 +54,7 @@ pub struct Task {
     pub error: Option<String>,
     /// The exit number of those who wait for one that failed.
     pub exit: Option<u8>,
-    /// When it was asked for: the queue's order.
+    /// When it was asked for, behind what was asked for before at the same reading of the clock: the queue's order.
     pub created_at: Timestamp,
     /// When it last moved.
     pub updated_at: Timestamp,
@@ -60,6 +64,11 @@ impl Task {
     /// Whether it may still be done.
     pub fn is_open(&self) -> bool {
         matches!(self.state, TaskState::Queued | TaskState::Running)
+    }
+
+    /// The snapshot that it makes; none: its row names none.
+    pub fn snapshot(&self) -> Option<SnapshotId> {
+        self.resource.as_deref()?.parse().ok()
     }
 
     /// A task's place in the order of the queue.
@@ -160,8 +169,9 @@ impl ReadTx<'_> {
 }
 
 impl WriteTx<'_> {
-    /// Adds a task.
-    pub fn insert_task(&self, row: &Task) -> Result<(), CatalogError> {
+    /// Adds a task, behind all that were asked for before; the row as it is then.
+    pub fn insert_task(&self, row: Task) -> Result<Task, CatalogError> {
+        let row = Task { created_at: self.behind_others(row.created_at)?, ..row };
         self.insert(
             Kind::Task,
             &row.id.to_string(),
@@ -183,7 +193,20 @@ impl WriteTx<'_> {
                 row.created_at.as_microsecond(),
                 row.updated_at.as_microsecond()
             ],
-        )
+        )?;
+        Ok(row)
+    }
+
+    /// This time, or the first after those of tasks that were asked for in its tick. What lies further ahead, as a damaged row may, moves
+    /// nothing.
+    fn behind_others(&self, now: Timestamp) -> Result<Timestamp, CatalogError> {
+        let now = now.as_microsecond();
+        let of_tick =
+            "SELECT max(created_at) AS newest FROM tasks WHERE created_at >= ?1 AND created_at < ?2";
+        let newest = self.first(of_tick, [now, now.saturating_add(TICK)], |f| f.opt_int("newest"))?;
+        let place = newest.flatten().map_or(now, |newest| newest + 1);
+        Timestamp::from_microsecond(place)
+            .map_err(|_| CatalogError::Refused { what: "the clock is at its end".into() })
     }
 
     /// Says that somebody works on a task; whether it may still be done.

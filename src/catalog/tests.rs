@@ -312,7 +312,7 @@ fn a_cancelled_copy_is_not_revived() {
         .write(|tx| {
             tx.insert_layer(&layer, &[])?;
             tx.insert_snapshot(&snapshot)?;
-            tx.insert_task(&task)?;
+            tx.insert_task(task.clone())?;
             assert_eq!(tx.resolve_task(&task.id.to_string())?, task);
             assert_eq!(tx.resolve_task("copy")?, task, "by the name of what it makes");
             assert!(!tx.set_task_progress(task.id, (5, 10), 1, now())?, "it does not run yet");

@@ -10,7 +10,6 @@ use crate::catalog::{Snapshot, SnapshotState};
 use crate::copy::{self, Details, enqueue_all};
 use crate::ids::{GroupId, Name, TaskId};
 use crate::region::Region;
-use crate::sys::process;
 use crate::volume::{Host, HostError};
 
 /// What `copy` takes.
@@ -48,8 +47,6 @@ struct ShownPlan {
 
 /// Asks for copies of a snapshot, or of those of a group, and perhaps waits for them, or shows the plans.
 pub fn run(args: &CopyArgs, app: &App) -> Outcome {
-    // Two a layer, on either side.
-    process::raise_open_files();
     let open = || open(args, app);
     let (source, target) = open()?;
     let mut wanted = wanted(args, app, &source, &target)?;

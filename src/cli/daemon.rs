@@ -31,7 +31,6 @@ pub struct DaemonArgs {
 /// Works until it is told to end.
 pub fn run(args: &DaemonArgs, app: &App) -> Outcome {
     let only = app.region_text().map(|_| known_id(app)).transpose()?;
-    process::raise_open_files();
     process::limit_arenas();
     let cancel = cancelled_by_signals()?;
     let settings = Settings {

@@ -172,7 +172,7 @@ fn of_host(error: &HostError) -> Exit {
         HostError::Crypto(error) => of_crypto(error),
         HostError::Volume(error) if error.is_corruption() => Exit::Corrupted,
         HostError::Unvouched { .. } | HostError::Misfit { .. } => Exit::Corrupted,
-        HostError::Volume(_) => Exit::Other,
+        HostError::Volume(_) | HostError::OpenFiles { .. } => Exit::Other,
         // A file of a layer that is not what it should be is damage.
         HostError::Io { source, .. } => match source.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::NotFound => Exit::Corrupted,
@@ -228,7 +228,9 @@ fn of_catalog(error: &CatalogError) -> Exit {
         CatalogError::OlderSchema { .. } | CatalogError::Busy { .. } => Exit::InUse,
         CatalogError::Corrupted { .. } => Exit::Corrupted,
         CatalogError::Io { source, .. } => of_io(source),
-        CatalogError::NoSpace { .. } | CatalogError::Sql { .. } => Exit::Other,
+        CatalogError::NoSpace { .. } | CatalogError::OpenFiles { .. } | CatalogError::Sql { .. } => {
+            Exit::Other
+        }
     }
 }
 

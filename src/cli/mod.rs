@@ -47,7 +47,7 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::sys::process;
+use crate::sys::{open_files, process};
 
 pub use app::App;
 pub use exit::{Exit, Failure};
@@ -178,6 +178,7 @@ pub fn main() -> i32 {
         tracing::warn!("keys may show in a core dump: {error}");
     }
     process::keep_out_of_swap();
+    open_files::raise_limit();
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,

@@ -134,7 +134,6 @@ fn serve(
     // Split off, it has to ask anew.
     process::keep_out_of_swap();
     process::become_io_flusher();
-    process::raise_open_files();
     process::limit_arenas();
     let region = app.region()?;
     refuse_place(args.read_only, &args.mount_point, &region)?;

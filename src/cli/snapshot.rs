@@ -107,6 +107,8 @@ struct Shown {
     source_snapshot_id: Option<String>,
     source_region: Option<String>,
     retention_days: Option<u32>,
+    /// It will end the snapshot; not one that an earlier version gave, for which nothing vouches.
+    retention_applies: Option<bool>,
     locked_until: Option<String>,
     lock_mode: Option<LockMode>,
     /// Since when it is in the bin.
@@ -252,7 +254,7 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
                 _ => String::new(),
             },
         ),
-        ("retention", s.retention_days.map(|d| format!("{d} days")).unwrap_or_default()),
+        ("retention", retention_text(s)),
         (
             "lock",
             match (&s.locked_until, s.lock_mode) {
@@ -272,10 +274,20 @@ fn fields(s: &Shown) -> Vec<(&'static str, String)> {
     ]
 }
 
+fn retention_text(s: &Shown) -> String {
+    match (s.retention_days, s.retention_applies) {
+        (None, _) => String::new(),
+        (Some(days), Some(true)) => format!("{days} days"),
+        (Some(days), _) => format!(
+            "{days} days, which nothing vouches for and which end nothing: `snapshot set --retention-days {days}` gives them anew"
+        ),
+    }
+}
+
 fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
-    let (tags, bin) = region
-        .catalog()?
-        .read(|tx| -> Result<_, CatalogError> { Ok((tx.tags(&s.id.to_string())?, tx.bin_entry(s.id)?)) })?;
+    let (tags, bin, retention_mac) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
+        Ok((tx.tags(&s.id.to_string())?, tx.bin_entry(s.id)?, tx.retention_mac(s.id)?))
+    })?;
     let days_left = bin.as_ref().map(|entry| days_until(entry.purge_at, region.certain()));
     let lock = lock::in_force(region, s.id)?;
     Ok(Shown {
@@ -298,6 +310,7 @@ fn describe(region: &Region, s: Snapshot) -> Result<Shown> {
         source_snapshot_id: s.source_snapshot,
         source_region: s.source_region,
         retention_days: s.retention_days,
+        retention_applies: s.retention_days.map(|_| retention_mac.is_some()),
         locked_until: lock.map(|lock| lock.until.to_string()),
         lock_mode: lock.map(|lock| lock.mode),
         deleted_at: bin.as_ref().map(|entry| entry.deleted_at.to_string()),

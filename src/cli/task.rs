@@ -11,7 +11,6 @@ use super::progress::cancelled_by_signals;
 use super::{App, Failure, Outcome, size_text, waiting};
 use crate::catalog::{Task, TaskEnd, TaskState};
 use crate::copy::{self, Request};
-use crate::ids::SnapshotId;
 use crate::region::Region;
 use crate::volume::cancel_copy;
 
@@ -250,8 +249,7 @@ fn cancel(region: &Region, task: &Task) -> Outcome {
         TaskState::Succeeded | TaskState::Failed => return Err(is_over(task, Some(task.clone()))),
         TaskState::Queued | TaskState::Running => {}
     }
-    let id: Option<SnapshotId> = task.resource.as_deref().and_then(|id| id.parse().ok());
-    if !id.map_or(Ok(false), |id| cancel_copy(region, id))? {
+    if !task.snapshot().map_or(Ok(false), |id| cancel_copy(region, id))? {
         // Of no snapshot that is being made; or that has just become whole, and is the caller's.
         let now = region.now();
         if !region.catalog()?.write(|tx| tx.end_task(task.id, TaskEnd::CANCELLED, now))? {

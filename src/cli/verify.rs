@@ -18,7 +18,6 @@ use crate::copy::{
     compare_proofs,
 };
 use crate::region::{Region, hex};
-use crate::sys::process;
 use crate::units::CHUNK_BYTES;
 use crate::volume::{Host, HostError};
 
@@ -115,8 +114,6 @@ pub fn run(args: &VerifyArgs, app: &App, region: Region) -> Outcome {
 }
 
 fn run_on(args: &VerifyArgs, app: &App, one: (Region, &str), other: Option<(Region, &str)>) -> Outcome {
-    // Two a layer, on either side.
-    process::raise_open_files();
     let receipt = args.receipt.as_deref().map(ReceiptFile::create).transpose()?;
     let host = Host::new(one.0, None);
     let side = open_side(&host, one.1)?;

@@ -15,7 +15,7 @@ pub(super) fn refuse_behind(source: &Region, target: &Region, task: &Task, reque
     let is_alike = |other: &&Snapshot| {
         other.key == request.key
             && other.source_region.as_deref() == Some(source.name())
-            && Some(other.id.to_string()) != task.resource
+            && Some(other.id) != task.snapshot()
     };
     let mut points: Option<Vec<Point>> = None;
     for other in others.iter().filter(is_alike) {
@@ -26,8 +26,16 @@ pub(super) fn refuse_behind(source: &Region, target: &Region, task: &Task, reque
             Some(points) => points,
             None => points.insert(nearer_points(source, target, request)?),
         };
-        // What can't be asked of another's lock is no reason to wait.
-        if nearer.contains(&point) && is_held(target, earlier.id).unwrap_or(false) {
+        if !nearer.contains(&point) {
+            continue;
+        }
+        let is_held = match is_held(target, earlier.id) {
+            // Another time it can be asked.
+            Err(error) if error.is_of_open_files() => return Err(error),
+            // What can't be asked of another's lock is no reason to wait.
+            held => held.unwrap_or(false),
+        };
+        if is_held {
             return Err(CopyError::Behind { copy: other.name.to_string(), task: earlier.id });
         }
     }

@@ -173,6 +173,11 @@ impl CopyError {
         Self::NoSpace { region: region.to_owned(), details: String::new() }
     }
 
+    /// Whether no more files could be open, which says nothing of what was to be opened.
+    pub(super) fn is_of_open_files(&self) -> bool {
+        matches!(self, Self::Host(error) if error.is_of_open_files())
+    }
+
     /// Whether what the target holds is not what was begun or asked: it is left as it is, for a person to look at.
     pub(super) fn is_of_strangers(&self) -> bool {
         matches!(self, Self::Host(HostError::Unvouched { .. } | HostError::Misfit { .. }))
@@ -252,7 +257,10 @@ fn may_pass(error: &HostError) -> bool {
         HostError::Io { source, .. } => {
             !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::NotFound)
         }
-        HostError::InUse { .. } | HostError::Control(_) | HostError::Answered { .. } => true,
+        HostError::InUse { .. }
+        | HostError::OpenFiles { .. }
+        | HostError::Control(_)
+        | HostError::Answered { .. } => true,
         HostError::Crypto(_)
         | HostError::Unvouched { .. }
         | HostError::Misfit { .. }

@@ -49,8 +49,7 @@ impl Held {
 
     /// What it makes; of a row that names none, nothing that is there.
     pub fn snapshot(&self) -> SnapshotId {
-        let id = self.task.resource.as_deref().and_then(|id| id.parse().ok());
-        id.unwrap_or_else(SnapshotId::random)
+        self.task.snapshot().unwrap_or_else(SnapshotId::random)
     }
 
     /// The task.
@@ -103,6 +102,6 @@ fn path(region: &Region, id: TaskId) -> PathBuf {
 }
 
 fn io_of(path: &Path) -> impl FnOnce(io::Error) -> CopyError {
-    let path = path.to_owned();
-    move |source| HostError::Io { what: "locking a task by", path, source }.into()
+    let of_host = HostError::io("locking a task by", path);
+    move |source| of_host(source).into()
 }

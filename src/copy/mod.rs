@@ -20,7 +20,6 @@ mod difference;
 mod error;
 mod hold;
 mod link;
-mod pace;
 mod plan;
 mod prove;
 mod request;
@@ -31,6 +30,8 @@ mod unsaid;
 mod verify;
 mod verity;
 mod words;
+
+use crate::volume::pace;
 
 pub use begun::Begun;
 pub use error::CopyError;

@@ -223,7 +223,9 @@ fn plan_by(
     let (found, (difference, counts)) = match over(found.as_ref()) {
         Ok(counted) => (found, counted),
         // Perhaps for the base's map: what can't be read is no base.
-        Err(error) if found.as_ref().is_some_and(|found| found.base.is_reencrypted) => {
+        Err(error)
+            if found.as_ref().is_some_and(|found| found.base.is_reencrypted) && !error.is_of_open_files() =>
+        {
             tracing::warn!(%error, "a base under another key is not used");
             (None, over(None)?)
         }
@@ -423,7 +425,10 @@ fn find_base_below(
     let cipher = cipher_of(key);
     nearest(target, points, size_bytes, |snapshot, point| {
         let Some(layer) = snapshot.layer else { return Ok(None) };
-        let chain = target.region().catalog()?.read(|tx| tx.layer_chain(layer));
+        let chain = match target.region().catalog()?.read(|tx| tx.layer_chain(layer)) {
+            Err(error) if error.is_of_open_files() => return Err(error.into()),
+            chain => chain,
+        };
         let alike = |l: &LayerRow| l.key == key && l.cipher == cipher && l.state.is_sealed();
         match chain.is_ok_and(|chain| chain.iter().all(alike)) {
             true => open_base(target, snapshot, point, false),
@@ -478,6 +483,8 @@ fn nearest(
             match open(&snapshot, *point) {
                 Ok(None) => {}
                 Ok(found) => return Ok(found),
+                // It is there, and another time it can be read: without it all would be shipped.
+                Err(error) if error.is_of_open_files() => return Err(error),
                 // What can't be read is no base; the copy carries more then.
                 Err(error) => tracing::warn!(snapshot = %snapshot.id, error = %error, "not used as a base"),
             }

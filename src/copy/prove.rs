@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use super::difference::{Carried, Difference, Resolved};
 use super::error::{CopyError, Result};
 use super::link::{Crossed, Sectors};
-use super::pace::Pace;
 use super::plan::{Base, Plan};
 use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
 use super::unsaid::{self, Basis, Found, Look};
@@ -29,6 +28,7 @@ use crate::crypto::ProofKey;
 use crate::ids::{Point, SnapshotId};
 use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
+use crate::volume::pace::Pace;
 use crate::volume::proof::{self, Leaves, Reading, Rests, measure};
 use crate::volume::{
     Chain, Host, HostError, Source, Stack, Stop, VolumeError, bookmarks, each_chunk, recorded,
@@ -301,6 +301,7 @@ impl Made<'_> {
                 return Err(self.unproven(first));
             }
             Ok(None) => {}
+            Err(error) if error.is_of_open_files() => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(snapshot = %plan.source.id, %error, "the source's proof is made anew")
             }

@@ -150,7 +150,7 @@ pub fn enqueue_all_and(
     }
     let region = target.region();
     let now = region.now();
-    let (mut rows, mut held) = (Vec::new(), Vec::new());
+    let (mut rows, mut locks) = (Vec::new(), Vec::new());
     for (plan, details) in wanted {
         let id = SnapshotId::random();
         let task = task_that_waits(id, source, region, plan, details, now)?;
@@ -161,23 +161,24 @@ pub fn enqueue_all_and(
         })?;
         let row = row_that_waits(id, source, plan, details, now);
         let retention = vouch::retention_mac(region, &row)?;
-        rows.push((row, retention, task.clone(), &details.tags));
-        held.push(Held::new(task, lock));
+        rows.push((row, retention, task, &details.tags));
+        locks.push(lock);
     }
-    region.catalog()?.write(|tx| -> Result<()> {
+    let tasks = region.catalog()?.write(|tx| -> Result<Vec<Task>> {
+        let mut tasks = Vec::with_capacity(rows.len());
         for (snapshot, retention, task, tags) in &rows {
             tx.insert_snapshot(snapshot)?;
             tx.set_retention_mac(snapshot.id, *retention)?;
             tx.set_tags(&snapshot.id.to_string(), tags)?;
-            tx.insert_task(task)?;
+            tasks.push(tx.insert_task(task.clone())?);
         }
         also(tx, &rows.iter().map(|(snapshot, ..)| snapshot.id).collect::<Vec<_>>())?;
         if let Ok(before) = region.certain().checked_sub(TOLD) {
             tx.forget_tasks(before)?;
         }
-        Ok(())
+        Ok(tasks)
     })?;
-    Ok(held)
+    Ok(tasks.into_iter().zip(locks).map(|(task, lock)| Held::new(task, lock)).collect())
 }
 
 fn task_that_waits(

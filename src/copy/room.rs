@@ -21,11 +21,8 @@ pub(super) struct Room {
 impl Room {
     pub fn of(region: &Region) -> Result<Self> {
         let dir = region.dir();
-        let space = rustix::fs::statvfs(dir).map_err(|e| HostError::Io {
-            what: "asking for the space of",
-            path: dir.to_owned(),
-            source: e.into(),
-        })?;
+        let io = HostError::io("asking for the space of", dir);
+        let space = rustix::fs::statvfs(dir).map_err(|e| io(e.into()))?;
         let [free, total] = [space.f_bavail, space.f_blocks].map(|n| n.saturating_mul(space.f_frsize));
         Ok(Self { free, total })
     }

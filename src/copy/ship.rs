@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 use super::difference::{Carried, Chunk, Difference};
 use super::error::{CopyError, Result};
 use super::link::{Link, Sectors};
-use super::pace::Pace;
 use super::words::Words;
 use crate::crypto::ProofKey;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
+use crate::volume::pace::Pace;
 use crate::volume::{Stop, VolumeError, each_chunk};
 
 /// What errors name.

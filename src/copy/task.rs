@@ -9,7 +9,6 @@ use super::behind::refuse_behind;
 use super::error::{CopyError, Result};
 use super::hold::{Held, Slot};
 use super::link::{Crossed, Directory, Link};
-use super::pace::Pace;
 use super::plan::{Base, Plan, plan_rest, plan_waiting};
 use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
@@ -22,6 +21,7 @@ use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
 use crate::layer::{Layer, LayerError, PageCache, SealedMark};
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec, Opening};
+use crate::volume::pace::Pace;
 use crate::volume::proof::{self, Leaves};
 use crate::volume::{Host, bookmarks, footing, remove_copy, vouch};
 
@@ -181,18 +181,19 @@ fn away_of(error: CopyError, region: &Region) -> CopyError {
 
 /// The snapshot that a task makes.
 fn copy_of(region: &Region, task: &Task) -> Result<Snapshot> {
-    let id = task.resource.as_deref().and_then(|id| id.parse().ok());
-    let found = id.map(|id| region.catalog()?.read(|tx| Ok::<_, CopyError>(tx.find_snapshot(id)?)));
+    let found =
+        task.snapshot().map(|id| region.catalog()?.read(|tx| Ok::<_, CopyError>(tx.find_snapshot(id)?)));
     let found = found.transpose()?.flatten().filter(|copy| copy.state == SnapshotState::Processing);
     found.ok_or(CopyError::Cancelled)
 }
 
 /// An error of a region that is not where it was is told as that.
 pub(super) fn away(error: CopyError, directory: &std::path::Path, name: &str) -> CopyError {
-    if matches!(error, CopyError::Interrupted | CopyError::Cancelled) {
+    if matches!(error, CopyError::Interrupted | CopyError::Cancelled) || error.is_of_open_files() {
         return error;
     }
     match peek(directory) {
+        Err(why) if why.is_of_open_files() => error,
         Err(why) => CopyError::Away { region: name.to_owned(), why: why.to_string() },
         Ok(_) => error,
     }
@@ -237,9 +238,7 @@ fn give_up(
     error: CopyError,
     watch: &Watch,
 ) -> CopyError {
-    let Some(snapshot) = task.resource.as_deref().and_then(|id| id.parse::<SnapshotId>().ok()) else {
-        return error;
-    };
+    let Some(snapshot) = task.snapshot() else { return error };
     let read = region.catalog().map_err(CopyError::from);
     let found = read.and_then(|mut catalog| catalog.read(|tx| Ok(tx.find_snapshot(snapshot)?)));
     let is_gone = matches!(found, Ok(None));

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::error::{CopyError, Result};
-use super::pace::Pace;
 use super::verity::{SALT_LEN, Verity};
 use crate::catalog::Snapshot;
 use crate::crypto::ProofKey;
@@ -16,6 +15,7 @@ use crate::ids::{Point, SnapshotId};
 use crate::layer::LayerError;
 use crate::units::SECTOR_BYTES;
 use crate::volume::folder::{self, ReadLock};
+use crate::volume::pace::Pace;
 use crate::volume::proof::{self, Leaves, Proof, Reading, Rests, measure};
 use crate::volume::{Host, HostError, Moments, Stack, VolumeError};
 
@@ -267,8 +267,12 @@ pub fn compare_measured(a: &Measured, b: &Measured) -> Differing {
 
 /// Whether a base's content is known to be another than the source's at that moment; so it is none.
 pub(super) fn disagrees(source: &Host, base: (&Host, &Snapshot), point: Point) -> Result<bool> {
-    let Some(there) = proof::find_head(base.0.region(), base.1, point) else { return Ok(false) };
-    let here = source.region().catalog()?.read(|tx| tx.snapshots_at_point(point))?;
-    let heads = here.iter().filter_map(|row| proof::find_head(source.region(), row, point));
-    Ok(heads.into_iter().any(|head| !head.agrees_with(&there)))
+    let Some(there) = proof::try_find_head(base.0.region(), base.1, point)? else { return Ok(false) };
+    for row in source.region().catalog()?.read(|tx| tx.snapshots_at_point(point))? {
+        let here = proof::try_find_head(source.region(), &row, point)?;
+        if here.is_some_and(|head| !head.agrees_with(&there)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

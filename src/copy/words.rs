@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use crate::layer::Layer;
 use crate::region::Region;
 use crate::sys::owned;
+use crate::volume::folder;
 
-const FILE: &str = "words";
 const RECORD: usize = 40;
 /// A longer file, of more than 3 TiB or of somebody who made it so, is not read into memory, and begun anew.
 const BYTES_MAX: u64 = 64 << 20;
@@ -36,7 +36,7 @@ pub struct Words<'a> {
 impl<'a> Words<'a> {
     /// What earlier processes wrote down of a copy's layer, and where this one does.
     pub fn open(region: &Region, layer: &'a Layer) -> Self {
-        let path = region.layer_dir(layer.id()).join(FILE);
+        let path = folder::words_path(region, layer.id());
         let mut words = Self { layer, path, known: Mutex::default(), file: Mutex::default() };
         let read = owned::read(&words.path, BYTES_MAX).unwrap_or_default();
         let (records, rest) = read.as_chunks::<RECORD>();

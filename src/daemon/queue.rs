@@ -9,7 +9,7 @@ use super::backoff::Backoff;
 use super::stamp::Stamp;
 use crate::catalog::{ReadTx, Task};
 use crate::copy::{CopyError, Held, Slot, TASK_KIND, Taken, is_held};
-use crate::ids::{RegionId, SnapshotId, TaskId};
+use crate::ids::{RegionId, TaskId};
 use crate::region::{Config, KnownRegion, Region, RegionError};
 use crate::volume::Host;
 
@@ -265,7 +265,7 @@ impl Queue {
 /// Whether a copy has its layer.
 fn has_begun(region: &Region, task: TaskId) -> Result<bool, CopyError> {
     let copy = region.catalog()?.read(|tx| -> Result<_, CopyError> {
-        let made = tx.find_task(task)?.and_then(|task| task.resource?.parse::<SnapshotId>().ok());
+        let made = tx.find_task(task)?.and_then(|task| task.snapshot());
         Ok(made.map(|id| tx.find_snapshot(id)).transpose()?.flatten())
     })?;
     Ok(copy.is_none_or(|copy| copy.layer.is_some()))

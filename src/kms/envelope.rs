@@ -89,7 +89,7 @@ pub fn check_key(region: &Region, key: KeyId) -> Result<Vec<String>, KmsError> {
         if !opens(&row.wrapped) {
             problems.push(format!("key {key} version {}: its row does not open", row.version));
         }
-        match key_file::read(region, key, row.version) {
+        match key_file::read(region, key, row.version)? {
             Some(wrapped) if opens(&wrapped) => {}
             _ => problems
                 .push(format!("key {key} version {}: its file in keys/ is missing or damaged", row.version)),
@@ -146,7 +146,7 @@ fn material(region: &Region, key: KeyId, version: u32) -> Result<Secret<32>, Kms
     if let Some(material) = row.as_ref().and_then(|row| open(&row.wrapped)) {
         return Ok(material);
     }
-    if let Some(material) = key_file::read(region, key, version).and_then(|wrapped| open(&wrapped)) {
+    if let Some(material) = key_file::read(region, key, version)?.and_then(|wrapped| open(&wrapped)) {
         tracing::warn!(
             "key {key} version {version}: its row is damaged or missing, its file in keys/ serves"
         );
@@ -223,7 +223,7 @@ mod tests {
         let opened = unwrap_data_key(&region, Some(key.id), 1, b"", &old.bytes).unwrap();
         assert_eq!(opened.expose(), data_key.expose());
         for version in [1, 2] {
-            assert!(key_file::read(&region, key.id, version).is_some());
+            assert!(key_file::read(&region, key.id, version).unwrap().is_some());
         }
     }
 

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use crate::catalog::{CatalogError, KeyState};
 use crate::ids::KeyId;
 use crate::region::RegionError;
+use crate::sys::open_files;
 
 /// Why the KMS did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,16 @@ impl KmsError {
         matches!(self, Self::Disabled { .. } | Self::PendingDeletion { .. })
     }
 
+    /// Whether no more files could be open, which says nothing of what was to be opened.
+    pub fn is_of_open_files(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => open_files::is_exhausted(source),
+            Self::Region(error) => error.is_of_open_files(),
+            Self::Catalog(error) => error.is_of_open_files(),
+            _ => false,
+        }
+    }
+
     /// What a key in this state answers to a use; `None` for an enabled one.
     pub(super) fn of_state(state: KeyState, key: KeyId, region: &str) -> Option<Self> {
         let region = region.to_owned();
@@ -90,7 +101,7 @@ impl KmsError {
             Self::PendingDeletion { key, .. } => format!("`terrane key cancel-deletion {key}` keeps it"),
             Self::NotFound { .. } => "`terrane key list` shows the keys there are".into(),
             Self::Damaged { .. } => "restore the region's catalog.db and keys/ from a backup".into(),
-            Self::Io { .. } => return None,
+            Self::Io { source, .. } => return open_files::hint(source),
             Self::Region(error) => return error.hint(),
             Self::Catalog(error) => return error.hint(),
         })

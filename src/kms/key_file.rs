@@ -19,7 +19,7 @@ use super::KmsError;
 use crate::catalog::KeyVersion;
 use crate::ids::KeyId;
 use crate::region::{Region, check_format, hex};
-use crate::sys::{crashsafe, owned};
+use crate::sys::{crashsafe, open_files, owned};
 
 const FORMAT: &str = "terrane-key";
 const FORMAT_VERSION: i64 = 1;
@@ -58,23 +58,33 @@ pub(super) fn write(region: &Region, version: &KeyVersion) -> Result<PathBuf, Km
     }
 }
 
-/// A version's wrapped bytes as its file has them; `None` if there is no such file or it is damaged.
-pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Option<Vec<u8>> {
-    hex::decode(&fields(region, key, version)?.wrapped_key)
+/// A version's wrapped bytes as its file has them; `None` if there is no such file or it is damaged. An error says that no more files
+/// can be open.
+pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<Vec<u8>>, KmsError> {
+    Ok(fields(region, key, version)?.and_then(|fields| hex::decode(&fields.wrapped_key)))
 }
 
 /// A version as its file has it; `None` as for [`read`], or where it says that it is another's.
-pub(super) fn read_version(region: &Region, key: KeyId, version: u32) -> Option<KeyVersion> {
-    let fields = fields(region, key, version)?;
+pub(super) fn read_version(
+    region: &Region,
+    key: KeyId,
+    version: u32,
+) -> Result<Option<KeyVersion>, KmsError> {
+    let Some(fields) = fields(region, key, version)? else { return Ok(None) };
     let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
     let is_its = said == (region.id().to_string().as_str(), key.to_string().as_str(), version);
-    let created_at = fields.created_at.parse().ok()?;
-    let wrapped = hex::decode(&fields.wrapped_key)?;
-    is_its.then_some(KeyVersion { key, version, wrapped, created_at })
+    let (created_at, wrapped) = (fields.created_at.parse().ok(), hex::decode(&fields.wrapped_key));
+    let (Some(created_at), Some(wrapped)) = (created_at, wrapped) else { return Ok(None) };
+    Ok(is_its.then_some(KeyVersion { key, version, wrapped, created_at }))
 }
 
-fn fields(region: &Region, key: KeyId, version: u32) -> Option<Fields> {
-    parse(&owned::read(&path(region, key, version), BYTES_MAX).ok()?)
+fn fields(region: &Region, key: KeyId, version: u32) -> Result<Option<Fields>, KmsError> {
+    let path = path(region, key, version);
+    match owned::read(&path, BYTES_MAX) {
+        Ok(bytes) => Ok(parse(&bytes)),
+        Err(source) if open_files::is_exhausted(&source) => Err(KmsError::Io { path, source }),
+        Err(_) => Ok(None),
+    }
 }
 
 fn parse(bytes: &[u8]) -> Option<Fields> {

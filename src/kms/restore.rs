@@ -95,11 +95,12 @@ fn read_all(region: &Region) -> Result<(Versions, Vec<String>), KmsError> {
     let mut unusable = Vec::new();
     for entry in fs::read_dir(&dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
-        let version = name.to_str().and_then(|name| {
+        let named = name.to_str().and_then(|name| {
             let (key, version) = name.split_once('.')?;
-            key_file::read_version(region, key.parse().ok()?, version.parse().ok()?)
+            Some((key.parse().ok()?, version.parse().ok()?))
         });
-        match version {
+        let version = named.map(|(key, version)| key_file::read_version(region, key, version)).transpose()?;
+        match version.flatten() {
             Some(version) if envelope::version_opens(region, &version)? => {
                 found.entry(version.key).or_default().insert(version.version, version);
             }

@@ -4,6 +4,7 @@ use crate::catalog::CatalogError;
 use crate::crypto::CryptoError;
 use crate::ids::IdError;
 use crate::kms::KmsError;
+use crate::sys::open_files;
 
 /// Why a region could not be made, opened or changed.
 #[derive(Debug, thiserror::Error)]
@@ -249,10 +250,19 @@ impl RegionError {
             Self::NoConfigDir => "set TERRANE_CONFIG_DIR".into(),
             Self::Catalog(error) => return error.hint(),
             Self::Kms(error) => return error.hint(),
-            Self::Passphrase { .. } | Self::Refused(_) | Self::Name(_) | Self::Io { .. } | Self::Crypto { .. } => {
-                return None;
-            }
+            Self::Io { source, .. } => return open_files::hint(source),
+            Self::Passphrase { .. } | Self::Refused(_) | Self::Name(_) | Self::Crypto { .. } => return None,
         })
+    }
+
+    /// Whether no more files could be open, which says nothing of what was to be opened.
+    pub fn is_of_open_files(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => open_files::is_exhausted(source),
+            Self::Catalog(error) => error.is_of_open_files(),
+            Self::Kms(error) => error.is_of_open_files(),
+            _ => false,
+        }
     }
 
     /// An I/O error at a path.

@@ -23,7 +23,7 @@ use super::lock::OpenLock;
 use super::open::{CATALOG_FILE, FOLDERS, find_dir, read_header};
 use super::{Config, Region, RegionError, RootKeyPlace, files};
 use crate::catalog::{LastTime, Pool, Salvaged};
-use crate::sys::{crashsafe, owned};
+use crate::sys::{crashsafe, open_files, owned};
 
 const REBUILT: &str = "catalog.db.rebuilt";
 /// The same once it is whole.
@@ -71,7 +71,7 @@ impl Rebuilding {
         let anchors = Anchors::new(config, header.id, entry.is_some());
         let unkept = Anchors::new(config, header.id, false);
         let lock = OpenLock::shared(&dir.join("run").join(LOCK), header.name.as_str())?;
-        let old = read_old(&dir, header.name.as_str());
+        let old = read_old(&dir, header.name.as_str())?;
         let region = Region::assemble(dir.clone(), header, place, pool, clock, unkept, lock);
         Ok(Self { region: Some(region), dir, anchors, old, _alone: alone })
     }
@@ -138,7 +138,7 @@ fn finish_exchange(dir: &Path) -> Result<(), RegionError> {
 }
 
 /// From a copy: the old files stay as they are, byte for byte.
-fn read_old(dir: &Path, name: &str) -> Salvaged {
+fn read_old(dir: &Path, name: &str) -> Result<Salvaged, RegionError> {
     let copy = dir.join("run").join(OLD);
     let remove = || BESIDE.iter().chain(&[""]).for_each(|s| drop(fs::remove_file(with_suffix(&copy, s))));
     remove();
@@ -147,12 +147,15 @@ fn read_old(dir: &Path, name: &str) -> Salvaged {
         crashsafe::create_file(&with_suffix(&copy, suffix), &bytes, 0o600)
     };
     // Without its WAL it is what was checkpointed last.
-    let old = match take("") {
-        Ok(()) => {
-            let _ = take("-wal");
-            Salvaged::read(&copy, name)
-        }
-        Err(_) => Salvaged::nothing(),
+    let taken = take("").and_then(|()| match take("-wal") {
+        Err(e) if open_files::is_exhausted(&e) => Err(e),
+        _ => Ok(()),
+    });
+    let old = match taken {
+        Ok(()) => Ok(Salvaged::read(&copy, name)),
+        // It is there, and another time it can be read.
+        Err(e) if open_files::is_exhausted(&e) => Err(RegionError::io("copying the old catalog", dir)(e)),
+        Err(_) => Ok(Salvaged::nothing()),
     };
     remove();
     old

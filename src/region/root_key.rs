@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{Config, Header, KeySource, KnownRegion, Region, RegionError, files};
 use crate::crypto::Secret;
-use crate::sys::crashsafe;
+use crate::sys::{crashsafe, open_files};
 
 /// Bytes of a root key and of its file.
 const ROOT_KEY_BYTES: u64 = 32;
@@ -131,6 +131,7 @@ pub(super) fn read_root_key_file(path: &Path) -> Result<Secret<32>, RegionError>
             "it is not there".into(),
             Some("put a copy of it back, or `terrane region add DIR --root-key-file F`".into()),
         ),
+        _ if open_files::is_exhausted(&error) => RegionError::io("reading the root key", path)(error),
         _ => refused(error.to_string(), None),
     })?;
     let metadata = file.metadata().map_err(RegionError::io("looking at it", path))?;

@@ -200,7 +200,10 @@ fn is_of_a_volume(error: &HostError) -> bool {
         HostError::Region(_) | HostError::InUse { .. } => false,
         HostError::Catalog(error) => !matches!(
             error,
-            CatalogError::Busy { .. } | CatalogError::NoSpace { .. } | CatalogError::Corrupted { .. }
+            CatalogError::Busy { .. }
+                | CatalogError::NoSpace { .. }
+                | CatalogError::OpenFiles { .. }
+                | CatalogError::Corrupted { .. }
         ),
         _ => true,
     }

@@ -246,6 +246,6 @@ pub(super) fn lock_path(region: &Region, id: ScheduleId) -> std::path::PathBuf {
 }
 
 pub(super) fn lock_error(region: &Region, id: ScheduleId) -> impl FnOnce(std::io::Error) -> ScheduleError {
-    let path = lock_path(region, id);
-    move |source| HostError::Io { what: "locking a schedule by", path, source }.into()
+    let of_host = HostError::io("locking a schedule by", &lock_path(region, id));
+    move |source| of_host(source).into()
 }

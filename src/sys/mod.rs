@@ -1,6 +1,6 @@
 //! The few calls to the system that need `unsafe`, and the order in which files are made durable.
 //!
-//! Owns mounts, loop devices, mappings, process hygiene and crash-safe file replacement. Knows nothing of regions,
+//! Owns mounts, loop devices, mappings, process hygiene, the limit of open files and crash-safe file replacement. Knows nothing of regions,
 //! layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate but the cipher kernels
 //! may.
 
@@ -10,6 +10,7 @@ pub mod lock_file;
 pub mod loopdev;
 pub mod mapping;
 pub mod mount;
+pub mod open_files;
 pub mod owned;
 pub mod process;
 pub mod writeback;

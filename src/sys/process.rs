@@ -49,14 +49,6 @@ pub fn limit_arenas() {
     }
 }
 
-/// Raises the limit of open files as far as it may be, and says where it is.
-pub fn raise_open_files() -> u64 {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let reached = if rustix::process::setrlimit(Resource::Nofile, raised).is_ok() { raised } else { limit };
-    reached.current.unwrap_or(u64::MAX)
-}
-
 /// Which side of [`background`] this process is.
 pub enum Background {
     /// The one a person started; it waits for the other and exits with what it says.

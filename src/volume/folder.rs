@@ -22,6 +22,7 @@ use crate::layer::header::{self, Folding, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
 use crate::region::Region;
 use crate::sys::crashsafe;
+use crate::sys::open_files;
 use crate::sys::owned;
 use crate::sys::process::{self, Holder};
 
@@ -30,6 +31,7 @@ const DATA: &str = "data";
 const UNNAMED: &str = "data.new";
 const MAP: &str = "map";
 const HEADER: &str = "header.toml";
+const WORDS: &str = "words";
 
 /// What a new layer is to be.
 #[derive(Clone, Debug)]
@@ -170,7 +172,8 @@ fn write_header(
 }
 
 fn create_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    open_files::check_lasting(made)
 }
 
 fn parts(
@@ -290,7 +293,8 @@ fn open_parts(
     owned::check_folder(&dir).map_err(HostError::io("opening a layer", &dir))?;
     let open = |name: &str| {
         let path = dir.join(name);
-        owned::open(&path, write).map_err(HostError::io("opening a layer", &path))
+        let opened = owned::open(&path, write).and_then(open_files::check_lasting);
+        opened.map_err(HostError::io("opening a layer", &path))
     };
     let (data, map) = (open(DATA)?, open(MAP)?);
     if write {
@@ -494,6 +498,11 @@ pub fn lock_for_removal(region: &Region, snapshot: SnapshotId) -> Result<Result<
         process::holders(device, Some(header.ino()))
     });
     Ok(Err(holders.unwrap_or_default()))
+}
+
+/// What a copy read, in its layer's folder while it is made.
+pub fn words_path(region: &Region, layer: LayerId) -> PathBuf {
+    region.layer_dir(layer).join(WORDS)
 }
 
 fn header_path(region: &Region, layer: LayerId) -> PathBuf {

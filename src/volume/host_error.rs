@@ -11,6 +11,7 @@ use crate::ids::LayerId;
 use crate::kms::KmsError;
 use crate::layer::LayerError;
 use crate::region::RegionError;
+use crate::sys::open_files;
 
 /// An error of an operation on volumes or snapshots.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,16 @@ pub enum HostError {
     /// Of the file system below.
     #[error("{what} {}: {source}", path.display())]
     Io {
+        /// What was being done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+    /// No more files can be open: nothing is wrong with this one.
+    #[error("{what} {}: {}", path.display(), open_files::words(source))]
+    OpenFiles {
         /// What was being done.
         what: &'static str,
         /// To what.
@@ -100,9 +111,24 @@ impl From<LayerError> for HostError {
 }
 
 impl HostError {
-    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// An error of the file system below, at a path.
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
+        move |source| match open_files::is_exhausted(&source) {
+            true => Self::OpenFiles { what, path, source },
+            false => Self::Io { what, path, source },
+        }
+    }
+
+    /// Whether no more files could be open, which says nothing of what was to be opened.
+    pub fn is_of_open_files(&self) -> bool {
+        match self {
+            Self::OpenFiles { .. } => true,
+            Self::Region(error) => error.is_of_open_files(),
+            Self::Catalog(error) => error.is_of_open_files(),
+            Self::Kms(error) => error.is_of_open_files(),
+            _ => false,
+        }
     }
 
     /// Whether a layer was not there, or not steady enough to be built on.
@@ -144,6 +170,7 @@ impl HostError {
             Self::Volume(e) if e.is_corruption() => {
                 Some("the other sectors can be read; restore the volume from a snapshot, or from a copy in another region".into())
             }
+            Self::OpenFiles { source, .. } => open_files::hint(source),
             Self::InUse { .. } => Some("let it finish or end it, then run the command again".into()),
             Self::Volume(_) | Self::Crypto(_) | Self::Control(_) | Self::Io { .. } => None,
         }
@@ -157,6 +184,8 @@ impl HostError {
             Self::Catalog(CatalogError::NotFound { .. }) => libc::ENOENT,
             Self::Volume(e) => e.errno(),
             Self::InUse { .. } => libc::EBUSY,
+            // EMFILE would say that the caller has too many.
+            other if other.is_of_open_files() => libc::ENFILE,
             Self::Refused { .. } | Self::Answered { .. } => libc::EPERM,
             Self::Io { source, .. } => match source.raw_os_error() {
                 Some(e @ (libc::ENOSPC | libc::EDQUOT)) => e,
@@ -168,6 +197,7 @@ impl HostError {
             | Self::Catalog(_)
             | Self::Kms(_)
             | Self::Control(_)
+            | Self::OpenFiles { .. }
             | Self::Crypto(_) => libc::EIO,
         }
     }

@@ -1,10 +1,13 @@
 //! Taking away what killed processes left: what they had half-made, and what they had parted from the row that named it.
 
+use std::fs;
+
 use super::host_error::Result;
 use super::{folder, proof};
 use crate::catalog::{LayerState, Snapshot, SnapshotState, TaskEnd, TaskState};
 use crate::ids::{LayerId, SnapshotId};
 use crate::region::Region;
+use crate::sys::owned;
 
 /// Takes away what killed processes left half-made, and layers that nobody needs. Called by the owner of the layers, before it
 /// has any open.
@@ -14,11 +17,28 @@ pub fn remove_litter(region: &Region) -> Result<()> {
     if let Err(error) = proof::forget_unnamed(region) {
         tracing::warn!(%error, "proofs that no snapshot has could not be swept");
     }
+    // Nor on these.
+    if let Err(error) = remove_words(region) {
+        tracing::warn!(%error, "what copies had read could not be swept");
+    }
     for row in region.catalog()?.read(|tx| tx.unneeded_layers())? {
         tracing::warn!(layer = %row.id, state = row.state.as_str(), "a layer that nobody needs is removed");
         // Such as a header under a disabled key: it is tried again.
         if let Err(error) = super::fold::finish(region, row.id) {
             tracing::warn!(layer = %row.id, %error, "what is left of a layer could not be removed");
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what copies read, where they are whole: their processes were killed between the one and the other.
+fn remove_words(region: &Region) -> Result<()> {
+    for row in region.catalog()?.read(|tx| tx.layers())?.iter().filter(|row| row.state.is_sealed()) {
+        let path = folder::words_path(region, row.id);
+        // In a folder that is no link: what that leads to is not ours to remove.
+        let is_left = || owned::check_folder(&region.layer_dir(row.id)).is_ok();
+        if fs::symlink_metadata(&path).is_ok() && is_left() {
+            let _ = fs::remove_file(&path);
         }
     }
     Ok(())

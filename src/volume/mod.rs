@@ -29,6 +29,7 @@ mod open_snapshot;
 mod open_volume;
 mod order;
 mod owner;
+pub mod pace;
 mod perform;
 pub mod proof;
 mod read;

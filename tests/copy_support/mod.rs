@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 pub mod daemon;
+pub mod proofs;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

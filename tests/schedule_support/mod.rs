@@ -1,27 +1,19 @@
 //! Two regions under a clock of the test's own, and the daemon that carries out their schedules.
 #![allow(dead_code)] // each test file uses a part
 
+#[path = "../common/clocked.rs"]
+mod clocked;
 #[path = "../common/world.rs"]
 pub mod world;
 
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
-use world::{Running, World};
 
-/// Regions north, in `r`, and south, in `s`. It is 2031-03-01, a Saturday.
-pub struct Case {
-    pub world: World,
-}
+pub use clocked::Case;
 
 impl Case {
+    /// Regions north, in `r`, and south, in `s`. It is 2031-03-01, a Saturday.
     pub fn new() -> Self {
-        let case = Self { world: World::bare(None) };
-        case.time("2031-03-01T00:00:00Z");
-        for (dir, name) in [("r", "north"), ("s", "south")] {
-            case.ok(&["region", "init", &case.world.at(dir), "--name", name, "-q"]);
-        }
-        case
+        Self::at("2031-03-01T00:00:00Z", &[("r", "north"), ("s", "south")])
     }
 
     /// With a volume `db` of north, and a schedule `hourly` of it with these further options.
@@ -30,12 +22,6 @@ impl Case {
         case.volume("db", &[]);
         case.schedule(&[&["--name", "hourly", "--volume", "db", "--every", "1h"], options].concat());
         case
-    }
-
-    pub fn time(&self, now: &str) {
-        // Whoever reads it meanwhile finds one or the other.
-        std::fs::write(self.world.path("clock.new"), now).unwrap();
-        std::fs::rename(self.world.path("clock.new"), self.world.path("clock")).unwrap();
     }
 
     /// So many hours after midnight of 2031-03-01.
@@ -51,57 +37,6 @@ impl Case {
 
     pub fn schedule(&self, options: &[&str]) -> String {
         self.ok(&[&["schedule", "create", "--region", "north"], options].concat())
-    }
-
-    pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = self.world.command(args);
-        command.env("TERRANE_CLOCK", format!("@{}", self.world.at("clock")));
-        command
-    }
-
-    /// Exit number, stdout, stderr.
-    pub fn run(&self, args: &[&str]) -> (i32, String, String) {
-        let output = self.command(args).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
-    }
-
-    #[track_caller]
-    pub fn ok(&self, args: &[&str]) -> String {
-        let (exit, stdout, stderr) = self.run(args);
-        assert_eq!(exit, 0, "{args:?}: {stderr}");
-        stdout.trim_end().to_owned()
-    }
-
-    #[track_caller]
-    pub fn fails(&self, args: &[&str], exit: i32, words: &[&str]) -> String {
-        let (found, _, stderr) = self.run(args);
-        assert_eq!(found, exit, "{args:?}: {stderr}");
-        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
-        for word in words {
-            assert!(stderr.contains(word), "{args:?}: {word:?} is missing in: {stderr}");
-        }
-        stderr
-    }
-
-    #[track_caller]
-    pub fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(&[args, &["--output", "json", "-q"]].concat())).unwrap()
-    }
-
-    /// All that is to be done now; what the daemon says of it.
-    #[track_caller]
-    pub fn once(&self, args: &[&str]) -> String {
-        let (exit, _, said) = self.run(&[&["daemon", "--once"], args].concat());
-        assert_eq!(exit, 0, "{said}");
-        assert!(!said.contains("panicked"), "{said}");
-        said
-    }
-
-    /// A daemon in the background.
-    pub fn daemon(&self, args: &[&str]) -> Running {
-        let mut command = self.command(&[&["daemon"], args].concat());
-        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     pub fn snapshots(&self, region: &str) -> Vec<Value> {
@@ -133,15 +68,6 @@ impl Case {
         let listed = listed.as_array().unwrap();
         let found = listed.iter().find(|s| s["name"] == schedule).expect("it is listed");
         found["error"].as_str().unwrap_or_default().to_owned()
-    }
-
-    /// Changes rows of a region's catalog, behind the program's back.
-    #[track_caller]
-    pub fn sql(&self, dir: &str, sql: &str) -> usize {
-        let catalog = rusqlite::Connection::open(self.world.path(dir).join("catalog.db")).unwrap();
-        catalog.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
-        catalog.pragma_update(None, "foreign_keys", false).unwrap();
-        catalog.execute(sql, []).unwrap()
     }
 }
 

@@ -59,7 +59,7 @@ pub fn check_region(host: &Arc<Host>, watch: &mut CheckWatch) -> Result<RegionCh
     let mut report = RegionCheck::default();
     // How much there is to read is known of layers that are closed by their rows alone, and then made exact.
     let stored = finished.iter().chain(&unfinished).map(|row| row.stored_bytes).sum();
-    let meter = Meter::new(stored);
+    let meter = Meter::new(stored, watch.max_rate);
     match owner {
         Ok(lock) => {
             check_unfinished(host, &unfinished, &meter, watch, &mut report)?;

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
@@ -13,6 +13,7 @@ use super::{CheckWatch, Finding, Findings};
 use crate::layer::{Layer, Walked};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo, SlotNo};
 use crate::volume::chain::recorded;
+use crate::volume::pace::Pace;
 
 /// Threads that read and check.
 const WORKERS_MAX: usize = 4;
@@ -43,17 +44,14 @@ struct Wanted {
 
 /// Bytes of a whole check, over all its layers.
 pub(super) struct Meter {
-    began: Instant,
-    /// Read, or about to be: what the rate is of.
-    claimed: AtomicU64,
+    pace: Option<Pace>,
     done: AtomicU64,
     total: AtomicU64,
 }
 
 impl Meter {
-    pub fn new(total: u64) -> Self {
-        let [claimed, done] = [AtomicU64::new(0), AtomicU64::new(0)];
-        Self { began: Instant::now(), claimed, done, total: AtomicU64::new(total) }
+    pub fn new(total: u64, max_rate: Option<u64>) -> Self {
+        Self { pace: max_rate.map(Pace::new), done: AtomicU64::new(0), total: AtomicU64::new(total) }
     }
 
     /// Bytes read.
@@ -75,18 +73,8 @@ impl Meter {
     }
 
     /// Waits until so many bytes more may be read; false: the check was told to end.
-    fn claim(&self, bytes: u64, max_rate: Option<u64>, is_cancelled: &dyn Fn() -> bool) -> bool {
-        let before = self.claimed.fetch_add(bytes, Ordering::Relaxed);
-        let due = max_rate.map(|rate| Duration::from_secs_f64((before as f64 / rate as f64).min(1e9)));
-        loop {
-            if is_cancelled() {
-                return false;
-            }
-            match due.and_then(|due| due.checked_sub(self.began.elapsed())).filter(|left| !left.is_zero()) {
-                Some(left) => std::thread::sleep(left.min(LOOK)),
-                None => return true,
-            }
-        }
+    fn claim(&self, bytes: u64, is_cancelled: &dyn Fn() -> bool) -> bool {
+        self.pace.as_ref().map_or(!is_cancelled(), |pace| pace.claim(bytes, is_cancelled))
     }
 }
 
@@ -94,7 +82,7 @@ impl Meter {
 pub(super) fn check_layer(target: &Target, meter: &Meter, watch: &mut CheckWatch) -> Findings {
     let findings = Mutex::new(Findings::default());
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, WORKERS_MAX));
-    let (cancel, max_rate) = (watch.cancel, watch.max_rate);
+    let cancel = watch.cancel;
     let is_cancelled = || cancel.load(Ordering::Relaxed);
     let (pieces, to_check) = bounded::<Vec<Wanted>>(4 * threads);
     let (alive, ended) = bounded::<()>(0);
@@ -106,7 +94,7 @@ pub(super) fn check_layer(target: &Target, meter: &Meter, watch: &mut CheckWatch
                 let mut buffer = Vec::new();
                 for piece in &to_check {
                     let bytes = piece.len() as u64 * SECTOR_BYTES;
-                    if meter.claim(bytes, max_rate, &is_cancelled) {
+                    if meter.claim(bytes, &is_cancelled) {
                         check_piece(&target.layer, &piece, &mut buffer, findings);
                         meter.done.fetch_add(bytes, Ordering::Relaxed);
                     }

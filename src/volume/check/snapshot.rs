@@ -31,7 +31,7 @@ pub fn verify_snapshot(host: &Host, id: SnapshotId, watch: &mut CheckWatch) -> R
     let (layers, mut findings) = open_all(host, id)?;
     let is_whole = findings.count == 0;
     let total: u64 = layers.iter().map(|l| l.data_sectors() * SECTOR_BYTES).sum();
-    let meter = Meter::new(total);
+    let meter = Meter::new(total, watch.max_rate);
     for (number, layer) in layers.iter().enumerate() {
         let target = Target { layer: layer.clone(), above: layers[..number].to_vec() };
         findings.append(check_layer(&target, &meter, watch));

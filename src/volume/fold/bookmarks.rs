@@ -26,12 +26,15 @@ use crate::volume::host_error::{HostError, Result};
 use crate::volume::{VolumeError, vouch};
 
 /// Keeps what a fold is about to make unknown. The layers are as they were when the upper one was put on the lower, or the fold
-/// goes on. False: `go_on` said no.
-pub(super) fn keep(region: &Region, job: &Job, go_on: GoOn) -> bool {
-    try_to_keep(region, job, go_on).unwrap_or_else(|error| {
-        tracing::warn!(layer = %job.fold.parent, %error, "copies on a base of this layer's moment will carry more: it gets no bookmark");
-        true
-    })
+/// goes on. False: `go_on` said no. An error says that no more files can be open: the fold can wait.
+pub(super) fn keep(region: &Region, job: &Job, go_on: GoOn) -> Result<bool> {
+    match try_to_keep(region, job, go_on) {
+        Err(error) if !error.is_of_open_files() => {
+            tracing::warn!(layer = %job.fold.parent, %error, "copies on a base of this layer's moment will carry more: it gets no bookmark");
+            Ok(true)
+        }
+        kept => kept,
+    }
 }
 
 fn try_to_keep(region: &Region, job: &Job, go_on: GoOn) -> Result<bool> {
@@ -66,6 +69,7 @@ fn bring_over(region: &Region, gone: &Layer, kept: &Layer) -> Result<()> {
                 _ => bookmarks::write(region, kept.id(), kept.keys(), &mark)?,
             },
             Ok(None) => {}
+            Err(error) if error.is_of_open_files() => return Err(error),
             Err(error) => tracing::warn!(layer = %gone.id(), %error, "a bookmark is not kept"),
         }
     }
@@ -86,9 +90,14 @@ fn keep_live(
         return Ok(false);
     }
     let before = bookmarks::all_taken(region, upper.id(), upper.keys())?;
-    if before.iter().any(|taken| (taken.before, taken.after) == (moment, below))
-        || lower.data_sectors() * 8 > BOOKMARK_LEN_MAX / 2
-    {
+    if before.iter().any(|taken| (taken.before, taken.after) == (moment, below)) {
+        return Ok(true);
+    }
+    // Without reading all of it to find that out.
+    let tags_bytes = lower.data_sectors() * 8;
+    if tags_bytes > BOOKMARK_LEN_MAX / 2 {
+        tracing::info!(layer = %upper.id(), gone = %lower.id(), bytes = tags_bytes,
+            "too long a bookmark is left out: copies onto the moment of the layer that goes carry more");
         return Ok(true);
     }
     // What earlier folds brought into it lies above this.

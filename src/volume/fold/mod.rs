@@ -137,7 +137,7 @@ impl Host {
 
     /// Moves the sectors, and commits that they have moved. False: it was told to stop.
     fn carry_out(self: &Arc<Self>, job: Job, watch: Watch) -> Result<bool> {
-        if !self.keep_bookmarks(&job, watch) {
+        if !self.keep_bookmarks(&job, watch)? {
             return Ok(false);
         }
         let moving = Move { way: job.fold.way, from: &job.from, into: job.into.layer(), below: &job.below };
@@ -175,7 +175,7 @@ impl Host {
     }
 
     /// What is known of the moment that goes. False: `watch`, which is asked once a second, said no.
-    fn keep_bookmarks(&self, job: &Job, watch: Watch) -> bool {
+    fn keep_bookmarks(&self, job: &Job, watch: Watch) -> Result<bool> {
         let (gone, kept, moved_bytes) = (job.fold.gone(), job.fold.kept(), job.fold.moved_bytes);
         let mut since = Instant::now();
         let mut go_on = || {

@@ -229,13 +229,21 @@ pub fn read(region: &Region, snapshot: &Snapshot, point: Point) -> Result<Option
 
 /// What a snapshot's proof comes to; none if it has none that can be opened.
 pub fn find_head(region: &Region, snapshot: &Snapshot, point: Point) -> Option<Head> {
+    try_find_head(region, snapshot, point).unwrap_or_else(|error| unreadable(snapshot, &error))
+}
+
+/// The same for who must know it if it can be known: an error says that no more files can be open.
+pub fn try_find_head(region: &Region, snapshot: &Snapshot, point: Point) -> Result<Option<Head>> {
     match read(region, snapshot, point) {
-        Ok(proof) => proof.map(|proof| proof.head),
-        Err(error) => {
-            tracing::warn!(snapshot = %snapshot.id, %error, "its proof can't be read");
-            None
-        }
+        Ok(proof) => Ok(proof.map(|proof| proof.head)),
+        Err(error) if error.is_of_open_files() => Err(error),
+        Err(error) => Ok(unreadable(snapshot, &error)),
     }
+}
+
+fn unreadable(snapshot: &Snapshot, error: &HostError) -> Option<Head> {
+    tracing::warn!(snapshot = %snapshot.id, %error, "its proof can't be read");
+    None
 }
 
 fn open(region: &Region, snapshot: &Snapshot, point: Point, file: File) -> Result<Proof> {

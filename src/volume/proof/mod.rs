@@ -12,7 +12,7 @@ mod measure;
 mod problems;
 mod shelf;
 
-pub use file::{Head, Proof, Rests, check_replaceable, find_head, read, write};
+pub use file::{Head, Proof, Rests, check_replaceable, find_head, read, try_find_head, write};
 pub use leaves::Leaves;
 pub use measure::{Reading, measure};
 pub use problems::problems;

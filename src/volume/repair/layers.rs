@@ -77,7 +77,7 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
             continue;
         }
         let row = row_of(region, account, &header, written);
-        match examine(region, &cache, header, row, parent, recovered) {
+        match examine(region, &cache, header, row, parent, recovered)? {
             Ok(layer) => {
                 numbers.insert(id, found.len());
                 found.push(layer);
@@ -152,6 +152,7 @@ fn read_headers(region: &Region, recovered: &mut Recovered) -> Result<(Headers, 
                 let written = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
                 headers.insert(id, (header, written.min(region.now())));
             }
+            Err(e) if e.is_of_open_files() => return Err(e),
             Err(e) if folder::has_lost_header(region, id) => headless.push((id, e)),
             Err(e) => recovered.unusable.push(format!("layer {id}: {e}")),
         }
@@ -192,11 +193,11 @@ fn examine(
     row: LayerRow,
     parent: Option<&FoundLayer>,
     recovered: &mut Recovered,
-) -> Result<FoundLayer, String> {
+) -> Result<Result<FoundLayer, String>> {
     let points = header.points.clone();
     let layer = FoundLayer { header, row, points, data_bytes: 0, moment: None, is_open: false, taken: None };
     match layer.header.sealed {
-        Some(mark) => Ok(examine_sealed(region, cache, layer, mark, recovered)),
+        Some(mark) => examine_sealed(region, cache, layer, mark, recovered).map(Ok),
         None => examine_unsealed(region, cache, layer, parent, recovered),
     }
 }
@@ -232,7 +233,7 @@ fn examine_sealed(
     mut layer: FoundLayer,
     mark: crate::layer::SealedMark,
     recovered: &mut Recovered,
-) -> FoundLayer {
+) -> Result<FoundLayer> {
     let id = layer.row.id;
     layer.row.point = layer.points.first().copied();
     layer.moment = layer.row.point;
@@ -254,10 +255,11 @@ fn examine_sealed(
             layer.data_bytes = open.data_sectors() * SECTOR_BYTES;
             layer.is_open = true;
         }
+        Err(error) if error.is_of_open_files() => return Err(error),
         // Its row stays as it would be: what can be read of it is read, and a check names the rest.
         Err(error) => recovered.notes.push(format!("layer {id} is damaged: {error}")),
     }
-    layer
+    Ok(layer)
 }
 
 fn examine_unsealed(
@@ -266,7 +268,7 @@ fn examine_unsealed(
     mut layer: FoundLayer,
     parent: Option<&FoundLayer>,
     recovered: &mut Recovered,
-) -> Result<FoundLayer, String> {
+) -> Result<Result<FoundLayer, String>> {
     let id = layer.row.id;
     layer.row.state = LayerState::Active;
     let open = match folder::inspect_layer(region, cache, &layer.row, None) {
@@ -279,10 +281,11 @@ fn examine_unsealed(
                 layer.row.state = LayerState::Sealed;
                 layer.row.point = Some(point);
                 layer.points.insert(0, point);
-                return Ok(layer);
+                return Ok(Ok(layer));
             }
             Some(open)
         }
+        Err(e) if e.is_of_open_files() => return Err(e),
         Err(e) => {
             recovered.notes.push(format!("layer {id} is damaged: {e}"));
             None
@@ -292,9 +295,9 @@ fn examine_unsealed(
         let is_empty = open.is_some_and(|open| open.is_empty().unwrap_or(false));
         let stands_by = parent.is_some_and(|p| p.row.state == LayerState::Active);
         if !is_empty || !stands_by || parent.is_some_and(|p| p.header.volume != layer.header.volume) {
-            return Err("it stands on a layer that still takes writes".into());
+            return Ok(Err("it stands on a layer that still takes writes".into()));
         }
         layer.row.state = LayerState::Next;
     }
-    Ok(layer)
+    Ok(Ok(layer))
 }

@@ -1,4 +1,4 @@
-//! A rate that several copies share.
+//! A rate that all who read share: copies, checks, verifications.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ impl Pace {
         Self { bytes_per_second: bytes_per_second.max(1), free_at: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until so many bytes more may cross; false: `is_over` said first that none are to.
+    /// Waits until so many bytes more may be read; false: `is_over` said first that none are to.
     pub fn claim(&self, bytes: u64, is_over: impl Fn() -> bool) -> bool {
         let takes = Duration::from_secs_f64((bytes as f64 / self.bytes_per_second as f64).min(1e9));
         let begin = {
