@@ -17,9 +17,11 @@ pub struct LayersLock {
 }
 
 impl Drop for LayersLock {
-    /// Whoever takes it next is not mistaken for us in the moment before it has written who it is.
+    /// Whoever takes it next is not mistaken for us in the moment before it has written who it is. Unlocked by a call of its own:
+    /// a child that another thread has just forked, and that has not begun its program yet, has the file open too.
     fn drop(&mut self) {
         let _ = self.file.set_len(0);
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -96,4 +98,29 @@ pub(super) fn words_of_openers(openers: &[u32]) -> String {
     pids.dedup();
     let words: Vec<String> = pids.iter().map(|pid| format!("process {pid}")).collect();
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::{Config, InitRequest, init};
+
+    #[test]
+    fn a_child_about_to_begin_is_no_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::at(&dir.path().join("config")).unwrap();
+        let request = InitRequest {
+            dir: dir.path().join("r"),
+            name: "here".parse().unwrap(),
+            root_key_file: None,
+            passphrase: None,
+        };
+        let region = init(&request, &config).unwrap();
+        let lock = LayersLock::take(&region, None).unwrap().unwrap();
+        let inherited = lock.file.try_clone().unwrap();
+        assert!(LayersLock::take(&region, None).unwrap().is_err());
+        drop(lock);
+        assert!(LayersLock::take(&region, None).unwrap().is_ok());
+        drop(inherited);
+    }
 }

@@ -1,7 +1,7 @@
 //! A snapshot's proof: a file that somebody changed, and what somebody wrote who has its key. The bytes are those of docs/format.md.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::rc::Rc;
 
 use terrane::catalog::{DiskKind, Snapshot, SnapshotState};
 use terrane::crypto::{self, Cipher, ProofKey, Secret};
@@ -34,9 +34,8 @@ fn key() -> ProofKey {
     ProofKey::new(Secret::new([7; 32]))
 }
 
-fn base() -> &'static Base {
-    static BASE: OnceLock<Base> = OnceLock::new();
-    BASE.get_or_init(|| {
+impl Base {
+    fn new() -> Self {
         let within = Some(Path::new("/dev/shm")).filter(|dir| dir.is_dir());
         let dir = within.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
         let path = dir.path().canonicalize().unwrap();
@@ -53,8 +52,14 @@ fn base() -> &'static Base {
         proof::write(&region, &row, POINT, &leaves, &key(), proof::Rests::Bytes).unwrap();
         let path = region.dir().join("proofs").join(row.id.to_string());
         let bytes = std::fs::read(&path).unwrap();
-        Base { region, row, path, leaves, bytes, _dir: dir }
-    })
+        Self { region, row, path, leaves, bytes, _dir: dir }
+    }
+}
+
+/// A thread's own, which goes with it, and its files too.
+fn base() -> Rc<Base> {
+    thread_local!(static BASE: Rc<Base> = Rc::new(Base::new()));
+    BASE.with(Rc::clone)
 }
 
 fn row(region: &Region) -> Snapshot {
@@ -133,8 +138,8 @@ fn bound_to() -> Vec<u8> {
 }
 
 fn file_key() -> Secret<32> {
-    let wrapped = &base().bytes[WRAPPED..HEAD];
-    let key = kms::unwrap_data_key(&base().region, None, 0, &bound_to(), wrapped).unwrap();
+    let base = base();
+    let key = kms::unwrap_data_key(&base.region, None, 0, &bound_to(), &base.bytes[WRAPPED..HEAD]).unwrap();
     Secret::try_from_slice(&key.expose()[..32]).unwrap()
 }
 

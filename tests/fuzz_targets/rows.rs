@@ -1,7 +1,8 @@
 //! A catalog whose rows, or whose bytes, somebody else has written.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
@@ -57,15 +58,10 @@ fn pool(path: &Path) -> Arc<Pool> {
     Pool::new(path.to_owned(), "here", Arc::default())
 }
 
-fn base() -> &'static Base {
-    static BASE: OnceLock<Base> = OnceLock::new();
-    BASE.get_or_init(|| {
+impl Base {
+    fn new() -> Self {
         let within = Some(Path::new("/dev/shm")).filter(|dir| dir.is_dir());
-        let dir = match within {
-            Some(within) => tempfile::tempdir_in(within),
-            None => tempfile::tempdir(),
-        };
-        let dir = dir.unwrap();
+        let dir = within.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
         let path = dir.path().canonicalize().unwrap().join("catalog.db");
         pool(&path).create().unwrap();
         let catalog = Connection::open(&path).unwrap();
@@ -78,8 +74,14 @@ fn base() -> &'static Base {
         drop(statement);
         drop(catalog);
         let bytes = std::fs::read(&path).unwrap();
-        Base { path, bytes, columns, _dir: dir }
-    })
+        Self { path, bytes, columns, _dir: dir }
+    }
+}
+
+/// A thread's own, which goes with it, and its files too.
+fn base() -> Rc<Base> {
+    thread_local!(static BASE: Rc<Base> = Rc::new(Base::new()));
+    BASE.with(Rc::clone)
 }
 
 fn value(input: &mut Input) -> Value {
@@ -131,10 +133,8 @@ fn change_cells(input: &mut Input) {
     }
 }
 
-/// One file, which one thread has at a time.
+/// One file, and a change of it.
 pub fn catalog(bytes: &[u8]) {
-    static ONE: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
-    let _one = ONE.lock();
     let base = base();
     let mut input = Input(bytes);
     let mut file = base.bytes.clone();
