@@ -151,9 +151,10 @@ fn an_outside_umount_ends_the_server() {
     // Somebody else's mount in its place is left alone.
     let export = Arc::new(MemoryExport::default());
     let second = terrane::fuse::mount(export, mount.path(), &Options::default()).unwrap();
-    let path = mount.path().to_owned();
-    drop(mount);
-    assert!(path.join("volumes").exists());
+    // Its folder stays.
+    let TestMount { mounted, folder, .. } = mount;
+    drop(mounted);
+    assert!(folder.path().join("volumes").exists());
     drop(second);
 }
 

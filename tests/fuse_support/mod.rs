@@ -185,7 +185,7 @@ pub struct TestMount {
     pub export: Arc<MemoryExport>,
     pub disk: Arc<MemoryDisk>,
     pub snapshot: Arc<MemoryDisk>,
-    _folder: tempfile::TempDir,
+    pub folder: tempfile::TempDir,
 }
 
 impl TestMount {
@@ -199,7 +199,7 @@ impl TestMount {
         let disk = export.add(Shelf::Volumes, VOLUME, Some("web"), SIZE);
         let snapshot = export.add(Shelf::Snapshots, SNAPSHOT, Some("web-monday"), SIZE);
         let mounted = terrane::fuse::mount(export.clone(), folder.path(), options).unwrap();
-        Self { mounted, export, disk, snapshot, _folder: folder }
+        Self { mounted, export, disk, snapshot, folder }
     }
 
     pub fn path(&self) -> &Path {
