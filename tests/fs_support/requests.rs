@@ -2,8 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -28,7 +28,9 @@ pub(super) struct Requests {
 
 fn attributes(disk: u64, ino: Ino, state: &FsState) -> Answer<FileAttr> {
     let node = state.node(ino).ok_or(Errno::ENOENT)?;
-    let time = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    // Of this run: what has long been written is swept.
+    static BEGAN: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+    let time = *BEGAN;
     let kind = if node.is_folder { FileType::Directory } else { FileType::RegularFile };
     Ok(FileAttr {
         ino: INodeNo(join(disk, ino)),
