@@ -57,7 +57,8 @@ fn it_changes_what_it_was_told_alone() {
     changes(&world, &["--description", "after"], &[("description", json!("after"))]);
     changes(&world, &["--no-description"], &[("description", Value::Null)]);
     changes(&world, &["--retention-days", "30"], &[("retention_days", json!(30))]);
-    changes(&world, &["--no-retention"], &[("retention_days", Value::Null)]);
+    let none = [("retention_days", Value::Null), ("retention_applies", Value::Null)];
+    changes(&world, &["--no-retention"], &none);
     changes(&world, &["--tag", "c=3"], &[("tags", tags(&[("a", "1"), ("b", "2"), ("c", "3")]))]);
     changes(
         &world,
@@ -81,8 +82,12 @@ fn it_changes_what_it_was_told_alone() {
         "--retention-days",
         "1",
     ];
-    let of_all =
-        [("description", json!("all of it")), ("tags", tags(&[("d", "4")])), ("retention_days", json!(1))];
+    let of_all = [
+        ("description", json!("all of it")),
+        ("tags", tags(&[("d", "4")])),
+        ("retention_days", json!(1)),
+        ("retention_applies", json!(true)),
+    ];
     changes(&world, &all, &of_all);
     // What is so already, and a tag that is not there.
     changes(&world, &all, &[]);
