@@ -70,7 +70,8 @@ fn answered_writes_survive() {
         let options =
             ["--name=w", &file, "--offset=8M", "--size=48M", "--rw=randwrite", "--bs=16k", "--fsync=8"];
         let mut fio = std::process::Command::new("fio");
-        fio.args(options).args(["--time_based", "--runtime=60", "--allow_file_create=0"]);
+        // A thread, which dies with it: a process would outlive it.
+        fio.args(options).args(["--time_based", "--runtime=60", "--allow_file_create=0", "--thread"]);
         let fio =
             Running(fio.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         let answered = AtomicU64::new(count);
