@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, Params, Transaction, TransactionBehavior};
 use super::error::{from_sqlite, is_duplicate};
 use super::row::Fields;
 use super::schema::{APPLICATION_ID, MIGRATIONS};
-use super::{CatalogError, Kind, SCHEMA_VERSION};
+use super::{CatalogError, Kind, LastTime, SCHEMA_VERSION};
 use crate::sys::{crashsafe, owned};
 
 /// How long a transaction waits for those of other processes.
@@ -26,47 +26,12 @@ const ROW_BYTES_MAX: i32 = 1 << 20;
 /// Connections kept for the next caller.
 const IDLE_MAX: usize = 8;
 
-/// The newest moment a region has seen, in microseconds since the epoch: its clock never goes below it, unless it is put back.
-#[derive(Debug, Default)]
-pub struct LastTime(Mutex<Seen>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    micros: i64,
-    /// How often the clock was put back.
-    turn: i64,
-}
-
-impl LastTime {
-    /// Raises it to at least `micros`; the newest moment now known.
-    pub fn raise(&self, micros: i64) -> i64 {
-        let mut seen = self.0.lock();
-        seen.micros = seen.micros.max(micros);
-        seen.micros
-    }
-
-    /// What the catalog says: also less than was known, where the clock was put back meanwhile. What was read before that, and comes
-    /// late, counts no more.
-    fn learn(&self, stored: Seen) {
-        let mut seen = self.0.lock();
-        match stored.turn.cmp(&seen.turn) {
-            std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => seen.micros = seen.micros.max(stored.micros),
-            std::cmp::Ordering::Greater => *seen = stored,
-        }
-    }
-
-    fn micros(&self) -> i64 {
-        self.0.lock().micros
-    }
-}
-
 /// Connections to one region's catalog, handed from thread to thread.
 #[derive(Debug)]
 pub struct Pool {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     region: Arc<str>,
-    last_time: Arc<LastTime>,
+    pub(super) last_time: Arc<LastTime>,
     idle: Mutex<Vec<Connection>>,
     written: AtomicU64,
 }
@@ -409,7 +374,7 @@ impl Drop for Catalog {
 pub struct ReadTx<'c> {
     tx: Transaction<'c>,
     region: Arc<str>,
-    last_time: Arc<LastTime>,
+    pub(super) last_time: Arc<LastTime>,
 }
 
 /// A transaction that may change rows, and reads as well.
@@ -477,20 +442,6 @@ impl ReadTx<'_> {
         found.extend(broken);
         Ok(found)
     }
-
-    fn load_last_time(&self) -> Result<(), CatalogError> {
-        self.last_time.learn(self.stored_last_time()?);
-        Ok(())
-    }
-
-    fn stored_last_time(&self) -> Result<Seen, CatalogError> {
-        let sql = "SELECT k, v FROM state WHERE k IN ('last_time', 'clock_turn')";
-        let mut seen = Seen::default();
-        for (is_turn, v) in self.list(sql, [], |f| Ok((f.text("k")? == "clock_turn", f.int("v")?)))? {
-            *(if is_turn { &mut seen.turn } else { &mut seen.micros }) = v;
-        }
-        Ok(seen)
-    }
 }
 
 impl WriteTx<'_> {
@@ -534,17 +485,6 @@ impl WriteTx<'_> {
 
     fn execute_raw(&self, sql: &str, params: impl Params) -> Result<usize, rusqlite::Error> {
         self.read.tx.prepare_cached(sql)?.execute(params)
-    }
-
-    /// Puts the region's clock back to a moment. Who has the region open learns of it with the next transaction.
-    pub(super) fn put_clock_back(&self, to: i64) -> Result<(), CatalogError> {
-        self.execute("UPDATE state SET v = ?1 WHERE k = 'last_time'", [to])?;
-        self.execute(
-            "INSERT INTO state (k, v) VALUES ('clock_turn', 1) ON CONFLICT (k) DO UPDATE SET v = v + 1",
-            [],
-        )?;
-        *self.last_time.0.lock() = self.stored_last_time()?;
-        Ok(())
     }
 
     /// Stores the newest moment and counts this write; the generation it makes.
@@ -681,6 +621,28 @@ mod tests {
         assert!(connection.prepare("SELECT * FROM c").is_err());
     }
 
+    #[test]
+    fn what_schedules_took_before_it_was_noted_is_taken() {
+        let mut old = Connection::open_in_memory().unwrap();
+        migrate(&mut old, "here", &MIGRATIONS[..7]).unwrap();
+        old.execute_batch(
+            "PRAGMA foreign_keys = OFF;
+             INSERT INTO accounts VALUES ('acc', 'default', 1, 0);
+             INSERT INTO schedules (id, account, name, detail, created_at, last_due) VALUES ('sched', 'acc', 'nightly', '', 0, 50);
+             INSERT INTO snapshots (id, account, name, size_bytes, kind, cipher, state, progress_percent, created_by, changed_bytes,
+               shipped_bytes, stored_bytes, created_at)
+             VALUES ('there', 'acc', 'there', 4096, 'data', 'none', 'success', 100, '', 0, 0, 0, 0);
+             INSERT INTO schedule_snapshots (snapshot, schedule, volume, due, name)
+             VALUES ('there', 'sched', 'v', 90, 'there'), ('gone', 'sched', 'v', 50, 'gone'), ('written-down', 'sched', 'w', 90, 'w');",
+        )
+        .unwrap();
+        migrate(&mut old, "here", MIGRATIONS).unwrap();
+        let mut taken =
+            old.prepare("SELECT snapshot FROM schedule_snapshots WHERE is_taken = 1 ORDER BY 1").unwrap();
+        let taken: Vec<String> = taken.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        assert_eq!(taken, ["gone", "there"]);
+    }
+
     /// A catalog of each earlier version is asked to be migrated, and keeps its rows; what is damaged is salvaged as it is.
     #[test]
     fn catalogs_of_all_versions_open_and_are_salvaged() {
@@ -791,45 +753,5 @@ mod tests {
         let pool = Pool::new(path, "here", Arc::default());
         assert_eq!(pool.load_state().unwrap(), 1);
         assert_eq!(pool.last_time.raise(10), 5_000);
-    }
-
-    /// Who has the region open, and was told the wrong time, does not bring it back.
-    #[test]
-    fn a_clock_that_is_put_back_stays_so_whoever_writes() {
-        let dir = tempfile::tempdir().unwrap();
-        let cured = scratch(dir.path());
-        let other = |pool: &Pool| Pool::new(pool.path.clone(), "here", Arc::default());
-        let (reader, writer, later) = (other(&cured), other(&cured), other(&cured));
-        let write = |pool: &Arc<Pool>| pool.catalog().unwrap().write(|_| Ok::<_, CatalogError>(())).unwrap();
-        cured.last_time.raise(5_000_000);
-        write(&cured);
-        for pool in [&reader, &writer] {
-            pool.load_state().unwrap();
-            assert_eq!(pool.last_time.micros(), 5_000_000);
-        }
-        let put_back = |to, undone| {
-            cured.catalog().unwrap().write(|tx| {
-                tx.put_clock_back(to)?;
-                if undone { Err(CatalogError::Refused { what: "no".into() }) } else { Ok(()) }
-            })
-        };
-        assert!(put_back(700, true).is_err());
-        later.load_state().unwrap();
-        assert_eq!(later.last_time.micros(), 5_000_000, "it was undone");
-        put_back(1_000, false).unwrap();
-        reader.catalog().unwrap().read(|_| Ok::<_, CatalogError>(())).unwrap();
-        assert_eq!(reader.last_time.raise(2_000), 2_000);
-        write(&writer);
-        assert_eq!(writer.last_time.raise(10), 1_000);
-        // What was read before is late.
-        writer.last_time.learn(Seen { micros: 5_000_000, turn: 0 });
-        write(&writer);
-        for pool in [&later, &other(&cured)] {
-            pool.load_state().unwrap();
-            assert_eq!(pool.last_time.micros(), 1_000);
-        }
-        put_back(500, false).unwrap();
-        later.load_state().unwrap();
-        assert_eq!(later.last_time.micros(), 500, "more than once");
     }
 }

@@ -2,7 +2,7 @@
 //! never changed; a new one is appended.
 
 /// SQL of each step.
-pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7];
+pub(super) const MIGRATIONS: &[&str] = &[V1, V2, V3, V4, V5, V6, V7, V8];
 
 /// `application_id` of a catalog: "TRNE".
 pub(super) const APPLICATION_ID: i32 = 0x5452_4e45;
@@ -177,7 +177,7 @@ CREATE TABLE schedules (
 
 CREATE TABLE schedule_snapshots (
   snapshot TEXT PRIMARY KEY, schedule TEXT NOT NULL REFERENCES schedules ON DELETE CASCADE, volume TEXT NOT NULL,
-  due INTEGER NOT NULL, name TEXT NOT NULL, mac BLOB, is_taken INTEGER NOT NULL
+  due INTEGER NOT NULL, name TEXT NOT NULL, mac BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX schedule_snapshots_due ON schedule_snapshots (schedule, volume, due);
 
@@ -185,4 +185,11 @@ CREATE TABLE schedule_copies (
   snapshot TEXT PRIMARY KEY, schedule TEXT NOT NULL, source TEXT NOT NULL, volume TEXT NOT NULL, due INTEGER NOT NULL, mac BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX schedule_copies_schedule ON schedule_copies (schedule, due);
+";
+
+// Whether a schedule's snapshot was there: what was, and is gone, is not taken again.
+const V8: &str = "
+ALTER TABLE schedule_snapshots ADD COLUMN is_taken INTEGER NOT NULL DEFAULT 0;
+UPDATE schedule_snapshots SET is_taken = 1 WHERE EXISTS (SELECT 1 FROM snapshots WHERE id = schedule_snapshots.snapshot)
+  OR due <= (SELECT last_due FROM schedules WHERE id = schedule_snapshots.schedule);
 ";
