@@ -50,10 +50,12 @@ pub(super) fn run(app: &App, yes: bool) -> Outcome {
         Ok(doubt) => (doubt.flatten(), None),
         Err(error) => (None, Some(error.to_string())),
     };
+    let behind = machine.as_ref().and_then(|machine| machine.behind().ok().flatten());
     let was_in_doubt = doubt.is_some() || unreadable.is_some();
     let found = regions.iter().map(find).collect::<Result<Vec<_>>>()?;
-    if was_in_doubt || found.iter().any(Found::is_anything) {
-        confirm(&plan(clock, doubt.as_ref(), unreadable.as_deref(), &found), yes)?;
+    if was_in_doubt || behind.is_some() || found.iter().any(Found::is_anything) {
+        let of_clock = of_clock(clock, doubt.as_ref(), behind, unreadable.as_deref());
+        confirm(&plan(of_clock, &found), yes)?;
     }
     for (region, found) in regions.iter().zip(&found).filter(|(_, found)| found.is_anything()) {
         put_right(region)?;
@@ -115,19 +117,29 @@ fn put_right(region: &Region) -> Result<()> {
     })
 }
 
-fn plan(clock: Timestamp, doubt: Option<&Doubt>, unreadable: Option<&str>, found: &[Found]) -> String {
+/// What is known of the clock that is to be believed.
+fn of_clock(
+    clock: Timestamp,
+    doubt: Option<&Doubt>,
+    behind: Option<Timestamp>,
+    unreadable: Option<&str>,
+) -> Vec<String> {
     let mut lines = vec![format!("the clock shows {clock}; if that is wrong, say no, and set it first")];
-    lines.extend(doubt.map(|doubt| {
-        format!(
-            "it showed {} when it was believed last: it will be believed, and what is over ends",
-            doubt.believed
-        )
+    let believed =
+        |at| format!("it showed {at} when it was believed last: it will be believed, and what is over ends");
+    lines.extend(doubt.map(|doubt| believed(doubt.believed)));
+    lines.extend(behind.map(|at| {
+        format!("it is BEHIND: it showed {at} already when it was believed last; what was rightly dated until then is dated anew")
     }));
     lines.extend(unreadable.map(|error| {
         format!(
             "what was remembered of it can't be read ({error}): it will be believed, and what is over ends"
         )
     }));
+    lines
+}
+
+fn plan(mut lines: Vec<String>, found: &[Found]) -> String {
     lines.extend(found.iter().filter(|found| found.is_anything()).map(Found::plan));
     lines.join("\n")
 }

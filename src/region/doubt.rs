@@ -161,6 +161,12 @@ impl Memory {
         })
     }
 
+    /// What its clock showed when it was believed last, where it is behind that now.
+    pub fn behind(&self) -> Option<Timestamp> {
+        let is_behind = self.lead() < 0;
+        is_behind.then(|| Timestamp::from_second(self.believed.wall).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+
     /// What was seen last.
     pub fn last(&self) -> &Reading {
         self.away.as_ref().map_or(&self.believed, |away| &away.last)
@@ -413,7 +419,10 @@ mod tests {
             assert!(!machine.doubts(), "it is where it should be");
         }
         // Unless it stays so for a day.
+        let right = machine.wall;
+        assert_eq!(machine.memory.as_ref().unwrap().behind(), None);
         machine.is_set(-20 * DAY);
+        assert_eq!(machine.memory.as_ref().unwrap().behind().map(|time| time.as_second()), Some(right));
         machine.runs(DAY);
         machine.is_set(20 * DAY);
         assert!(machine.doubts());

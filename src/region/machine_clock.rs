@@ -87,6 +87,11 @@ impl MachineClock {
         Ok(self.known()?.and_then(|known| known.seeing(Reading::now()).doubt()))
     }
 
+    /// What it showed when it was believed last, where it is behind that now.
+    pub fn behind(&self) -> Result<Option<Timestamp>, RegionError> {
+        Ok(self.known()?.and_then(|known| known.seeing(Reading::now()).behind()))
+    }
+
     /// The latest moment that has come for sure: what it shows, unless it is in doubt; where what was remembered can't be read, none.
     pub fn certain(&self) -> Timestamp {
         let now = Reading::now();
