@@ -21,7 +21,7 @@ use super::error::{CopyError, Result};
 use super::link::{Crossed, Sectors};
 use super::plan::{Base, Plan};
 use super::ship::{Buffers, Names, count, crossing, read_chunk, words_of};
-use super::unsaid::{self, Basis, Found, Look};
+use super::unsaid::{self, Found, Look};
 use super::words::Words;
 use crate::catalog::Snapshot;
 use crate::crypto::ProofKey;
@@ -68,9 +68,9 @@ const LOOKS_MAX: u32 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Made<'_> {
-    /// Its leaves, if they are those of what was read, and what says that they are the source's. `watch` is told the bytes that
+    /// Its leaves, if they are those of what was read, and what it rests on that they are the source's. `watch` is told the bytes that
     /// were read back, and ends it by an error.
-    pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<(Leaves, Basis)> {
+    pub fn prove(&self, mut watch: impl FnMut(u64) -> Result<()>) -> Result<(Leaves, Rests)> {
         let difference = &self.plan.difference;
         let below = Stack { active: None, chain: difference.below() };
         let layers = [below.chain.layers(), std::slice::from_ref(&self.top)].concat();
@@ -94,10 +94,10 @@ impl Made<'_> {
         let leaves = leaves.into_inner();
         let read_back = read_back.into_inner();
         if is_borne_out && difference.marked().is_none() {
-            return Ok((leaves, Basis::Maps));
+            return Ok((leaves, Rests::Maps));
         }
-        let basis = self.ask_source(&disks.whole, &leaves, |read| watch(read_back + read))?;
-        Ok((leaves, basis))
+        let rests = self.ask_source(&disks.whole, &leaves, |read| watch(read_back + read))?;
+        Ok((leaves, rests))
     }
 
     /// Whether the base's own proof says that it is what its source was, and not on the word of a bookmark. With no base nothing is
@@ -120,13 +120,13 @@ impl Made<'_> {
         copy: &Stack,
         leaves: &Leaves,
         watch: impl FnMut(u64) -> Result<()>,
-    ) -> Result<Basis> {
+    ) -> Result<Rests> {
         let (difference, key) = (&self.plan.difference, &*self.plan.proof_key);
         let (source, marked) = (difference.source(), difference.marked());
         let most = unsaid::chunks_for(self.plan.write_bytes());
         match (Look { source, copy, marked, key, leaves }).take(most, watch)? {
-            Found::Equal { all: true } => Ok(Basis::Bytes),
-            Found::Equal { all: false } => Ok(Basis::Bookmark),
+            Found::Equal { all: true } => Ok(Rests::Bytes),
+            Found::Equal { all: false } => Ok(Rests::Bookmark),
             Found::Differs(sector) => Err(self.at_fault(sector)?),
         }
     }
@@ -286,11 +286,11 @@ impl Made<'_> {
     }
 
     /// Gives the copy its proof, durable; refuses one that is not that of the source, where that has one.
-    pub fn write(&self, point: Point, leaves: &Leaves, basis: Basis) -> Result<()> {
+    pub fn write(&self, point: Point, leaves: &Leaves, rests: Rests) -> Result<()> {
         let (plan, key) = (self.plan, &*self.plan.proof_key);
         let said = proof::read(self.source.region(), &plan.source, point).and_then(|proof| {
             // One that was made from a base's says no more than a copy for which all of the source was read.
-            let is_all_read = plan.base.is_none() || basis == Basis::Bytes;
+            let is_all_read = plan.base.is_none() || rests == Rests::Bytes;
             let overrules = |proof: &proof::Proof| proof.head.rests == Rests::Bytes || !is_all_read;
             let differs = |proof: &proof::Proof| overrules(proof) && proof.head.root != leaves.root(key);
             Ok(proof.filter(differs).map(|proof| proof.leaves(key)).transpose()?)
@@ -308,10 +308,11 @@ impl Made<'_> {
         }
         let region = self.target.region();
         let row = region.catalog()?.read(|tx| tx.find_snapshot(self.copy))?.ok_or(CopyError::Cancelled)?;
-        let rests = match basis {
-            Basis::Bookmark => Rests::Bookmark,
-            Basis::Maps | Basis::Bytes if plan.parent().is_some() => Rests::Maps,
-            Basis::Maps | Basis::Bytes => Rests::Bytes,
+        // Of the copy itself what it has of its base was not read back.
+        let rests = match rests {
+            Rests::Bookmark => Rests::Bookmark,
+            _ if plan.parent().is_some() => Rests::Maps,
+            _ => Rests::Bytes,
         };
         let written = proof::write(region, &row, point, leaves, key, rests);
         written.map_err(|e| CopyError::of_target(e, region.name()))
@@ -355,13 +356,13 @@ impl Made<'_> {
 }
 
 /// The source is given the copy's leaves where it has no proof, or one that was made from a base's and all of it was read.
-pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves, basis: Basis) {
+pub fn leave_with_source(source: &Host, plan: &Plan, point: Point, leaves: &Leaves, rests: Rests) {
     let region = source.region();
-    let rests = match basis {
-        Basis::Maps if plan.base.is_some() => Rests::Maps,
-        Basis::Maps | Basis::Bytes => Rests::Bytes,
+    let rests = match rests {
+        Rests::Maps if plan.base.is_none() => Rests::Bytes,
         // What a bookmark left out would be said to be equal.
-        Basis::Bookmark => return,
+        Rests::Bookmark => return,
+        other => other,
     };
     let is_better = |head: proof::Head| rests == Rests::Bytes && head.rests != Rests::Bytes;
     if proof::find_head(region, &plan.source, point).is_some_and(|head| !is_better(head)) {

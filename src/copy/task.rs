@@ -14,7 +14,6 @@ use super::prove::{Made, leave_with_source};
 use super::request::{Request, check_row, enqueue};
 use super::room::Room;
 use super::ship::{Names, Shipping};
-use super::unsaid::Basis;
 use super::words::Words;
 use crate::catalog::{Layer as LayerRow, Snapshot, SnapshotState, Tag, Task, TaskEnd, TaskState};
 use crate::ids::{AccountId, GroupId, LayerId, Name, Point, SnapshotId};
@@ -22,7 +21,7 @@ use crate::layer::{Layer, LayerError, PageCache, SealedMark};
 use crate::region::{Region, peek};
 use crate::volume::folder::{self, LayerSpec, Opening};
 use crate::volume::pace::Pace;
-use crate::volume::proof::{self, Leaves};
+use crate::volume::proof::{self, Leaves, Rests};
 use crate::volume::{Host, bookmarks, footing, remove_copy, vouch};
 
 /// How often progress goes to the catalog, and whether the copy was cancelled there is asked.
@@ -398,12 +397,12 @@ impl Job<'_> {
         }
         let mark = link.commit(&self.plan.points)?;
         self.carry_bookmarks(&begun.layer);
-        let (leaves, basis) = self.prove(begun, mark, (&names, &words, pace), &mut look)?;
+        let (leaves, rests) = self.prove(begun, mark, (&names, &words, pace), &mut look)?;
         (watch.progress)(total, total);
         let committed = self.commit(begun, mark, cancel);
         committed.map_err(|e| CopyError::of_target(e, self.region().name()))?;
         words.remove();
-        leave_with_source(self.source, &self.plan, self.point()?, &leaves, basis);
+        leave_with_source(self.source, &self.plan, self.point()?, &leaves, rests);
         Ok(())
     }
 
@@ -457,7 +456,7 @@ impl Job<'_> {
         mark: SealedMark,
         (names, words, pace): (&Names, &Words, Option<&Pace>),
         watch: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<(Leaves, Basis)> {
+    ) -> Result<(Leaves, Rests)> {
         let of_target = |e: CopyError| CopyError::of_target(e, self.region().name());
         // With a cache of its own: nothing of what this process wrote is taken for what is there.
         let cache = Arc::new(PageCache::new(PROOF_PAGES));
@@ -466,9 +465,9 @@ impl Job<'_> {
         let Self { source, target, plan, .. } = self;
         let crossed = &begun.crossed;
         let made = Made { source, target, copy: begun.snapshot.id, top, plan, names, words, pace, crossed };
-        let (leaves, basis) = made.prove(watch)?;
-        made.write(self.point()?, &leaves, basis)?;
-        Ok((leaves, basis))
+        let (leaves, rests) = made.prove(watch)?;
+        made.write(self.point()?, &leaves, rests)?;
+        Ok((leaves, rests))
     }
 
     /// The rows, at once, which say that the copy is there.

@@ -2,7 +2,7 @@
 //!
 //! Which sectors changed is otherwise said by the very maps that the source is read by. Of a bookmark no map bears out that it names
 //! all of them, and the rest of the proof looks only where the plan or the copy says something. So the source is read, where it
-//! lies, and each chunk must have the leaf that the copy has; nothing but that crosses. All chunks are read where they are few, or
+//! lies, and each chunk must have the leaf that the copy has; of a chunk that has not, the bytes are compared. All chunks are read where they are few, or
 //! few beside what was carried, else so many of them, by lot.
 //!
 //! Those that the bookmark's layer records come first, and those that the source records nowhere: a sector that is missed is
@@ -23,17 +23,6 @@ use crate::layer::Layer;
 use crate::units::{CHUNK_BYTES, ChunkNo, SECTOR_LEN, SectorNo};
 use crate::volume::proof::Leaves;
 use crate::volume::{Chain, HostError, Stack, Stop, VolumeError, each_chunk};
-
-/// What says that a copy's leaves are those of its source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Basis {
-    /// The maps that the source is read by say what changed since the base.
-    Maps,
-    /// Each chunk of the source was read.
-    Bytes,
-    /// A bookmark says what changed, now or when the base was made, and of the source some chunks were read.
-    Bookmark,
-}
 
 /// So many chunks are read in any case (4 GiB),
 const CHUNKS_ALWAYS: u64 = (4 << 30) / CHUNK_BYTES;
@@ -121,9 +110,9 @@ impl Look<'_> {
                 Ok(true) => {}
                 Ok(false) => return Ok(Found::Differs(sector)),
                 Err(error) if error.is_corruption() => {
-                    // The copy has these bytes from its base; whether they are the source's nobody can say.
+                    // Whether what the copy has of its base is the source's nobody can say.
                     if std::mem::take(&mut all) {
-                        tracing::warn!(%error, "the source is damaged where a copy carries nothing of it");
+                        tracing::warn!(%error, "source and copy can't be compared where the copy carries nothing of it");
                     }
                 }
                 Err(error) => return Err(error.into()),

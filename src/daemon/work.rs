@@ -82,7 +82,7 @@ pub enum Event<'a> {
         /// Why.
         doubt: Option<&'a Doubt>,
     },
-    /// What is known of this machine's clock could not be written down.
+    /// What is known of this machine's clock could not be read or written down.
     Forgotten {
         /// Why.
         why: &'a str,

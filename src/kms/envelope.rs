@@ -173,18 +173,8 @@ fn data_key_aad(aad: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::catalog::CatalogError;
-    use crate::ids::Name;
     use crate::kms::{create_key, rotate_key, set_key_enabled};
-    use crate::region::{Config, InitRequest, init};
-
-    fn scratch() -> (tempfile::TempDir, Region) {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config::at(&dir.path().join("config")).unwrap();
-        let name: Name = "here".parse().unwrap();
-        let request = InitRequest { dir: dir.path().join("r"), name, root_key_file: None, passphrase: None };
-        let region = init(&request, &config).unwrap();
-        (dir, region)
-    }
+    use crate::region::scratch;
 
     fn make_key(region: &Region, alias: &str) -> Result<Key, KmsError> {
         let account = region.catalog()?.read(|tx| tx.default_account())?.id;

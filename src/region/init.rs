@@ -242,3 +242,14 @@ fn clear(dir: &Path, made: bool) {
         let _ = fs::remove_dir(dir);
     }
 }
+
+/// A region in a new folder, for unit tests.
+#[cfg(test)]
+pub(crate) fn scratch() -> (tempfile::TempDir, Region) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::at(&dir.path().join("config")).unwrap();
+    let name = "here".parse().unwrap();
+    let request = InitRequest { dir: dir.path().join("r"), name, root_key_file: None, passphrase: None };
+    let region = init(&request, &config).unwrap();
+    (dir, region)
+}

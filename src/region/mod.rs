@@ -37,6 +37,8 @@ pub use error::RegionError;
 pub use files::uid_name;
 pub(crate) use format::check_format;
 pub use format::{FORMAT_VERSION, Header};
+#[cfg(test)]
+pub(crate) use init::scratch;
 pub use init::{InitRequest, add, forget, init};
 pub use machine_clock::{EARLIEST_CLOCK, MachineClock};
 pub use open::{Region, peek};

@@ -1,5 +1,5 @@
-//! What a schedule made: rows that keys bear out, and no others. Nor those of times that are to come: the clock was ahead when they were
-//! made, and was put back. They would be the newest for years: what is taken now would go for them, and no copy be asked for.
+//! What a schedule made: rows that keys bear out, and no others. Nor those of times that are to come, where the clock was ahead when they
+//! were made and was put back here alone: they would be the newest until then, what is taken now would go for them, and no copy be asked for.
 
 use jiff::Timestamp;
 

@@ -103,19 +103,11 @@ pub(super) fn words_of_openers(openers: &[u32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::{Config, InitRequest, init};
+    use crate::region::scratch;
 
     #[test]
     fn a_child_about_to_begin_is_no_owner() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config::at(&dir.path().join("config")).unwrap();
-        let request = InitRequest {
-            dir: dir.path().join("r"),
-            name: "here".parse().unwrap(),
-            root_key_file: None,
-            passphrase: None,
-        };
-        let region = init(&request, &config).unwrap();
+        let (_dir, region) = scratch();
         let lock = LayersLock::take(&region, None).unwrap().unwrap();
         let inherited = lock.file.try_clone().unwrap();
         assert!(LayersLock::take(&region, None).unwrap().is_err());

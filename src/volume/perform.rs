@@ -117,20 +117,13 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::region::{Config, InitRequest, init};
+    use crate::region::{Config, scratch};
 
     /// A mount that answers twice, and then not in time.
     #[test]
     fn what_is_known_is_told_though_a_later_order_has_no_answer() {
-        let dir = tempfile::tempdir().unwrap();
+        let (dir, region) = scratch();
         let config = Config::at(&dir.path().join("config")).unwrap();
-        let request = InitRequest {
-            dir: dir.path().join("r"),
-            name: "here".parse().unwrap(),
-            root_key_file: None,
-            passphrase: None,
-        };
-        let region = init(&request, &config).unwrap();
         let _lock = LayersLock::take(&region, Some(Path::new("/mnt"))).unwrap().unwrap();
         let server = control::serve(&region.run_dir(), SOCKET, |order: Order| match order {
             Order::PurgeSnapshot { snapshot } if snapshot == "bad" => {
@@ -147,7 +140,7 @@ mod tests {
         let perform = |ids: &[&str]| {
             let order = |id: &&str| Order::PurgeSnapshot { snapshot: (*id).into() };
             let orders: Vec<_> = ids.iter().map(order).collect();
-            let done = perform_all(Region::open(&request.dir, &config).unwrap(), &orders, waits);
+            let done = perform_all(Region::open(region.dir(), &config).unwrap(), &orders, waits);
             done.map(|done| {
                 done.iter()
                     .map(|done| done.as_ref().map_err(ToString::to_string).copied())

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 pub mod common;
 pub mod daemon;
+pub mod line;
 pub mod proofs;
 
 use std::path::{Path, PathBuf};
