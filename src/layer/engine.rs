@@ -251,9 +251,14 @@ impl Layer {
         tags: &[u64],
         into: &mut [u8],
     ) -> Result<(), std::result::Result<usize, LayerError>> {
-        let read = self.data.read_at(into, slot_offset(slot));
-        read.map_err(|e| Err(LayerError::io("reading sectors")(e)))?;
-        self.keys.open_sectors(first, into, tags).map_err(Ok)
+        for (i, (bytes, tags)) in into.chunks_mut(TILE).zip(tags.chunks(TILE / SECTOR_LEN)).enumerate() {
+            let before = (i * TILE / SECTOR_LEN) as u64;
+            let read = self.data.read_at(bytes, slot_offset(SlotNo(slot.0 + before)));
+            read.map_err(|e| Err(LayerError::io("reading sectors")(e)))?;
+            let opened = self.keys.open_sectors(SectorNo(first.0 + before), bytes, tags);
+            opened.map_err(|bad| Ok(before as usize + bad))?;
+        }
+        Ok(())
     }
 
     /// Reads the ciphertext of consecutive slots and checks its tags.
