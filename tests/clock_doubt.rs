@@ -12,11 +12,12 @@ mod world;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::time::Duration;
 
 use clocked::Case;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use world::{Running, World, within, words};
+use world::{Running, World, must, within, words};
 
 const ONCE: &[&str] = &["daemon", "--once"];
 const TRUST: &[&str] = &["region", "trust-clock", "--yes"];
@@ -101,6 +102,36 @@ fn a_clock_in_doubt_ends_nothing_until_it_is_trusted() {
         assert_eq!(mode & 0o777, 0o600);
         world.ok(&["region", "check"]);
     }
+}
+
+/// Two configurations on one machine: what the mount does not take for over the daemon would ask it to end again and again.
+#[test]
+fn a_mount_that_knows_another_clock_is_told_of_and_not_asked_at_once() {
+    let case = dated();
+    let world = &case.world;
+    must("cp", &["-a", &world.at("config"), &world.at("other")]);
+    remember(world, "2010-01-01T12:00:00Z", "another");
+    world.mount();
+    let daemon = |args: &[&str]| {
+        let mut command = world.command(args);
+        command.env("TERRANE_CONFIG_DIR", world.at("other"));
+        command
+    };
+    let log = fs::File::create(world.path("said")).unwrap();
+    let mut running = Running(daemon(&["daemon"]).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    let said = || fs::read_to_string(world.path("said")).unwrap();
+    let told = || said().matches("and not by the one that the mount does").count();
+    assert!(within(20, || told() == 2), "{}", said());
+    // It is told once, though it is asked again.
+    std::thread::sleep(Duration::from_secs(2));
+    kill_process(Pid::from_child(&running.0), Signal::TERM).unwrap();
+    assert!(running.0.wait().unwrap().success());
+    assert_eq!(told(), 2, "{}", said());
+    assert_eq!(names(world), [vec!["mon", "wed"], vec!["tue"]]);
+    // By the configuration that doubts nothing both are over.
+    world.unmount();
+    assert!(daemon(ONCE).status().unwrap().success());
+    assert_eq!(names(world), [vec!["wed"], vec![]]);
 }
 
 // X6

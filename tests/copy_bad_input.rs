@@ -2,9 +2,13 @@
 
 mod copy_support;
 
+use std::sync::atomic::AtomicBool;
+
 use copy_support::daemon::{Daemon, copy_args, named, pair, states, tasks};
 use copy_support::{Disk, World, copy_files};
 use terrane::catalog::{DiskKind, SnapshotState, TaskState};
+use terrane::copy::{CopyError, Held, Slot, Taken, Watch, carry_out};
+use terrane::volume::Host;
 
 const MIB: usize = 1 << 20;
 
@@ -62,6 +66,30 @@ fn cycles_of_copies_carry_nothing_twice() {
     }
     assert_eq!(shipped, [MIB as u64, MIB as u64, 0, 0, 0, 0]);
     world.ok(&["snapshot", "verify", "round-5", "--region", "aa", "--against", "cc/round-4"]);
+}
+
+/// Tried again, it would panic again: it fails, once, and leaves nothing.
+#[test]
+fn a_copy_that_panics_fails_alone() {
+    let (world, disk, _) = pair(2);
+    world.ok(&copy_args("north/one", "copied"));
+    let task = tasks(&world, "south")[0].id;
+    {
+        let target = Host::new(world.region("south"), None);
+        let Taken::Held(held) = Held::take(target.region(), task).unwrap() else { panic!("nobody makes it") };
+        let slot = Slot::take(target.region()).unwrap().unwrap();
+        let (cancel, mut progress) = (AtomicBool::new(false), |_, _| {});
+        let watch = Watch { exit_of: |_| 3, ..Watch::new(&cancel, &mut progress) };
+        let done = carry_out(&held, &slot, &target, |_| panic!("as a fault of ours would"), None, watch);
+        assert!(matches!(done, Err(CopyError::Panicked)), "{done:?}");
+    }
+    let row = tasks(&world, "south").into_iter().find(|row| row.id == task).unwrap();
+    assert_eq!((row.state, row.exit), (TaskState::Failed, Some(3)));
+    assert!(row.error.unwrap().contains("panicked"));
+    assert!(named(&world, "south", "copied").is_none());
+    assert!(world.ok(&["daemon", "--once", "-q"]).is_empty(), "it is not tried again");
+    world.ok(&[&copy_args("north/one", "copied")[..], &["--wait"]].concat());
+    world.equal("south", named(&world, "south", "copied").unwrap().id, &disk.model);
 }
 
 /// What was called off stays so: the same words ask for a new copy.

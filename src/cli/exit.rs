@@ -194,7 +194,7 @@ pub(super) fn of_copy(error: &CopyError) -> Exit {
         | CopyError::Unproven { .. }
         | CopyError::Misled { .. }
         | CopyError::WrongBase { .. } => Exit::Corrupted,
-        CopyError::NoSpace { .. } => Exit::Other,
+        CopyError::NoSpace { .. } | CopyError::Panicked => Exit::Other,
         CopyError::Away { .. } => Exit::NotFound,
         CopyError::Overtaken { .. } | CopyError::Behind { .. } => Exit::InUse,
         CopyError::Interrupted | CopyError::Cancelled => Exit::Cancelled,

@@ -132,6 +132,9 @@ pub enum CopyError {
     /// Somebody called it off.
     #[error("the copy was cancelled")]
     Cancelled,
+    /// A fault of the program itself, which would come again.
+    #[error("the copy panicked: a fault of terrane, and not of a disk")]
+    Panicked,
 }
 
 /// A result of the room.
@@ -197,7 +200,8 @@ impl CopyError {
             | Self::Unproven { .. }
             | Self::Misled { .. }
             | Self::WrongBase { .. }
-            | Self::Cancelled => false,
+            | Self::Cancelled
+            | Self::Panicked => false,
             Self::Host(error) => may_pass(error),
         }
     }
@@ -242,6 +246,7 @@ impl CopyError {
                     .into()
             }
             Self::Cancelled => return None,
+            Self::Panicked => "nothing of it is kept; please report what the log says of it".into(),
         })
     }
 }

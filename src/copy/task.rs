@@ -1,5 +1,6 @@
 //! A copy from its first row to its last: all of them in the target's catalog, none left where it does not end well.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -58,8 +59,10 @@ pub struct Watch<'a> {
     /// How fast sectors may cross; none: as fast as they can.
     pub pace: Option<&'a Pace>,
     /// The number of those who wait for a copy that fails so.
-    pub exit_of: fn(&CopyError) -> u8,
+    pub exit_of: ExitOf,
 }
+
+type ExitOf = fn(&CopyError) -> u8;
 
 impl<'a> Watch<'a> {
     /// At full speed; who waits for a copy that fails gets 1.
@@ -116,9 +119,9 @@ impl<'a> Copy<'a> {
                     Ok(begun) => begun,
                     // There is no other plan.
                     Err(error @ CopyError::Overtaken { .. }) => {
-                        return Err(give_up(job.region(), &held.task, None, error, &watch));
+                        return Err(give_up(job.region(), &held.task, None, error, watch.exit_of));
                     }
-                    Err(error) => return Err(settle(job.region(), &held.task, error, &watch)),
+                    Err(error) => return Err(settle(job.region(), &held.task, error, watch.exit_of)),
                 };
                 job.run(begun, &mut watch)
             }
@@ -127,16 +130,29 @@ impl<'a> Copy<'a> {
 }
 
 /// Makes the copy of a task, or goes on with it, on the source that `find_source` gives; `plan`, if one was just made for it, may
-/// serve. As [`Copy::run`] else; each error has been written into the task's row.
+/// serve. As [`Copy::run`] else; each error has been written into the task's row, and what panics fails its own copy alone.
 pub fn carry_out(
     held: &Held,
     _slot: &Slot,
     target: &Host,
     find_source: impl FnOnce(&Request) -> Result<Arc<Host>>,
     plan: Option<Plan>,
+    watch: Watch,
+) -> Result<SnapshotId> {
+    let exit_of = watch.exit_of;
+    let carried = catch_unwind(AssertUnwindSafe(|| carry_out_task(held, target, find_source, plan, watch)));
+    carried.unwrap_or_else(|_| Err(settle(target.region(), &held.task, CopyError::Panicked, exit_of)))
+}
+
+fn carry_out_task(
+    held: &Held,
+    target: &Host,
+    find_source: impl FnOnce(&Request) -> Result<Arc<Host>>,
+    plan: Option<Plan>,
     mut watch: Watch,
 ) -> Result<SnapshotId> {
     let region = target.region();
+    let exit_of = watch.exit_of;
     let prepare = || -> Result<_> {
         let copy = copy_of(region, &held.task)?;
         let request = Request::of_task(&held.task)?;
@@ -145,13 +161,13 @@ pub fn carry_out(
         let source = find_source(&request)?;
         Ok((copy, request, source))
     };
-    let settle = |error, watch: &Watch| settle(region, &held.task, error, watch);
-    let (copy, request, source) = prepare().map_err(|e| settle(away_of(e, region), &watch))?;
-    let settle = |error, watch: &Watch| settle(away_of(away_of(error, source.region()), region), watch);
+    let settle = |error| settle(region, &held.task, error, exit_of);
+    let (copy, request, source) = prepare().map_err(|e| settle(away_of(e, region)))?;
+    let settle = |error| settle(away_of(away_of(error, source.region()), region));
     if copy.layer.is_some() {
         let begun = Begun::take_up(target, &copy);
         let rest = begun.and_then(|begun| Copy::rest(&source, target, begun));
-        return rest.map_err(|e| settle(e, &watch))?.run(watch);
+        return rest.map_err(settle)?.run(watch);
     }
     let mut plan = plan;
     let mut begin = || -> Result<(Job, Begun)> {
@@ -170,7 +186,7 @@ pub fn carry_out(
             }
         }
     };
-    let (job, begun) = begin().map_err(|e| settle(e, &watch))?;
+    let (job, begun) = begin().map_err(settle)?;
     job.run(begun, &mut watch)
 }
 
@@ -199,12 +215,12 @@ pub(super) fn away(error: CopyError, directory: &std::path::Path, name: &str) ->
 }
 
 /// Writes into a task's row what came of it before its copy began, or where that could not be taken up.
-fn settle(region: &Region, task: &Task, error: CopyError, watch: &Watch) -> CopyError {
+fn settle(region: &Region, task: &Task, error: CopyError, exit_of: ExitOf) -> CopyError {
     match error.is_kept() || error.is_of_strangers() {
         true => requeue(region, task, error),
         false => {
             let layer = copy_of(region, task).ok().and_then(|copy| copy.layer);
-            give_up(region, task, layer, error, watch)
+            give_up(region, task, layer, error, exit_of)
         }
     }
 }
@@ -235,7 +251,7 @@ fn give_up(
     task: &Task,
     layer: Option<LayerId>,
     error: CopyError,
-    watch: &Watch,
+    exit_of: ExitOf,
 ) -> CopyError {
     let Some(snapshot) = task.snapshot() else { return error };
     let read = region.catalog().map_err(CopyError::from);
@@ -246,7 +262,7 @@ fn give_up(
     let words = error.to_string();
     let end = match error {
         CopyError::Cancelled => TaskEnd::CANCELLED,
-        _ => TaskEnd { state: TaskState::Failed, error: Some(&words), exit: Some((watch.exit_of)(&error)) },
+        _ => TaskEnd { state: TaskState::Failed, error: Some(&words), exit: Some(exit_of(&error)) },
     };
     let remove = || remove_copy(region, snapshot, layer, end).map_err(CopyError::from);
     let removed = remove().or_else(|e| {
@@ -277,7 +293,7 @@ impl Job<'_> {
         drop(layer);
         Err(match is_kept {
             true => requeue(self.region(), &task, error),
-            false => give_up(self.region(), &task, Some(row.id), error, watch),
+            false => give_up(self.region(), &task, Some(row.id), error, watch.exit_of),
         })
     }
 

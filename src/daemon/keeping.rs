@@ -208,7 +208,13 @@ impl Turn {
                 // Those behind an error of the layers' owner were not given: another look finds them.
                 for (row, done) in rows.iter().zip(done) {
                     match done {
-                        Ok(()) => self.ended.extend(words_of_end(region, row)?),
+                        Ok(()) => match words_of_end(region, row)? {
+                            Some(words) => self.ended.push(words),
+                            None if is_still_over(region, row)? => {
+                                self.left.push((row.id, words_of_refusal(row)))
+                            }
+                            None => {}
+                        },
                         // Somebody else has ended it.
                         Err(_) if region.catalog()?.read(|tx| tx.find_snapshot(row.id))?.is_none() => {}
                         Err(error) => self.left.push((row.id, words_of_failure(row, &error))),
@@ -235,6 +241,21 @@ fn words_of_end(region: &Region, row: &Snapshot) -> Result<Option<String>, Regio
         }
         _ => None,
     })
+}
+
+/// Nothing became of it, and by what this process is certain of it should have.
+fn is_still_over(region: &Region, row: &Snapshot) -> Result<bool, RegionError> {
+    let over = region.catalog()?.read(|tx| Ok::<_, RegionError>(tx.endings(region.certain())?))?.over;
+    Ok(over.contains(&row.id))
+}
+
+/// The mount has a clock of its own, where its configuration is another: asked at once again it would say the same.
+fn words_of_refusal(row: &Snapshot) -> String {
+    format!(
+        "snapshot {} ({}) stays: its time is over by the clock that this daemon knows, and not by the one that the mount does; mount with \
+         the same configuration",
+        row.name, row.id
+    )
 }
 
 fn words_of_failure(row: &Snapshot, error: &HostError) -> String {

@@ -267,14 +267,11 @@ fn run(settings: &Settings, job: Job, pace: Option<&Pace>, done: &Sender<Done>) 
     let mut progress = |_, _| {};
     let watch = Watch { pace, exit_of: settings.exit_of, ..Watch::new(settings.cancel, &mut progress) };
     let find_source = |request: &crate::copy::Request| request.open_source(settings.config, &target);
-    // What panics is a fault of its own copy: the others go on.
+    // What panics even as it is written down that it did: the others go on.
     let carried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         carry_out(&held, &slot, &target, find_source, None, watch)
     }));
-    let error = match carried {
-        Ok(carried) => carried.err(),
-        Err(_) => Some(CopyError::Interrupted),
-    };
+    let error = carried.unwrap_or(Err(CopyError::Panicked)).err();
     drop((held, slot, target));
     let _ = done.send(Done { queue, region, task, error });
 }
