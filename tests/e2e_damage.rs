@@ -5,6 +5,7 @@
 mod world;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use world::{MIB, SECTOR, World, errno, flip, pattern, read_at, write_at};
@@ -150,6 +151,49 @@ fn flips_in_a_map_give_errors_and_never_wrong_bytes() {
     }
 }
 
+/// Of the disk: its chunks' pages, each of 512 sectors. One is named once each time the disk is opened, with its layer and its sectors, and the others read.
+#[test]
+fn a_flipped_map_page_is_named_once_and_the_rest_reads() {
+    const LEAVES: u64 = 65_664;
+    for snapshot in [false, true] {
+        let world = World::new();
+        world.volume("web", "8M");
+        world.mount();
+        for chunk in [0, 2] {
+            write_at(&world.file("web"), chunk << 21, &pattern(LEN, 1 + chunk)).unwrap();
+        }
+        let id = match snapshot {
+            true => world.snapshot("web", "s1"),
+            false => world.json(&["volume", "show", "web"])["id"].as_str().unwrap().to_owned(),
+        };
+        world.unmount();
+        let layer = if snapshot { world.snapshot_layer("s1") } else { world.active_layer("web") };
+        // Whichever of the page's two places is in use.
+        let map = layer.join("map");
+        let places = [0, 8192].map(|place| (LEAVES + 2) * 16_384 + place + 80);
+        let len = fs::metadata(&map).unwrap().len();
+        places.iter().filter(|at| **at < len).for_each(|at| flip(&map, *at));
+        world.mount();
+        let path = if snapshot { world.snapshot_file("s1") } else { world.file("web") };
+        let file = fs::File::open(&path).unwrap();
+        let read = |at: u64| {
+            let mut bytes = vec![0; LEN];
+            file.read_exact_at(&mut bytes, at).map(|()| bytes)
+        };
+        for sector in [0, 0, 300] {
+            assert_eq!(errno(read((2 << 21) + sector * SECTOR as u64)), libc::EIO);
+            assert!(read(0).unwrap() == pattern(LEN, 1), "the rest suffers");
+        }
+        let log = world.log();
+        let told: Vec<_> = log.lines().filter(|line| line.contains(" ERROR ")).collect();
+        let of = layer.file_name().unwrap().to_str().unwrap();
+        assert_eq!(told.len(), 1, "{log}");
+        for word in [&id, of, "map page 65666", "sectors 1024 to 1535"] {
+            assert!(told[0].contains(word), "{word}: {log}");
+        }
+    }
+}
+
 #[test]
 fn a_flipped_superblock_or_header_or_a_missing_folder_is_refused() {
     let superblocks = |folder: &Path| [40, 4096 + 40].iter().for_each(|at| flip(&folder.join("data"), *at));
@@ -196,6 +240,12 @@ fn a_flipped_superblock_or_header_or_a_missing_folder_is_refused() {
         assert!(told.contains(id), "{name}: {told}");
         if name != "cut" {
             world.fails(&["snapshot", "create", "web", "--name", "s1"], 6, &[]);
+        }
+        if matches!(name, "header" | "noise") {
+            let layer = world.active_layer("web");
+            let named =
+                format!("header.toml of layer {} is damaged", layer.file_name().unwrap().to_str().unwrap());
+            assert!(reason.contains(&named) && world.log().contains(&named), "{name}: {reason}");
         }
         // Unmounted, the command itself finds it; and what is damaged can be deleted.
         world.unmount();

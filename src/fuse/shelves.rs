@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 
 use super::{Disk, Entry, Errno, Export, Shelf};
 use crate::catalog::{Snapshot, SnapshotState, Volume};
-use crate::ids::{SnapshotId, VolumeId};
+use crate::ids::{LayerId, SnapshotId, VolumeId};
+use crate::units::SectorNo;
 use crate::volume::{Host, HostError, OpenSnapshot, OpenVolume, VolumeError};
 
 /// Damaged sectors that are told of; a disk that is damaged all over is told of this often.
@@ -161,19 +162,19 @@ impl Export for Shelves {
     }
 }
 
-/// Damaged sectors that were told of.
+/// Damaged sectors and map pages that were told of.
 #[derive(Default)]
-struct Told(Mutex<HashSet<u64>>);
+struct Told(Mutex<HashSet<(LayerId, SectorNo)>>);
 
 impl Told {
     /// The errno of an error, which is told where it is not the caller's: of each damaged sector once.
     fn errno(&self, error: &VolumeError, tell: impl FnOnce(&VolumeError)) -> Errno {
-        let anew = match error {
-            VolumeError::DamagedSector { sector, .. } => {
+        let anew = match error.damaged_place() {
+            Some(place) => {
                 let mut told = self.0.lock();
-                told.len() < TOLD_MAX && told.insert(sector.0)
+                told.len() < TOLD_MAX && told.insert(place)
             }
-            _ => error.errno() == libc::EIO,
+            None => error.errno() == libc::EIO,
         };
         if anew {
             tell(error);
@@ -230,6 +231,12 @@ struct SnapshotDisk {
     told: Told,
 }
 
+impl SnapshotDisk {
+    fn told<T>(&self, result: Result<T, VolumeError>) -> Result<T, Errno> {
+        result.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
+    }
+}
+
 impl Disk for SnapshotDisk {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -240,7 +247,7 @@ impl Disk for SnapshotDisk {
             .chunks_mut(1 << 20)
             .enumerate()
             .try_for_each(|(i, piece)| self.open.stack.read(offset + ((i as u64) << 20), piece));
-        done.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
+        self.told(done)
     }
 
     fn write(&self, _: u64, _: &[u8]) -> Result<(), Errno> {
@@ -256,6 +263,6 @@ impl Disk for SnapshotDisk {
     }
 
     fn seek(&self, offset: u64, hole: bool) -> Result<Option<u64>, Errno> {
-        self.open.stack.seek(offset, hole).map_err(|e| e.errno())
+        self.told(self.open.stack.seek(offset, hole))
     }
 }

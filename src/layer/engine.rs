@@ -143,7 +143,7 @@ impl Layer {
             size_bytes: sb.size_bytes,
             log: Mutex::new(Log::new(data.clone(), keys.clone(), sb.log, prepared, sb.data_sectors)),
             overlay: Overlay::new(),
-            tree: Tree::new(map.clone(), keys.clone(), cache, sb.top),
+            tree: Tree::new((id, sectors_of_bytes(sb.size_bytes)), map.clone(), keys.clone(), cache, sb.top),
             slots: Slots::new(if sb.is_sealed() { 0 } else { sb.slots_high }),
             flushing: Mutex::new(()),
             sealed: AtomicBool::new(sb.is_sealed()),

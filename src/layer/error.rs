@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::ids::LayerId;
+
 /// An error of the layer engine.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -22,6 +24,20 @@ pub enum LayerError {
         expected: String,
         /// What they are.
         found: String,
+    },
+    /// A map page is not what its parent vouches for: nothing is known of its sectors.
+    #[error(
+        "map page {page} of layer {layer}, which says where sectors {first} to {last} lie, is damaged: it is not what its parent vouches for"
+    )]
+    DamagedPage {
+        /// The layer.
+        layer: LayerId,
+        /// The page's number.
+        page: u64,
+        /// Its first sector.
+        first: u64,
+        /// Its last sector.
+        last: u64,
     },
     /// The file system below is full; nothing was changed.
     #[error("no space left below the region")]
@@ -57,7 +73,7 @@ impl LayerError {
 
     /// Whether it is damage on disk rather than a failing or full device.
     pub fn is_corruption(&self) -> bool {
-        matches!(self, Self::Corrupted { .. })
+        matches!(self, Self::Corrupted { .. } | Self::DamagedPage { .. })
     }
 }
 

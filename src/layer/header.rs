@@ -114,6 +114,8 @@ struct Version {
 
 /// A header whose MAC has not been checked.
 pub struct UntrustedHeader {
+    /// Where it was read, in words.
+    what: String,
     header: Header,
     body: String,
     mac: [u8; 16],
@@ -174,9 +176,10 @@ pub fn associated_data(region: RegionId, layer: LayerId, cipher: Cipher) -> Vec<
 }
 
 impl UntrustedHeader {
-    /// Reads a header's text and checks its form.
-    pub fn parse(text: &str) -> Result<Self> {
-        let bad = |found: String| LayerError::corrupted("header.toml", "a layer's header", found);
+    /// Reads the text of the header in this layer's folder and checks its form.
+    pub fn parse(text: &str, layer: LayerId) -> Result<Self> {
+        let what = format!("header.toml of layer {layer}");
+        let bad = |found: String| LayerError::corrupted(what.clone(), "a layer's header", found);
         let at = text.rfind(MAC_LINE).ok_or_else(|| bad("no MAC".into()))?;
         let (body, last) = text.split_at(at);
         let mac = last[MAC_LINE.len()..].strip_suffix("\"\n").and_then(unhex).and_then(|m| m.try_into().ok());
@@ -258,7 +261,7 @@ impl UntrustedHeader {
             fold,
             took: t.took.map(|t| t.parse()).transpose().map_err(id)?,
         };
-        Ok(Self { header, body: body.to_owned(), mac })
+        Ok(Self { header, body: body.to_owned(), mac, what })
     }
 
     /// The fields as they stand: only to unwrap the key that [`UntrustedHeader::verify`] needs.
@@ -270,7 +273,7 @@ impl UntrustedHeader {
     pub fn verify(self, prf: &Prf) -> Result<Header> {
         match prf.verify(&[self.body.as_bytes()], &self.mac) {
             true => Ok(self.header),
-            false => Err(LayerError::corrupted("header.toml", "a MAC of this layer's key", "another")),
+            false => Err(LayerError::corrupted(self.what, "a MAC of this layer's key", "another")),
         }
     }
 }
@@ -321,7 +324,7 @@ mod tests {
     fn refused(change: impl Fn(String) -> String) -> String {
         let keys =
             LayerKeys::derive(Cipher::XtsAes256, &Secret::new(std::array::from_fn(|i| i as u8))).unwrap();
-        match UntrustedHeader::parse(&change(header().to_text(keys.header()))) {
+        match UntrustedHeader::parse(&change(header().to_text(keys.header())), LayerId([2; 16])) {
             Ok(read) => read.verify(keys.header()).expect_err("it was changed").to_string(),
             Err(error) => error.to_string(),
         }

@@ -15,7 +15,8 @@ use super::error::{LayerError, Result, no_space_or};
 use super::overlay::Overlay;
 use super::store::Store;
 use crate::crypto::LayerKeys;
-use crate::units::ChunkNo;
+use crate::ids::LayerId;
+use crate::units::{CHUNK_SECTORS, ChunkNo};
 
 /// What is kept of the maps of all layers of a process, bounded.
 pub struct PageCache {
@@ -123,6 +124,9 @@ pub enum Step {
 
 /// The pages of one layer.
 pub struct Tree {
+    layer: LayerId,
+    /// Of the disk.
+    sectors: u64,
     map: Arc<dyn Store>,
     keys: Arc<LayerKeys>,
     cache: Arc<PageCache>,
@@ -133,15 +137,31 @@ fn page_offset(n: u64, place: u8) -> u64 {
     n * PAGE_STRIDE + u64::from(place) * PAGE_LEN as u64
 }
 
+/// The chunks of which a page says something.
+fn covered_by(n: u64) -> Range<u64> {
+    let (at, shift) = match n {
+        0..GIB_PAGES => (n, 18),
+        GIB_PAGES..LEAVES => (n - GIB_PAGES, 9),
+        _ => (n - LEAVES, 0),
+    };
+    at << shift..(at + 1) << shift
+}
+
 /// The indices that lead to a chunk: root, in its page, in the 1 GiB page.
 fn path(chunk: ChunkNo) -> (usize, usize, usize) {
     ((chunk.0 >> 18) as usize, (chunk.0 >> 9 & 511) as usize, (chunk.0 & 511) as usize)
 }
 
 impl Tree {
-    /// The tree below these roots.
-    pub fn new(map: Arc<dyn Store>, keys: Arc<LayerKeys>, cache: Arc<PageCache>, top: Top) -> Self {
-        Self { map, keys, cache, roots: ArcSwap::from_pointee(Roots::new(top)) }
+    /// The tree of a layer below these roots.
+    pub fn new(
+        (layer, sectors): (LayerId, u64),
+        map: Arc<dyn Store>,
+        keys: Arc<LayerKeys>,
+        cache: Arc<PageCache>,
+        top: Top,
+    ) -> Self {
+        Self { layer, sectors, map, keys, cache, roots: ArcSwap::from_pointee(Roots::new(top)) }
     }
 
     /// New roots, once what they refer to is durable.
@@ -159,11 +179,10 @@ impl Tree {
             .map_err(LayerError::io("reading the map"))?;
         let well_formed = n < LEAVES || page.is_valid_leaf();
         if !page_ref.vouches(&self.keys, &page, n) || !well_formed {
-            return Err(LayerError::corrupted(
-                format!("map page {n}"),
-                "what its parent vouches for",
-                "other bytes",
-            ));
+            let chunks = covered_by(n);
+            let (first, end) = (chunks.start * CHUNK_SECTORS, chunks.end * CHUNK_SECTORS);
+            let last = end.min(self.sectors).saturating_sub(1);
+            return Err(LayerError::DamagedPage { layer: self.layer, page: n, first, last });
         }
         let page: Arc<Page> = Arc::from(page);
         self.cache.pages.insert((n, page_ref), page.clone());

@@ -1,5 +1,6 @@
 //! What can go wrong with a disk, and the errno of each.
 
+use crate::ids::LayerId;
 use crate::layer::LayerError;
 use crate::units::SectorNo;
 
@@ -15,7 +16,7 @@ pub enum VolumeError {
         /// Which.
         sector: SectorNo,
         /// Where it lies.
-        layer: crate::ids::LayerId,
+        layer: LayerId,
     },
     /// The disk is a snapshot.
     #[error("the disk is read-only")]
@@ -31,12 +32,24 @@ impl VolumeError {
         match self {
             Self::Layer(LayerError::NoSpace) => libc::ENOSPC,
             // A latched or damaged layer: nothing better is known to block layers than EIO.
-            Self::Layer(LayerError::Io { .. } | LayerError::Corrupted { .. } | LayerError::Latched) => {
-                libc::EIO
-            }
+            Self::Layer(
+                LayerError::Io { .. }
+                | LayerError::Corrupted { .. }
+                | LayerError::DamagedPage { .. }
+                | LayerError::Latched,
+            ) => libc::EIO,
             // Handled inside the room; EIO if one should ever come out.
             Self::Layer(LayerError::Ended | LayerError::Changed) | Self::DamagedSector { .. } => libc::EIO,
             Self::ReadOnly => libc::EROFS,
+        }
+    }
+
+    /// The damaged sector, or the first of a damaged map page's, and the layer: what need not be told twice.
+    pub fn damaged_place(&self) -> Option<(LayerId, SectorNo)> {
+        match self {
+            Self::DamagedSector { sector, layer } => Some((*layer, *sector)),
+            Self::Layer(LayerError::DamagedPage { layer, first, .. }) => Some((*layer, SectorNo(*first))),
+            _ => None,
         }
     }
 

@@ -333,7 +333,7 @@ pub(super) fn untrusted_header(region: &Region, layer: LayerId) -> Result<Untrus
         .map_err(HostError::io("reading a layer's header", &path))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
-    Ok(UntrustedHeader::parse(&text)?)
+    Ok(UntrustedHeader::parse(&text, layer)?)
 }
 
 fn check_header(region: &Region, row: &LayerRow, keys: &LayerKeys) -> Result<Header> {
@@ -409,7 +409,7 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
         crashsafe::read_open(&file, header::HEADER_LEN_MAX).map_err(io("reading a layer's header"))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| damaged_layer(layer, "a header in UTF-8".into(), "other bytes".into()))?;
-    let untrusted = UntrustedHeader::parse(&text)?;
+    let untrusted = UntrustedHeader::parse(&text, layer)?;
     let claims = untrusted.claims();
     if (claims.region, claims.layer) != (region.id(), layer) {
         let found = format!("one of layer {} of region {}", claims.layer, claims.region);

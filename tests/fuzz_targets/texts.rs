@@ -87,15 +87,18 @@ pub fn bookmark_seeds() -> Vec<Vec<u8>> {
     vec![cut(4 + 2, &mark), cut(4 + 1, &taken)]
 }
 
+/// In whose folder the header lies.
+const OF: LayerId = LayerId([7; 16]);
+
 /// A layer's header with its list of points; the last line is made its MAC.
 pub fn header(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let _ = UntrustedHeader::parse(text);
+    let _ = UntrustedHeader::parse(text, OF);
     let body = text.rfind("mac = \"").map_or(text, |at| &text[..at]);
     let mac: String = keys().header().mac(&[body.as_bytes()]).iter().map(|b| format!("{b:02x}")).collect();
-    let Ok(untrusted) = UntrustedHeader::parse(&format!("{body}mac = \"{mac}\"\n")) else { return };
+    let Ok(untrusted) = UntrustedHeader::parse(&format!("{body}mac = \"{mac}\"\n"), OF) else { return };
     let header = untrusted.verify(keys().header()).expect("the MAC fits");
-    let again = UntrustedHeader::parse(&header.to_text(keys().header())).expect("what we write we read");
+    let again = UntrustedHeader::parse(&header.to_text(keys().header()), OF).expect("what we write we read");
     assert_eq!(again.verify(keys().header()).unwrap(), header);
 }
 
