@@ -184,7 +184,7 @@ fn an_interrupt_leaves_nothing() {
         return;
     }
     let moments = [
-        ("snapshots", "7 snapshots under random writes", 1500),
+        ("snapshots", "20 snapshots under random writes", 1500),
         ("memory", "memory under load", 600),
         ("changes", "writing the disk to change", 50),
         ("commands", "copy, check, fold", 400),

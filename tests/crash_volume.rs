@@ -418,7 +418,11 @@ fn a_cut_leaves_a_prefix_of_the_writes() {
             let (mut script, start) = Script::new(seed);
             steps.iter().for_each(|step| script.step(step));
             let trace = script.machine.take_trace();
-            let places: Vec<_> = (seed as usize % stride..=trace.len()).step_by(stride).collect();
+            // Of the sample too: before and after each sync.
+            let is_at_a_sync =
+                |n: usize| trace[n.saturating_sub(1)..].iter().take(2).any(|e| matches!(e, Event::Sync(_)));
+            let is_chosen = |n: &usize| n % stride == seed as usize % stride || is_at_a_sync(*n);
+            let places: Vec<_> = (0..=trace.len()).filter(is_chosen).collect();
             states.fetch_add(sweep(seed, &start, &trace, &script.oracle, &places), Ordering::Relaxed);
         });
     }
