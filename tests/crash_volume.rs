@@ -271,6 +271,13 @@ fn check_owners(stack: &Stack) {
     }
 }
 
+/// Of what was recovered each slot holds a sector or is free: none is lost, and with it space for ever.
+fn check_free(layer: &Layer) {
+    let (backed, holes, high) = layer.slot_counts();
+    let (free, held) = (backed + holes, layer.data_sectors());
+    assert_eq!(free + held, high, "{free} slots are free and {held} held of {high}");
+}
+
 struct Sweep<'a> {
     oracle: &'a Oracle,
     states: AtomicU64,
@@ -337,6 +344,7 @@ impl Sweep<'_> {
         let Opened { volume, .. } = &opened;
         if random.one_in(3) {
             volume.active().learn_free_slots().unwrap();
+            check_free(&volume.active());
         }
         let mut expected = self.oracle.states[found].2.to_vec();
         let mut allowed = vec![expected.clone()];
