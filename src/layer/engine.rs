@@ -251,6 +251,7 @@ impl Layer {
         tags: &[u64],
         into: &mut [u8],
     ) -> Result<(), std::result::Result<usize, LayerError>> {
+        assert_eq!(into.len(), tags.len() * SECTOR_LEN, "a tag for each sector");
         for (i, (bytes, tags)) in into.chunks_mut(TILE).zip(tags.chunks(TILE / SECTOR_LEN)).enumerate() {
             let before = (i * TILE / SECTOR_LEN) as u64;
             let read = self.data.read_at(bytes, slot_offset(SlotNo(slot.0 + before)));
