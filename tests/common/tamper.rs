@@ -27,7 +27,7 @@ pub fn stride() -> Option<u64> {
 /// What happens to which calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<'a> {
-    /// `kill`, `short`, or the number of an errno.
+    /// `kill`, `short`, `again`, or the number of an errno.
     pub act: &'a str,
     /// The first call that is hit, from 1, and how many.
     pub first: u64,
