@@ -780,14 +780,17 @@ fn a_passphrase_that_would_take_long() {
     fs::remove_dir_all(world.path("config")).unwrap();
     let toml = world.path("r/region.toml");
     let good = fs::read_to_string(&toml).unwrap();
-    for (field, value) in
-        [("memory_kib", 1 << 20), ("memory_kib", (256 << 10) + 1), ("passes", 16), ("passes", 7), ("lanes", 9)]
-    {
+    for (field, value) in [
+        ("memory_kib", 1 << 20),
+        ("memory_kib", (256 << 10) + 1),
+        ("passes", 16),
+        ("passes", 7),
+        ("lanes", 9),
+    ] {
         edit_line(&toml, &format!("{field} = "), &format!("{field} = {value}"));
         let what = format!("{field} = {value}");
-        let ended = hostile::bounded(&what, || {
-            world.command(&["region", "add", &dir, "--passphrase-file", &phrase])
-        });
+        let ended =
+            hostile::bounded(&what, || world.command(&["region", "add", &dir, "--passphrase-file", &phrase]));
         assert_eq!(ended.exit, Some(6), "{what}: {ended:?}");
         assert!(ended.stderr.contains(&format!("{field} is {value}")), "{what}: {ended:?}");
         assert!(ended.memory_kib < 64 << 10, "{what}: {ended:?}");
