@@ -3,18 +3,19 @@
 //!
 //! `TERRANE_CUTS=n` makes n cuts of each file system and kills at every call, where the gate takes samples.
 
+#[path = "common/tamper.rs"]
+mod tamper;
 #[path = "common/world.rs"]
 mod world;
 
 use std::fs;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tamper::{Rule, can_tamper};
 use world::{MIB, SECTOR, World, is_gone, is_root, must, pattern, read_at, within, write_at};
 
 fn cuts() -> Option<u64> {
@@ -193,24 +194,14 @@ fn a_cut_of_xfs_leaves_a_prefix() {
     cut_a_file_system("xfs", &["mkfs.xfs", "-q", "-f"]);
 }
 
+/// Everything by which a command changes files.
 const CALLS: &str = "pwrite64,write,fdatasync,fsync,fallocate,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,\
-                     ftruncate,openat,flock";
+                     ftruncate";
 
-/// Runs a command that is killed at its `n`-th call; whether it was.
-fn killed_at(world: &World, args: &[&str], n: u64) -> bool {
-    let program = assert_cmd::cargo::cargo_bin!("terrane");
-    let mut command = Command::new("strace");
-    command
-        .args(["-f", "-qqq", "-o", "/dev/null", "-e", &format!("trace={CALLS}")])
-        .args(["-e", &format!("inject={CALLS}:signal=SIGKILL:when={n}")])
-        .arg(program)
-        .args(args)
-        .env("TERRANE_CONFIG_DIR", world.path("config"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let status = command.status().unwrap();
-    status.signal() == Some(libc::SIGKILL) || status.code() == Some(128 + libc::SIGKILL)
+/// Runs a command that is killed at its `n`-th call; which one that was.
+fn killed_at(world: &World, args: &[&str], n: u64) -> Option<String> {
+    let rule = Rule { act: "kill", first: n, times: 1, within: (0, u64::MAX), path: "*", calls: CALLS };
+    tamper::run(world, &rule, args).pop()
 }
 
 fn put_back(world: &World) {
@@ -225,6 +216,8 @@ struct Killed<'a> {
     args: &'a [&'a str],
     /// The snapshot that may be there or not afterwards.
     changed: &'a str,
+    /// The gate kills it at each so many calls.
+    stride: u64,
     /// What is done before it, and after it was killed.
     before: fn(&World),
     after: fn(&World),
@@ -232,7 +225,7 @@ struct Killed<'a> {
 
 impl<'a> Killed<'a> {
     fn new(args: &'a [&'a str], changed: &'a str) -> Self {
-        Self { args, changed, before: |_| (), after: |_| () }
+        Self { args, changed, stride: 12, before: |_| (), after: |_| () }
     }
 }
 
@@ -253,6 +246,9 @@ const OLD_VERSION: u32 = 6;
 /// command can be given again.
 #[test]
 fn a_kill_at_any_call_of_a_command_leaves_a_whole_region() {
+    if !can_tamper() {
+        return;
+    }
     let mut world = World::new();
     world.expect_disorder();
     world.volume("web", "8M");
@@ -281,21 +277,19 @@ fn a_kill_at_any_call_of_a_command_leaves_a_whole_region() {
         Killed::new(&["volume", "create", "--name", "second", "--snapshot", "s1"], ""),
         Killed { before: other_key, ..Killed::new(copy, "new") },
         Killed::new(&["volume", "resize", "web", "--size", "16M"], ""),
-        Killed { after: enabled_again, ..Killed::new(&["key", "disable", "default"], "") },
-        Killed { before: make_older, ..Killed::new(&["volume", "list"], "") },
+        Killed { after: enabled_again, stride: 4, ..Killed::new(&["key", "disable", "default"], "") },
+        Killed { before: make_older, stride: 3, ..Killed::new(&["volume", "list"], "") },
     ];
-    let stride = if cuts().is_some() { 1 } else { 9 };
     let mut kills = 0;
-    for (turn, Killed { args, changed, before, after }) in commands.iter().enumerate() {
+    for (turn, Killed { args, changed, stride, before, after }) in commands.iter().enumerate() {
+        let stride = if cuts().is_some() { 1 } else { *stride };
         let mut n = 1 + turn as u64 % stride;
         loop {
             put_back(&world);
             before(&world);
-            if !killed_at(&world, args, n) {
-                break;
-            }
+            let Some(call) = killed_at(&world, args, n) else { break };
             kills += 1;
-            let what = format!("{args:?} killed at call {n}");
+            let what = format!("{args:?} killed at call {n}, {call}");
             after(&world);
             world.mount();
             for (i, content) in contents.iter().enumerate().take(2) {
@@ -320,6 +314,7 @@ fn a_kill_at_any_call_of_a_command_leaves_a_whole_region() {
             n += stride;
         }
         assert!(n > stride, "{args:?} was never killed");
+        println!("{args:?}: at most {n} calls");
     }
     assert!(kills > 20, "{kills}");
     println!("{kills} kills");
