@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use crate::volume::{Answer, Order};
+use crate::copy::words;
+use crate::crypto::Prf;
+use crate::volume::{Answer, Order, Owner};
 
 /// `region.toml`; what was taken is written and taken again.
 pub fn region_toml(text: &str) -> bool {
@@ -47,4 +49,26 @@ pub fn printed(text: &str) {
     let shown = crate::cli::printable_json(&json);
     assert!(!shown.contains(steers));
     assert_eq!(serde_json::from_str::<String>(&shown).ok().as_deref(), Some(text));
+}
+
+/// `layers/<id>/words`; what was taken is written and found among the bytes again. How much was.
+pub fn copy_words(bytes: &[u8], prf: &Prf) -> usize {
+    let (known, whole) = words::parse(bytes, prf);
+    for (chunk, words) in &known {
+        let record = words::to_bytes(*chunk, *words, prf);
+        assert!(bytes[..whole].chunks(record.len()).any(|piece| piece == record), "it was not there");
+    }
+    known.len()
+}
+
+/// A record of it, as it is written.
+pub fn copy_words_record(chunk: u64, words: u128, prf: &Prf) -> Vec<u8> {
+    words::to_bytes(chunk, words, prf).to_vec()
+}
+
+/// `run/layers.lock`; what was taken is written and taken again.
+pub fn layers_owner(text: &str) -> bool {
+    let owner = Owner::parse(text);
+    assert_eq!(Owner::parse(&owner.to_text()), owner, "what we write we read");
+    owner.pid != 0
 }

@@ -419,8 +419,10 @@ fn hostile_argon2_parameters_are_refused_before_they_are_used() {
     for (field, value) in [
         ("memory_kib", "4294967295"),
         ("memory_kib", "67108864"),
+        ("memory_kib", "262145"),
         ("memory_kib", "0"),
         ("passes", "4294967295"),
+        ("passes", "7"),
         ("passes", "0"),
         ("lanes", "16777215"),
         ("lanes", "0"),

@@ -1,5 +1,6 @@
 //! Guards against plaintext and keys where they don't belong: in the files of regions, in logs, output, arguments and
-//! environments; and, once a key is disabled and its volumes closed, in the memory of the process that serves on.
+//! environments; and, once a key is disabled and its volumes closed, in the memory of the process that serves on. And against a
+//! process with keys that others may look into.
 //!
 //! A random canary of 1 MiB, the data keys of the layers it lies in, the root key and a passphrase go through everything. No 16
 //! bytes of any of them, wherever they begin, may be found.
@@ -9,11 +10,11 @@ mod world;
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use terrane::crypto::{Secret, unwrap};
-use world::{MIB, World, is_root, read_at, within, writable, write_at};
+use world::{MIB, World, is_root, must, read_at, tool, within, writable, write_at};
 
 const WINDOW: usize = 16;
 
@@ -171,7 +172,9 @@ fn no_secret_is_found_where_it_does_not_belong() {
         eprintln!("left out: only root may look at the memory of a process that forbids it");
         return;
     }
-    let world = World::new();
+    let mut world = World::new();
+    fs::create_dir(world.path("tmp")).unwrap();
+    world.temporary_files = Some(world.path("tmp"));
     let (canary, passphrase, root_key) = (random(MIB as usize), random(24), random(32));
     let passphrase: String = passphrase.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut secrets = Canary::new();
@@ -255,19 +258,79 @@ fn no_secret_is_found_where_it_does_not_belong() {
     // A cut leaves its log and its WAL; and all is in order again.
     write_at(&world.file("other"), 0, &[1; 4096]).unwrap();
     let mut looked = 0;
-    for dir in ["west", "south", "r", "config"] {
+    for dir in ["west", "south", "r", "config", "tmp"] {
         looked += secrets.assert_absent_below(&world.path(dir));
     }
     said.ok(&["key", "enable", "project", "--region", "west"]);
     assert!(read_at(&file, 2 * MIB, MIB as usize).unwrap() == canary);
     said.ok(&["unmount", &world.mnt()]);
     said.ok(&["region", "check", "--region", "west"]);
-    for dir in ["west", "south", "r", "config"] {
+    for dir in ["west", "south", "r", "config", "tmp"] {
         looked += secrets.assert_absent_below(&world.path(dir));
     }
     assert!(looked > 8 * MIB, "{looked} bytes looked at");
     secrets.assert_absent(&said.1, "what commands say");
     assert!(said.1.len() > 1000);
+}
+
+/// The process that has the keys leaves no core, and not even its own user may look into it; nothing in the mount runs, or is a device.
+#[test]
+fn the_mount_shuts_its_memory_and_its_files() {
+    is_shut(None);
+    if !is_root() {
+        return;
+    }
+    // Another user's mount needs a device that is open to users, as not in every container: in a mount namespace of its own.
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"set -e
+        mount -t tmpfs -o mode=755 none "$1"
+        mknod -m 666 "$1/fuse" c 10 229
+        mount --bind "$1/fuse" /dev/fuse
+        exec "$2" --exact a_users_mount_is_shut --ignored --nocapture"#;
+    let program = std::env::current_exe().unwrap();
+    let [folder, program] = [folder.path(), &program].map(|path| path.to_str().unwrap());
+    let said = must("unshare", &["--mount", "sh", "-c", script, "sh", folder, program]);
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[test]
+#[ignore = "run by the_mount_shuts_its_memory_and_its_files"]
+fn a_users_mount_is_shut() {
+    is_shut(Some(NOBODY));
+}
+
+const NOBODY: u32 = 65534;
+
+fn is_shut(uid: Option<u32>) {
+    let world = World::bare(uid);
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    world.volume("web", "8M");
+    world.mount();
+    let server = Path::new("/proc").join(world.server().to_string());
+    let limits = fs::read_to_string(server.join("limits")).unwrap();
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert!(core.split_whitespace().take(2).eq(["0", "0"]), "{limits}");
+    // What a process that may not be dumped shows of itself is root's.
+    for shown in ["environ", "mem", "maps", "fd"].map(|name| server.join(name)) {
+        assert_eq!(fs::metadata(&shown).unwrap().uid(), 0, "{} of user {uid:?}", shown.display());
+        if let Some(uid) = uid {
+            let id = uid.to_string();
+            let user = ["--reuid", &id, "--regid", &id, "--clear-groups", "--"];
+            let look = if shown.is_dir() { "ls" } else { "cat" };
+            let seen = tool("setpriv", &[&user[..], &[look, shown.to_str().unwrap()]].concat());
+            let said = world::words(&seen);
+            assert!(
+                said.contains("Permission denied"),
+                "its own user looks into {}: {said}",
+                shown.display()
+            );
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let ours = mounts.lines().find(|line| line.split(' ').nth(4) == Some(&world.mnt())).unwrap();
+    let options: Vec<_> = ours.split(' ').nth(5).unwrap().split(',').collect();
+    assert!(["nosuid", "nodev", "noexec"].iter().all(|word| options.contains(word)), "{ours}");
+    world.unmount();
 }
 
 /// A key's own bytes, and the data keys of the layers of volume `web`.

@@ -1,5 +1,6 @@
 //! Guards against what errors of the file system below make of a real mount: wrong bytes, a flush that says yes falsely, a
-//! volume that no reopening brings back, and answered writes or snapshots that are gone with the error.
+//! volume that no reopening brings back, and answered writes or snapshots that are gone with the error. And against calls that did
+//! a part, or were interrupted, being taken for ones that were made or failed.
 //!
 //! The gate takes a sample of the calls; `TERRANE_STRIDE=n` lets each n-th call of the script fail, once and from then on.
 
@@ -93,6 +94,70 @@ impl Allowed {
 fn is_told(error: &std::io::Error, rule: &Rule) -> bool {
     let code = error.raw_os_error();
     code == Some(libc::EIO) || code == rule.act.parse().ok() && code == Some(libc::ENOSPC)
+}
+
+/// Calls that may do a part: whoever makes them goes on with the rest.
+const PARTIAL: &str = "pwrite64,pwritev,write,writev,pread64";
+
+/// Calls that may be interrupted: whoever makes them makes them again.
+const INTERRUPTIBLE: &str = "pwrite64,pwritev,write,writev,pread64,fdatasync,fsync,ftruncate,fallocate";
+
+/// The script where calls do a part or are interrupted: it must not be seen in anything. How many were.
+fn is_not_seen(world: &World, rule: &Rule) -> usize {
+    put_back(world);
+    let mut mount = Tampered::mount(world, Some(rule));
+    let mut expected = State::new();
+    for (number, step) in SCRIPT.iter().enumerate() {
+        let outcome = step.perform(world, number, 1);
+        let what = format!("{rule:?}, step {number}, {step:?}");
+        assert!(outcome.error().is_none(), "{what}: {:?}, {}", outcome.error(), mount.log());
+        expected = expected.after(number, *step);
+        let disk = read_at(&world.file("web"), 0, SIZE).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(disk == expected.disk, "{what}: wrong bytes");
+    }
+    assert!(!mount.has_ended() && !mount.log().contains("latched"), "{rule:?}: {}", mount.log());
+    assert!(State::found(world) == expected, "{rule:?}: a snapshot differs");
+    let unmounted = world.run(&["unmount", &world.mnt()]);
+    assert!(unmounted.status.success(), "{rule:?}: {}, {}", world::words(&unmounted), mount.log());
+    let hits = mount.hits();
+    mount.end();
+    world.ok(&["region", "check"]);
+    world.mount();
+    assert!(State::found(world) == expected, "{rule:?}: it differs when it is mounted again");
+    world.unmount();
+    hits.len()
+}
+
+/// Half of what is asked for is done, at once or each time anew; or a call is interrupted, and done when it is made again.
+#[test]
+fn a_call_that_did_a_part_or_was_interrupted_is_gone_on_with() {
+    if !can_tamper() {
+        return;
+    }
+    let mut world = World::new();
+    world.expect_disorder();
+    world.volume("web", "8M");
+    keep(&world);
+    for (act, path, calls) in [
+        ("short", "/r/", PARTIAL),
+        ("again", "/r/layers/", INTERRUPTIBLE),
+        ("again", "/r/catalog.db", "pwrite64,pread64,ftruncate"),
+    ] {
+        let rule = |first, times| Rule { act, first, times, within: (0, u64::MAX), path, calls };
+        // All of them.
+        let hits = is_not_seen(&world, &rule(1, FOR_EVER));
+        assert!(hits > 20, "{act} {path}: {hits}");
+        println!("{hits} calls: {act} {path}");
+        // Or one alone.
+        let Some(stride) = tamper::stride() else { continue };
+        let places = (1..).step_by(stride as usize).map(|first| is_not_seen(&world, &rule(first, ONCE)));
+        println!("{} calls, each alone: {act} {path}", places.take_while(|hits| *hits > 0).count());
+    }
+    // SQLite takes a sync that was interrupted for one that failed: the command says so, and nothing is lost.
+    let calls = "fdatasync,fsync";
+    let rule =
+        Rule { act: "again", first: 1, times: FOR_EVER, within: (0, u64::MAX), path: "/catalog.db", calls };
+    assert!(withstands(&world, &rule));
 }
 
 /// The script under a fault: what is read is always right or EIO.

@@ -1,15 +1,15 @@
 //! Guards against disks that other people's programs find wrong: fio, badblocks, stress-ng, e2fsck, xfs_repair, btrfs check,
-//! qemu-img, veritysetup and OpenSSL, each with a mind of its own of what a disk must hold.
+//! qemu-img, veritysetup and OpenSSL, each with a mind of its own of what a disk must hold; and against files that show others what is equal.
 //!
 //! `TERRANE_FRIENDS=n` makes the random ones n times as long.
 
 #[path = "common/world.rs"]
 mod world;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use world::{MIB, OnDisk, SECTOR, World, is_root, must, pattern, read_at, tool, write_at};
 
@@ -41,8 +41,17 @@ fn fio_verifies_in_each_of_its_patterns() {
         }
         let path = if on_device { world.ok(&["attach", "web"]) } else { at(&world.file("web")) };
         let file = format!("--filename={path}");
-        let job =
-            [&file, "--name=w", "--size=16M", "--allow_file_create=0", "--randseed=7", "--verify_fatal=1"];
+        // What fio writes down of a job goes with the world.
+        let aux = format!("--aux-path={}", world.at(""));
+        let job = [
+            &file,
+            &aux,
+            "--name=w",
+            "--size=16M",
+            "--allow_file_create=0",
+            "--randseed=7",
+            "--verify_fatal=1",
+        ];
         let job = [&job[..], &["--serialize_overlap=1", "--ioengine=psync", "--do_verify=1", &io_size], way]
             .concat();
         must("fio", &job);
@@ -63,15 +72,58 @@ fn fio_verifies_in_each_of_its_patterns() {
     world.ok(&["region", "check"]);
 }
 
+/// Each sum fio can make, side by side, and again in a volume made from a copy in another region.
+#[test]
+fn fio_verifies_each_of_its_sums_in_a_copy_too() {
+    const SUMS: [&str; 8] = ["crc7", "crc16", "crc32", "crc64", "xxhash", "sha1", "sha512", "sha3-256"];
+    let known = must("fio", &["--cmdhelp=verify"]);
+    let sums: Vec<_> = SUMS
+        .into_iter()
+        .filter(|sum| known.split([' ', '\t', '\n', ',', '[', ']']).any(|word| word == *sum))
+        .collect();
+    assert!(sums.len() >= 6, "{known}");
+    let world = World::new();
+    world.ok(&["region", "init", &world.at("there"), "--name", "there", "-q"]);
+    let job = |path: &Path, how: &str| {
+        let common = ["--bs=4k", "--rw=write", "--size=512k", "--randseed=7", "--ioengine=psync"];
+        let mut args = common.map(str::to_owned).to_vec();
+        args.extend(["--allow_file_create=0", "--verify_fatal=1", how].map(str::to_owned));
+        args.extend([format!("--filename={}", at(path)), format!("--aux-path={}", world.at(""))]);
+        for (n, sum) in sums.iter().enumerate() {
+            args.extend([format!("--name={sum}"), format!("--verify={sum}"), format!("--offset={n}m")]);
+        }
+        tool("fio", &args)
+    };
+    let in_region = |args: &[&str], region: &str| world.ok(&[args, &["--region", region]].concat());
+    in_region(&["volume", "create", "--name", "web", "--size", "16M"], "here");
+    in_region(&["mount", &world.mnt()], "here");
+    let written = job(&world.file("web"), "--do_verify=1");
+    assert!(written.status.success(), "{written:?}");
+    in_region(&["snapshot", "create", "web", "--name", "s1"], "here");
+    in_region(&["snapshot", "copy", "--wait", "here/s1", "--to", "there", "--name", "copy"], "here");
+    in_region(&["unmount", &world.mnt()], "here");
+    in_region(&["volume", "create", "--name", "made", "--snapshot", "copy"], "there");
+    in_region(&["mount", &world.mnt()], "there");
+    let made = world.file("made");
+    let verified = job(&made, "--verify_only=1");
+    assert!(verified.status.success(), "{verified:?}");
+    // It can tell.
+    write_at(&made, 300_000, b"no byte of what fio wrote").unwrap();
+    assert!(!job(&made, "--verify_only=1").status.success(), "it sees nothing");
+    world.unmount();
+}
+
 fn at(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
 /// fsx does what comes to its mind and remembers what must be there; of what it leaves, time after time, a snapshot is taken, which
-/// holds that also when fsx has gone on and older ones are gone. Only where it is installed: `cargo install fsx`.
+/// holds that also when fsx has gone on and older ones are gone. The gate installs it; elsewhere only where it is: `cargo install fsx`.
 #[test]
 fn fsx_is_never_surprised() {
     if !tool("sh", &["-c", "command -v fsx"]).status.success() {
+        assert!(std::env::var_os("TERRANE_GATE").is_none(), "the gate has no fsx");
+        eprintln!("left out: fsx is not installed");
         return;
     }
     const KEPT: usize = 3;
@@ -116,6 +168,63 @@ fn fsx_is_never_surprised() {
     }
     world.unmount();
     world.ok(&["region", "check"]);
+}
+
+/// Whoever has all files of all regions sees of the same bytes, written at the same place of two volumes, before and after a snapshot,
+/// and carried to copies, no 16 bytes twice: each layer has a key of its own.
+#[test]
+fn equal_bytes_look_different_in_each_layer() {
+    // One request, or a sector at its edge would be written twice.
+    const LEN: usize = 512 << 10;
+    let world = World::new();
+    world.ok(&["region", "init", &world.at("there"), "--name", "there", "-q"]);
+    let ok = |args: &[&str]| world.ok(&[args, &["--region", "here"]].concat());
+    for name in ["web", "twin"] {
+        ok(&["volume", "create", "--name", name, "--size", "8M"]);
+    }
+    ok(&["mount", &world.mnt()]);
+    // All blocks are equal within each sector, too.
+    let bytes = vec![7; LEN];
+    write_at(&world.file("twin"), MIB, &bytes).unwrap();
+    for name in ["s1", "s2"] {
+        write_at(&world.file("web"), MIB, &bytes).unwrap();
+        ok(&["snapshot", "create", "web", "--name", name]);
+    }
+    write_at(&world.file("web"), MIB, &bytes).unwrap();
+    ok(&["key", "create", "--alias", "other"]);
+    ok(&["snapshot", "copy", "--wait", "s2", "--to", "here", "--key", "other", "--name", "rekeyed"]);
+    ok(&["snapshot", "copy", "--wait", "s1", "--to", "there", "--name", "copy"]);
+    ok(&["unmount", &world.mnt()]);
+    let mut seen: HashMap<[u8; 16], PathBuf> = HashMap::new();
+    let mut layers = 0;
+    for region in ["r", "there"] {
+        for layer in fs::read_dir(world.path(region).join("layers")).unwrap() {
+            let path = layer.unwrap().path().join("data");
+            let slots = slots_of(&path);
+            // Room zeroed ahead for small writes is none of the disk's bytes.
+            let blocks: Vec<_> = slots.as_chunks().0.iter().filter(|block| **block != [0; 16]).collect();
+            layers += u64::from(blocks.len() >= LEN / 16);
+            for block in blocks {
+                if let Some(other) = seen.insert(*block, path.clone()) {
+                    panic!("{block:02x?} is in {} and in {}", other.display(), path.display());
+                }
+            }
+        }
+    }
+    assert_eq!(layers, 6, "of three states of one volume, one of another, and two copies");
+}
+
+/// What lies in a layer's slots (docs/format.md), holes left out.
+fn slots_of(data: &Path) -> Vec<u8> {
+    let file = fs::File::open(data).unwrap();
+    let (mut slots, mut at) = (Vec::new(), 64 * MIB);
+    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
+        let mut bytes = vec![0; (at - start) as usize];
+        file.read_exact_at(&mut bytes, start).unwrap();
+        slots.append(&mut bytes);
+    }
+    slots
 }
 
 /// badblocks writes and reads four patterns over the whole device.

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use bad_region::*;
 use hostile::{chmod, make_pipe};
-use world::flip;
+use world::{World, flip};
 
 #[test]
 fn region_toml() {
@@ -766,4 +766,35 @@ fn files_of_layers() {
             words: &["key"],
         },
     ]);
+}
+
+/// What a passphrase's derivation may ask for is little; the rest is refused before it is begun.
+#[test]
+fn a_passphrase_that_would_take_long() {
+    let world = World::bare(None);
+    let phrase = world.at("phrase");
+    fs::write(&phrase, "correct horse").unwrap();
+    chmod(Path::new(&phrase), 0o600);
+    let dir = world.at("r");
+    world.ok(&["region", "init", &dir, "--name", "here", "--passphrase-file", &phrase]);
+    fs::remove_dir_all(world.path("config")).unwrap();
+    let toml = world.path("r/region.toml");
+    let good = fs::read_to_string(&toml).unwrap();
+    for (field, value) in [
+        ("memory_kib", 1 << 20),
+        ("memory_kib", (256 << 10) + 1),
+        ("passes", 16),
+        ("passes", 7),
+        ("lanes", 9),
+    ] {
+        edit_line(&toml, &format!("{field} = "), &format!("{field} = {value}"));
+        let what = format!("{field} = {value}");
+        let ended =
+            hostile::bounded(&what, || world.command(&["region", "add", &dir, "--passphrase-file", &phrase]));
+        assert_eq!(ended.exit, Some(6), "{what}: {ended:?}");
+        assert!(ended.stderr.contains(&format!("{field} is {value}")), "{what}: {ended:?}");
+        assert!(ended.memory_kib < 64 << 10, "{what}: {ended:?}");
+        fs::write(&toml, &good).unwrap();
+    }
+    world.ok(&["region", "add", &dir, "--passphrase-file", &phrase]);
 }

@@ -29,7 +29,7 @@ mod task;
 mod unsaid;
 mod verify;
 mod verity;
-mod words;
+pub(crate) mod words;
 
 use crate::volume::pace;
 

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use parking_lot::Mutex;
 
+use crate::crypto::Prf;
 use crate::layer::Layer;
 use crate::region::Region;
 use crate::sys::owned;
@@ -39,11 +40,11 @@ impl<'a> Words<'a> {
         let path = folder::words_path(region, layer.id());
         let mut words = Self { layer, path, known: Mutex::default(), file: Mutex::default() };
         let read = owned::read(&words.path, BYTES_MAX).unwrap_or_default();
-        let (records, rest) = read.as_chunks::<RECORD>();
-        words.known = Mutex::new(records.iter().filter_map(|record| words.parse(record)).collect());
+        let (known, whole) = parse(&read, layer.keys().header());
+        words.known = Mutex::new(known);
         // Later records behind a cut one would be out of step.
-        let cut = || owned::open(&words.path, true)?.set_len(records.len() as u64 * RECORD as u64);
-        if read.is_empty() || !rest.is_empty() && cut().is_err() {
+        let cut = || owned::open(&words.path, true)?.set_len(whole as u64);
+        if read.is_empty() || whole < read.len() && cut().is_err() {
             let _ = fs::remove_file(&words.path);
         }
         match owned::open_to_append(&words.path) {
@@ -61,8 +62,7 @@ impl<'a> Words<'a> {
     /// They are these: told before the chunk is put.
     pub fn tell(&self, chunk: u64, words: u128) {
         self.known.lock().insert(chunk, words);
-        let said = said(chunk, words ^ self.pad(chunk));
-        let record = [&said[..], &self.mac(&said)].concat();
+        let record = to_bytes(chunk, words, self.layer.keys().header());
         let mut file = self.file.lock();
         if file.as_mut().is_some_and(|file| file.write_all(&record).is_err()) {
             *file = None;
@@ -81,22 +81,6 @@ impl<'a> Words<'a> {
     pub fn remove(self) {
         let _ = fs::remove_file(&self.path);
     }
-
-    fn parse(&self, record: &[u8; RECORD]) -> Option<(u64, u128)> {
-        let (said, mac) = record.split_first_chunk::<24>()?;
-        let (chunk, words) = said.split_first_chunk::<8>()?;
-        let is_ours = self.layer.keys().header().verify(&[PURPOSE, said], mac.try_into().ok()?);
-        let chunk = u64::from_le_bytes(*chunk);
-        is_ours.then_some((chunk, u128::from_le_bytes(words.try_into().ok()?) ^ self.pad(chunk)))
-    }
-
-    fn pad(&self, chunk: u64) -> u128 {
-        u128::from_le_bytes(self.layer.keys().header().mac(&[HIDING, &chunk.to_le_bytes()]))
-    }
-
-    fn mac(&self, said: &[u8; 24]) -> [u8; 16] {
-        self.layer.keys().header().mac(&[PURPOSE, said])
-    }
 }
 
 impl Drop for Words<'_> {
@@ -109,9 +93,30 @@ impl Drop for Words<'_> {
 const PURPOSE: &[u8] = b"copy words\0";
 const HIDING: &[u8] = b"copy words hidden\0";
 
-fn said(chunk: u64, words: u128) -> [u8; 24] {
-    let mut said = [0; 24];
-    said[..8].copy_from_slice(&chunk.to_le_bytes());
-    said[8..].copy_from_slice(&words.to_le_bytes());
-    said
+/// What such a file's bytes say, of records that are ours, and how many bytes of it are whole records.
+pub(crate) fn parse(bytes: &[u8], prf: &Prf) -> (HashMap<u64, u128>, usize) {
+    let (records, _) = bytes.as_chunks::<RECORD>();
+    (records.iter().filter_map(|record| of_record(record, prf)).collect(), records.len() * RECORD)
+}
+
+/// A chunk's record.
+pub(crate) fn to_bytes(chunk: u64, words: u128, prf: &Prf) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    record[..8].copy_from_slice(&chunk.to_le_bytes());
+    record[8..24].copy_from_slice(&(words ^ pad(chunk, prf)).to_le_bytes());
+    let mac = prf.mac(&[PURPOSE, &record[..24]]);
+    record[24..].copy_from_slice(&mac);
+    record
+}
+
+fn of_record(record: &[u8; RECORD], prf: &Prf) -> Option<(u64, u128)> {
+    let (said, mac) = record.split_first_chunk::<24>()?;
+    let (chunk, words) = said.split_first_chunk::<8>()?;
+    let is_ours = prf.verify(&[PURPOSE, said], mac.try_into().ok()?);
+    let chunk = u64::from_le_bytes(*chunk);
+    is_ours.then_some((chunk, u128::from_le_bytes(words.try_into().ok()?) ^ pad(chunk, prf)))
+}
+
+fn pad(chunk: u64, prf: &Prf) -> u128 {
+    u128::from_le_bytes(prf.mac(&[HIDING, &chunk.to_le_bytes()]))
 }

@@ -8,9 +8,9 @@ use super::{CryptoError, Secret};
 /// What Argon2id is given beside the passphrase. Not secret; stored beside what the key wraps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KdfParams {
-    /// Memory in KiB: 8 MiB to 1 GiB.
+    /// Memory in KiB: 8 MiB to 256 MiB.
     pub memory_kib: u32,
-    /// Passes over the memory: 1 to 16.
+    /// Passes over the memory: 1 to 6.
     pub passes: u32,
     /// Lanes: 1 to 8.
     pub lanes: u32,
@@ -20,9 +20,10 @@ pub struct KdfParams {
 
 /// 8 MiB: below this a graphics card guesses cheaply.
 const MEMORY_KIB_MIN: u32 = 8 << 10;
-/// 1 GiB: parameters come from a file that another may have written, and must not exhaust the machine.
-const MEMORY_KIB_MAX: u32 = 1 << 20;
-const PASSES_MAX: u32 = 16;
+/// 256 MiB, as recommended: parameters come from a file that another may have written, and ask for no more memory than ours.
+const MEMORY_KIB_MAX: u32 = 256 << 10;
+/// Twice what is recommended, and so twice the time at most.
+const PASSES_MAX: u32 = 6;
 const LANES_MAX: u32 = 8;
 
 impl KdfParams {
@@ -106,11 +107,12 @@ mod tests {
         for (params, field) in [
             (KdfParams { memory_kib: 64 << 20, ..SMALL }, "memory_kib"),
             (KdfParams { memory_kib: u32::MAX, ..SMALL }, "memory_kib"),
-            (KdfParams { memory_kib: (1 << 20) + 1, ..SMALL }, "memory_kib"),
+            (KdfParams { memory_kib: 1 << 20, ..SMALL }, "memory_kib"),
+            (KdfParams { memory_kib: (256 << 10) + 1, ..SMALL }, "memory_kib"),
             (KdfParams { memory_kib: 1024, ..SMALL }, "memory_kib"),
             (KdfParams { memory_kib: 0, ..SMALL }, "memory_kib"),
             (KdfParams { passes: 0, ..SMALL }, "passes"),
-            (KdfParams { passes: 17, ..SMALL }, "passes"),
+            (KdfParams { passes: 7, ..SMALL }, "passes"),
             (KdfParams { lanes: 0, ..SMALL }, "lanes"),
             (KdfParams { lanes: 9, ..SMALL }, "lanes"),
             (KdfParams { lanes: u32::MAX, ..SMALL }, "lanes"),
@@ -123,9 +125,12 @@ mod tests {
         assert!(KdfParams { lanes: 8, passes: 2, ..SMALL }.derive(b"").is_ok());
     }
 
+    /// And whatever else is accepted takes no more memory, and no more than twice the time.
     #[test]
     fn what_is_recommended_is_accepted() {
         let params = KdfParams::recommended();
+        assert_eq!(MEMORY_KIB_MAX, params.memory_kib);
+        assert_eq!(PASSES_MAX, 2 * params.passes);
         assert_ne!(params.salt, KdfParams::recommended().salt);
         assert!(bounded("memory_kib", params.memory_kib, MEMORY_KIB_MIN, MEMORY_KIB_MAX).is_ok());
         assert!((1..=PASSES_MAX).contains(&params.passes) && (1..=LANES_MAX).contains(&params.lanes));

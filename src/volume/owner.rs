@@ -25,6 +25,9 @@ impl Drop for LayersLock {
     }
 }
 
+/// A path is at most 4096 bytes; the rest of a longer file is not read.
+const TEXT_MAX: u64 = 8192;
+
 /// Who owns a region's layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -45,11 +48,11 @@ impl LayersLock {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(read_owner(&file))),
             Err(e) => return Err(io("locking")(e.into())),
         }
-        let place = mount_point.map(|p| p.display().to_string()).unwrap_or_default();
+        let us = Owner { pid: std::process::id(), mount_point: mount_point.map(Path::to_owned) };
         let write = |file: &mut File| -> std::io::Result<()> {
             file.set_len(0)?;
             file.seek(SeekFrom::Start(0))?;
-            write!(file, "{}\n{place}\n", std::process::id())
+            file.write_all(us.to_text().as_bytes())
         };
         write(&mut file).map_err(io("writing"))?;
         Ok(Ok(Self { file }))
@@ -74,14 +77,28 @@ impl LayersLock {
     }
 }
 
+impl Owner {
+    /// What the file says: one line of the process, one of its mount point. Process 0: it says nothing.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut lines = text.split('\n');
+        let pid = lines.next().and_then(|line| line.parse().ok()).unwrap_or(0);
+        let mount_point = lines.next().filter(|line| !line.is_empty()).map(PathBuf::from);
+        Self { pid, mount_point }
+    }
+
+    /// For [`Owner::parse`].
+    pub(crate) fn to_text(&self) -> String {
+        let place = self.mount_point.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        format!("{}\n{place}\n", self.pid)
+    }
+}
+
 /// Who the file says; a process that has ended (killed, it could not clear its line) is not it.
 fn read_owner(file: &File) -> Owner {
     let mut text = String::new();
-    let _ = file.take(8192).read_to_string(&mut text);
-    let mut lines = text.lines();
-    let pid = lines.next().and_then(|l| l.parse().ok()).unwrap_or(0);
-    let mount_point = lines.next().filter(|l| !l.is_empty() && is_running(pid)).map(PathBuf::from);
-    Owner { pid, mount_point }
+    let _ = file.take(TEXT_MAX).read_to_string(&mut text);
+    let owner = Owner::parse(&text);
+    Owner { mount_point: owner.mount_point.filter(|_| is_running(owner.pid)), ..owner }
 }
 
 /// Not one whose threads are still ending after a kill, which hold the lock a moment longer.

@@ -7,9 +7,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use super::hostile::{Ended, Trap, bounded, chmod, make_pipe, names};
-use super::world::{MIB, World, must, pattern, write_at};
+use super::hostile::{Ended, MEMORY_KIB_MAX, Trap, bounded, chmod, make_pipe, names};
+use super::world::{MIB, World, is_gone, must, pattern, within, write_at};
 
 /// What is done to a region, and what must come of one command.
 pub struct Case {
@@ -40,6 +41,14 @@ pub const ALL: &[&[&str]] = &[
     DEEP,
     CLONE,
     SNAPSHOT,
+    &["status"],
+    &["snapshot", "diff", "s1", "s2"],
+    &["snapshot", "copy", "s1", "--to", "there", "--name", "carried", "--dry-run"],
+    &["task", "list"],
+    &["schedule", "list"],
+    &["bin", "list"],
+    &["daemon", "--once"],
+    &["volume", "rollback", "web", "--snapshot", "s1"],
     &["key", "rotate", "default"],
     &["snapshot", "delete", "s1"],
     &["volume", "delete", "web"],
@@ -91,6 +100,8 @@ impl Template {
         // Copies are of the same id: without an entry none has an anchor, and the root key is found by the id.
         let region = world.json(&["region", "show"])["id"].as_str().unwrap().to_owned();
         fs::remove_file(world.path("config/regions").join(region + ".toml")).unwrap();
+        // Where copies would go.
+        world.ok(&["region", "init", &world.at("there"), "--name", "there", "-q"]);
         Self { world, ids }
     }
 
@@ -131,10 +142,58 @@ impl Template {
             self.run(name, &bad.dir, args);
         }
         trap.check(name, &bad.outside);
-        let temporary = |name: &PathBuf| name.extension().is_some_and(|e| e == "tmp");
-        assert!(!names(&bad.dir).iter().any(temporary), "{name}: a temporary file is left");
-        fs::remove_dir_all(bad.dir.parent().unwrap()).unwrap();
+        bad.check_left(name);
+        if is_chosen(name) {
+            self.check_mounted(case);
+        }
     }
+
+    /// Mounts a harmed copy, where that can be, and reads and writes every file.
+    fn check_mounted(&self, case: &Case) {
+        let name = case.name;
+        let bad = self.copy(&format!("{}-mounted", name.replace([' ', '/'], "-")));
+        (case.harm)(&bad);
+        let trap = Trap::set(&bad.outside);
+        let mnt = bad.dir.with_file_name("mnt");
+        fs::create_dir(&mnt).unwrap();
+        let mnt = mnt.to_str().unwrap();
+        if self.run(name, &bad.dir, &["mount", mnt]).exit == Some(0) {
+            let owner = fs::read_to_string(bad.at("run/layers.lock")).unwrap();
+            let server: i32 = owner.lines().next().unwrap().parse().unwrap();
+            bounded(&format!("{name}: the files of a mount"), || {
+                let mut command = Command::new("sh");
+                command.args(["-c", USE, "sh", mnt]);
+                command
+            });
+            assert!(!is_gone(server), "{name}: the server has ended");
+            assert!(most_memory_kib(server) <= MEMORY_KIB_MAX, "{name}: too much memory for a mount");
+            self.run(name, &bad.dir, &["unmount", mnt]);
+            assert!(within(20, || is_gone(server)), "{name}: the server stays");
+            let log = fs::read_to_string(bad.at("run/mount.log")).unwrap_or_default();
+            assert!(!log.contains("panicked"), "{name}: {log}");
+        }
+        trap.check(name, &bad.outside);
+        bad.check_left(name);
+    }
+}
+
+/// Reads 16 MiB and the end of each file of a mount, and writes a byte to each that takes it, whatever comes of it.
+const USE: &str = r#"exec >/dev/null 2>&1
+    for file in "$1"/volumes/* "$1"/snapshots/*; do head -c 16777216 "$file"; tail -c 65536 "$file"; done
+    for file in "$1"/volumes/*; do printf x | dd of="$file" bs=1 seek=5000 conv=notrunc,fsync; done
+    exit 0"#;
+
+/// The gate mounts each fifth of the harmed regions, `TERRANE_MOUNT_ALL=1` all.
+fn is_chosen(name: &str) -> bool {
+    let sum = name.bytes().fold(0u8, u8::wrapping_add);
+    sum.is_multiple_of(5) || std::env::var_os("TERRANE_MOUNT_ALL").is_some()
+}
+
+/// The most memory that a process had at once.
+fn most_memory_kib(pid: i32) -> i64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    most.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 pub fn check_all(cases: &[Case]) {
@@ -192,6 +251,13 @@ impl Bad {
         let catalog = rusqlite::Connection::open(self.at("catalog.db")).unwrap();
         catalog.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON").unwrap();
         catalog.execute_batch(statements).unwrap();
+    }
+
+    /// A command leaves nothing half written; then the copy goes.
+    fn check_left(&self, name: &str) {
+        let temporary = |name: &PathBuf| name.extension().is_some_and(|e| e == "tmp");
+        assert!(!names(&self.dir).iter().any(temporary), "{name}: a temporary file is left");
+        fs::remove_dir_all(self.dir.parent().unwrap()).unwrap();
     }
 }
 

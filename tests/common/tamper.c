@@ -7,8 +7,9 @@
  *
  *   ACT FIRST TIMES LOW HIGH PATH CALL[,CALL...]
  *
- * and counts from 1 whenever it changes; without it nothing happens. ACT is `kill`, `short` (half of what is to be written is) or
- * the number of an errno. Calls FIRST to FIRST + TIMES - 1 are hit, of those that match: PATH is part of the name of the call's
+ * and counts from 1 whenever it changes; without it nothing happens. ACT is `kill`, `short` (half of what is to be read or written
+ * is; not of fallocate), `again` (EINTR, and when the thread makes its next call of those that match, that is let through) or the
+ * number of an errno. Calls FIRST to FIRST + TIMES - 1 are hit, of those that match: PATH is part of the name of the call's
  * file, or `*`; of pread64, pwrite64 and fallocate the offset lies in LOW to HIGH - 1. Each call that is hit is a line
  * `CALL PATH` of the file HITS; when the program has ended, a line `counted N` says how many matched.
  *
@@ -37,6 +38,7 @@
 
 #define PATH_LEN 4096
 #define LINE_LEN 8192
+#define THREADS_MAX 1024
 
 /* `fd`: which argument is a file; -1: none. `offset`: which is one; -1: none. */
 static const struct call {
@@ -119,6 +121,23 @@ static pid_t process_of(pid_t thread) {
     return process;
 }
 
+/* Every other time it is asked of a thread: whether the call before this one was interrupted. */
+static int was_interrupted(pid_t thread) {
+    static pid_t interrupted[THREADS_MAX];
+    size_t n = 0;
+    while (n < THREADS_MAX - 1 && interrupted[n] != thread && interrupted[n] != 0) n++;
+    if (interrupted[n] == thread) {
+        /* The last of the list takes its place. */
+        size_t last = n;
+        while (last < THREADS_MAX - 1 && interrupted[last + 1] != 0) last++;
+        interrupted[n] = interrupted[last];
+        interrupted[last] = 0;
+        return 1;
+    }
+    interrupted[n] = thread;
+    return 0;
+}
+
 /* A thread is about to make a call. */
 static void meet(pid_t thread) {
     struct user_regs_struct regs;
@@ -137,6 +156,7 @@ static void meet(pid_t thread) {
     if (call->offset >= 0 && (arguments[call->offset] < low || arguments[call->offset] >= high)) return;
     counted++;
     if (counted < first || counted - first >= times) return;
+    if (strcmp(act, "again") == 0 && was_interrupted(thread)) return;
     fprintf(hits, "%s %s\n", call->name, path);
     fflush(hits);
     if (strcmp(act, "kill") == 0) {
@@ -147,7 +167,7 @@ static void meet(pid_t thread) {
         if (regs.rdx > 1) regs.rdx /= 2;
     } else {
         regs.orig_rax = -1;
-        regs.rax = -atoll(act);
+        regs.rax = -(strcmp(act, "again") == 0 ? EINTR : atoll(act));
     }
     ptrace(PTRACE_SETREGS, thread, 0, &regs);
 }

@@ -1,11 +1,11 @@
-//! A mount whose system calls are killed or made to fail (`tamper.c`). Needs root, a C compiler and an x86-64 processor.
+//! A mount or a command whose system calls are killed or made to fail (`tamper.c`). Needs root, a C compiler and an x86-64 processor.
 //!
 //! Used by `#[path = "common/tamper.rs"] mod tamper;` beside `world`.
 #![allow(dead_code)] // each test file uses a part
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use super::world::{Running, World, is_root, must, within};
@@ -27,7 +27,7 @@ pub fn stride() -> Option<u64> {
 /// What happens to which calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule<'a> {
-    /// `kill`, `short`, or the number of an errno.
+    /// `kill`, `short`, `again`, or the number of an errno.
     pub act: &'a str,
     /// The first call that is hit, from 1, and how many.
     pub first: u64,
@@ -60,6 +60,37 @@ fn program() -> PathBuf {
         .clone()
 }
 
+/// A command under a tracer.
+fn traced(world: &World, args: &[&str]) -> Command {
+    let terrane = world.command(args);
+    let mut command = Command::new(program());
+    command.args([world.at("rule"), world.at("hits")]).arg(terrane.get_program()).args(terrane.get_args());
+    for (name, value) in terrane.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn hits(world: &World) -> Vec<String> {
+    let text = fs::read_to_string(world.path("hits")).unwrap_or_default();
+    text.lines().filter(|line| !line.starts_with("counted ")).map(str::to_owned).collect()
+}
+
+/// Runs a command to its end; the calls that were hit.
+pub fn run(world: &World, rule: &Rule, args: &[&str]) -> Vec<String> {
+    fs::write(world.path("rule"), rule.line()).unwrap();
+    let status = traced(world, args).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert_ne!(status.code(), Some(TRACER_FAILED), "the tracer failed");
+    fs::remove_file(world.path("rule")).unwrap();
+    hits(world)
+}
+
+const TRACER_FAILED: i32 = 125;
+
 /// A mount in the foreground under a tracer.
 pub struct Tampered<'a> {
     world: &'a World,
@@ -74,19 +105,8 @@ impl<'a> Tampered<'a> {
             fs::write(world.path("rule"), rule.line()).unwrap();
         }
         let log = File::create(world.path("mount.err")).unwrap();
-        let terrane = world.command(&["mount", &world.mnt(), "--foreground", "--threads", "2"]);
-        let mut command = Command::new(program());
-        command
-            .args([world.at("rule"), world.at("hits")])
-            .arg(terrane.get_program())
-            .args(terrane.get_args());
-        for (name, value) in terrane.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut command = traced(world, &["mount", &world.mnt(), "--foreground", "--threads", "2"]);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
         let tracer = Running(command.spawn().unwrap());
         let mut mount = Self { world, tracer };
         assert!(within(30, || world.path("mnt/volumes").exists() || mount.has_ended()), "{}", mount.log());
@@ -105,8 +125,7 @@ impl<'a> Tampered<'a> {
 
     /// The calls that were hit, each with its file.
     pub fn hits(&self) -> Vec<String> {
-        let text = fs::read_to_string(self.world.path("hits")).unwrap_or_default();
-        text.lines().filter(|line| !line.starts_with("counted ")).map(str::to_owned).collect()
+        hits(self.world)
     }
 
     /// What the server logged.

@@ -24,6 +24,8 @@ pub struct World {
     orderly: bool,
     /// What `TERRANE_LOG` says.
     pub log_level: Option<&'static str>,
+    /// What `TMPDIR` says, where not what it says to this process.
+    pub temporary_files: Option<PathBuf>,
     _temporary: tempfile::TempDir,
 }
 
@@ -45,7 +47,7 @@ impl World {
                 std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
             }
         }
-        Self { dir, uid, orderly: true, log_level: None, _temporary: temporary }
+        Self { dir, uid, orderly: true, log_level: None, temporary_files: None, _temporary: temporary }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -82,6 +84,9 @@ impl World {
         }
         if let Some(level) = self.log_level {
             command.env("TERRANE_LOG", level);
+        }
+        if let Some(dir) = &self.temporary_files {
+            command.env("TMPDIR", dir);
         }
         command
             .env("TERRANE_CONFIG_DIR", self.path("config"))
@@ -327,13 +332,17 @@ impl Drop for World {
     }
 }
 
-/// A file system on a loop device, unmounted when dropped.
+/// A file system, mostly on a loop device, unmounted when dropped.
 pub struct OnDisk(pub PathBuf);
 
 impl OnDisk {
     pub fn new(device: &str, at: PathBuf) -> Self {
+        Self::of_kind("auto", device, at)
+    }
+
+    pub fn of_kind(kind: &str, device: &str, at: PathBuf) -> Self {
         fs::create_dir_all(&at).unwrap();
-        must("mount", &[device, at.to_str().unwrap()]);
+        must("mount", &["-t", kind, device, at.to_str().unwrap()]);
         Self(at)
     }
 }

@@ -23,6 +23,8 @@ pub const ALL: &[Target] = &[
     Target { name: "pages", run: layers::pages, seeds: edits, runs: 1_500 },
     Target { name: "header", run: texts::header, seeds: headers, runs: 10_000 },
     Target { name: "bookmark", run: texts::bookmark, seeds: texts::bookmark_seeds, runs: 20_000 },
+    Target { name: "copy_words", run: texts::copy_words, seeds: texts::copy_words_seeds, runs: 20_000 },
+    Target { name: "owner", run: texts::owner, seeds: texts::owner_seeds, runs: 20_000 },
     Target { name: "region_toml", run: texts::region_toml, seeds: region_tomls, runs: 10_000 },
     Target { name: "key_file", run: texts::key_file, seeds: key_files, runs: 10_000 },
     Target { name: "control", run: texts::control, seeds: messages, runs: 30_000 },

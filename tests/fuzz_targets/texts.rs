@@ -1,5 +1,7 @@
-//! Texts: `region.toml`, key files, headers of layers, messages, what is typed.
+//! Texts and small files: `region.toml`, key files, headers of layers, bookmarks, a copy's words, who owns the layers, messages, what is
+//! typed.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
@@ -87,6 +89,44 @@ pub fn bookmark_seeds() -> Vec<Vec<u8>> {
     vec![cut(4 + 2, &mark), cut(4 + 1, &taken)]
 }
 
+/// A copy's words as they lie in the file; or, where the first byte says so, what records say, each of 24 bytes, with MACs that fit.
+pub fn copy_words(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let prf = keys().header();
+    if first % 4 == 0 {
+        doors::copy_words(rest, prf);
+        return;
+    }
+    let (records, cut) = rest.as_chunks::<24>();
+    let mut file = Vec::new();
+    let mut chunks = BTreeSet::new();
+    for said in records {
+        file.extend_from_slice(said);
+        file.extend_from_slice(&prf.mac(&[b"copy words\0", said]));
+        chunks.insert(&said[..8]);
+    }
+    file.extend_from_slice(cut);
+    assert_eq!(doors::copy_words(&file, prf), chunks.len(), "one of each chunk");
+}
+
+/// Of both kinds, each after a byte that says which.
+pub fn copy_words_seeds() -> Vec<Vec<u8>> {
+    let record = |chunk: u64| doors::copy_words_record(chunk, u128::from(chunk) << 90, keys().header());
+    let whole = [0, 7, u64::MAX, 7].map(record);
+    let said: Vec<u8> = whole.iter().flat_map(|record| record[..24].to_vec()).collect();
+    vec![[&[0][..], &whole.concat()].concat(), [&[1][..], &said].concat()]
+}
+
+/// Who holds a region's layers.
+pub fn owner(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        doors::layers_owner(text);
+    }
+}
+
+pub fn owner_seeds() -> Vec<Vec<u8>> {
+    ["1234\n/mnt/of somebody\n", "77\n\n", ""].map(|text| text.as_bytes().to_vec()).to_vec()
+}
 /// In whose folder the header lies.
 const OF: LayerId = LayerId([7; 16]);
 
