@@ -1,18 +1,20 @@
-//! Guards against what only root can do: regions of an unprivileged user, mounted through the setuid helper, copied and checked.
+//! Guards against what only root can do: regions of an unprivileged user, mounted through the setuid helper, copied, checked,
+//! and lent to root as loop devices.
 
 #[path = "common/world.rs"]
 mod world;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use world::{MIB, World, is_root, must, pattern, tool, words};
+use world::{MIB, World, is_root, must, pattern, read_at, tool, words, write_at};
 
 const NOBODY: u32 = 65534;
 
-/// Runs an ignored test of this file in a mount namespace of its own, where `/dev/fuse` is open to users, which the machine's own need not
-/// be.
+/// Runs an ignored test of this file in a mount namespace of its own, where `/dev/fuse` is open to users, and users may let others
+/// into their mounts. The machine stays as it is.
 fn in_a_namespace(test: &str) {
     if !tool("sh", &["-c", "command -v fusermount3"]).status.success() {
         eprintln!("no fusermount3: no user can mount");
@@ -23,6 +25,8 @@ fn in_a_namespace(test: &str) {
         mount -t tmpfs -o mode=755 none "$1"
         mknod -m 666 "$1/fuse" c 10 229
         mount --bind "$1/fuse" /dev/fuse
+        echo user_allow_other > "$1/fuse.conf"
+        test ! -e /etc/fuse.conf || mount --bind "$1/fuse.conf" /etc/fuse.conf
         exec "$2" --exact "$3" --ignored --nocapture"#;
     let program = std::env::current_exe().unwrap();
     let folder = folder.path().to_str().unwrap();
@@ -82,18 +86,28 @@ fn the_journey_without_rights() {
         // Root is not the owner: it may not open the region.
         let output = as_root(&world, &["volume", "list", "--region", &world.at("r")]);
         assert_eq!(output.status.code(), Some(4), "{}", words(&output));
+        assert!(words(&output).contains("only its owner opens it"), "{}", words(&output));
     }
     world.unmount();
     world.expect_disorder();
 }
 
-/// By root, with the user's configuration.
+/// By root, who knows no region.
 fn as_root(world: &World, args: &[&str]) -> Output {
     Command::new(assert_cmd::cargo::cargo_bin!("terrane"))
-        .env("TERRANE_CONFIG_DIR", world.path("config"))
+        .env("TERRANE_CONFIG_DIR", world.path("config-of-root"))
+        .env_remove("TERRANE_REGION")
         .args(args)
         .output()
         .unwrap()
+}
+
+/// What is printed for root, who must succeed.
+#[track_caller]
+fn root_ok(world: &World, args: &[&str]) -> String {
+    let output = as_root(world, args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", words(&output));
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
 #[test]
@@ -216,4 +230,88 @@ fn mounting_without_the_helper() {
     ]);
     world.unmount();
     assert!(!is_mounted());
+}
+
+#[test]
+fn root_attaches_a_users_volume() {
+    match is_root() {
+        true => in_a_namespace("an_attached_file_of_a_users_mount"),
+        false => eprintln!("not root: nobody can attach"),
+    }
+}
+
+/// A file in a user's `--allow-other` mount is a loop device of root's, who may open neither region nor its configuration.
+#[test]
+#[ignore = "run by root_attaches_a_users_volume"]
+fn an_attached_file_of_a_users_mount() {
+    let world = unprivileged();
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    let id = world.volume("web", "16M");
+    world.ok(&["mount", &world.mnt(), "--allow-other"]);
+    let file = world.at(&format!("mnt/volumes/{id}"));
+    let device = root_ok(&world, &["attach", &file]);
+    assert!(device.starts_with("/dev/loop"), "{device}");
+    assert_eq!(must("blockdev", &["--getss", &device]), "4096");
+    let again = as_root(&world, &["attach", world.file("web").to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(5), "{}", words(&again));
+    assert!(words(&again).contains(&device), "{}", words(&again));
+
+    // What root writes and syncs is in the user's file, and in a snapshot of it.
+    write_at(Path::new(&device), MIB, &pattern(4 << 20, 1)).unwrap();
+    must("blockdev", &["--flushbufs", &device]);
+    run(&[
+        "cmp",
+        &source(&world, "expected", 1),
+        &file,
+        "--ignore-initial",
+        "0:1048576",
+        "--bytes",
+        "4194304",
+    ]);
+    // The user may not open root's device: the snapshot is taken, and it is said that this was not done.
+    let output = world.run(&["snapshot", "create", "web", "--name", "s1"]);
+    let said = words(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let warning = format!(
+        "{device} could not be flushed (Permission denied (os error 13)): the snapshot may lack what was last written to it"
+    );
+    assert!(said.contains(&warning), "{said}");
+    assert!(read_at(&world.snapshot_file("s1"), MIB, 4 << 20).unwrap() == pattern(4 << 20, 1));
+
+    // Nor can the user tell it that its file has grown.
+    let output = world.run(&["volume", "resize", "web", "--size", "32M"]);
+    let said = words(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains(&format!("{device} has not grown with it")), "{said}");
+    assert!(said.contains(&format!("losetup --set-capacity {device}")), "{said}");
+    assert_eq!(must("blockdev", &["--getsize64", &device]), (16 * MIB).to_string());
+    must("losetup", &["--set-capacity", &device]);
+    assert_eq!(must("blockdev", &["--getsize64", &device]), (32 * MIB).to_string());
+
+    // Nobody takes it away meanwhile, and the user does not detach it.
+    assert_eq!(world.json(&["volume", "show", "web"])["state"], "open");
+    world.fails(&["unmount", &world.mnt()], 5, &[&device]);
+    world.fails(&["volume", "delete", "web"], 5, &["web", &device]);
+    world.fails(&["volume", "rollback", "web", "--snapshot", "s1"], 5, &["web", &device]);
+    world.fails(&["detach", "web"], 4, &["root"]);
+    root_ok(&world, &["detach", &file]);
+    assert_eq!(world.loops(), []);
+
+    // A snapshot's file, read-only.
+    let snapshot = world.json(&["snapshot", "show", "s1"])["id"].as_str().unwrap().to_owned();
+    let device = root_ok(&world, &["attach", &world.at(&format!("mnt/snapshots/{snapshot}"))]);
+    assert_eq!(must("blockdev", &["--getro", &device]), "1");
+    assert!(read_at(Path::new(&device), MIB, 4 << 20).unwrap() == pattern(4 << 20, 1));
+    world.fails(&["snapshot", "delete", "s1"], 5, &["s1", &device]);
+    world.fails(&["unmount", &world.mnt()], 5, &[&device]);
+    root_ok(&world, &["detach", &device]);
+    world.ok(&["snapshot", "delete", "s1"]);
+    world.ok(&["volume", "delete", "web"]);
+    world.unmount();
+
+    // Without --allow-other the mount is closed to root.
+    world.mount();
+    let output = as_root(&world, &["attach", &world.at(&format!("mnt/volumes/{id}"))]);
+    assert_eq!(output.status.code(), Some(4), "{}", words(&output));
+    world.unmount();
 }

@@ -1,5 +1,7 @@
 //! `terrane volume …`
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -11,6 +13,7 @@ use crate::catalog::{CatalogError, DiskKind, ReadTx, Setting, Snapshot, Tag, Vol
 use crate::copy::KeyChoice;
 use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
+use crate::sys::loopdev;
 use crate::volume::folder;
 use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume};
 
@@ -182,11 +185,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
                 .unwrap_or_default();
             owner::perform(region, &Order::Resize { volume: id.to_string(), size_bytes: size })?;
             for device in loops {
-                crate::sys::loopdev::take_new_size(&device.device)?;
-                app.output().note(format!(
-                    "{} has grown; the file system on it grows with its own command",
-                    device.device.display()
-                ));
+                app.output().note(grow(&device.device));
             }
             Ok(())
         }
@@ -204,6 +203,17 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             refuse_attached(&region, &volume)?;
             owner::perform(region, &Order::DeleteVolume { volume: volume.id.to_string() })
         }
+    }
+}
+
+/// Tells a loop device that its file has grown, which its volume has in any case; what came of it. Another user's can't be told.
+fn grow(device: &Path) -> String {
+    let name = device.display();
+    match loopdev::take_new_size(device) {
+        Ok(()) => format!("{name} has grown; the file system on it grows with its own command"),
+        Err(e) => format!(
+            "the volume has grown, but {name} has not grown with it ({e}): as root, losetup --set-capacity {name}"
+        ),
     }
 }
 
