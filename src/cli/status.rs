@@ -12,7 +12,7 @@ use crate::copy::is_held;
 use crate::fuse::{self, Life};
 use crate::region::{MachineClock, Region};
 use crate::schedule::{Terms, next_due};
-use crate::volume::{HostState, is_interrupted};
+use crate::volume::{HostError, HostState, UnreadableLayer, is_interrupted, unreadable_layers};
 
 /// A daemon is a second late at most; one that begins with the machine, and has much to do, some minutes.
 const OVERDUE: SignedDuration = SignedDuration::from_mins(10);
@@ -172,6 +172,30 @@ fn clock_problem(region: &Region) -> Option<String> {
     })
 }
 
+/// The most disks that are named of one damaged layer.
+const NAMED_MAX: usize = 20;
+
+/// What can't be read, by damaged layer. A disk whose key somebody disabled is as he wants it.
+fn unreadable_words(region: &Region, found: &Result<Vec<UnreadableLayer>, HostError>) -> Vec<String> {
+    let region = region.name();
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return vec![format!("what can be read in region {region} is not known: {error}")],
+    };
+    let words = |layer: &UnreadableLayer| {
+        let named = layer.needed_by.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        let more = match layer.needed_by.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "region {region}: {named}{more} can't be read: {}; `terrane region check` names all that is wrong",
+            layer.why
+        )
+    };
+    found.iter().map(words).collect()
+}
+
 fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
     problems.extend(clock_problem(region));
     if let Err(error) = region.catalog()?.read(|tx| tx.bin_rules()) {
@@ -184,10 +208,14 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
     for live in mount.iter().flat_map(|m| &m.live) {
         problems.extend(in_trouble(live).map(|trouble| format!("volume {}: {trouble}", live.volume)));
     }
+    let unreadable = unreadable_layers(region);
+    problems.extend(unreadable_words(region, &unreadable));
+    let is_named = |id: &String| unreadable.iter().flatten().any(|layer| layer.ids.contains(id));
     let (volumes, snapshots, tasks) =
         region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volumes()?, tx.snapshots()?, tx.tasks()?)) })?;
     for unopened in mount.iter().flat_map(|m| &m.unopened) {
-        if volumes.iter().any(|v| v.id.to_string() == unopened.volume) {
+        let is_there = volumes.iter().any(|v| v.id.to_string() == unopened.volume);
+        if is_there && !is_named(&unopened.volume) {
             problems.push(format!("volume {}: {}", unopened.volume, could_not_be_opened(unopened)));
         }
     }

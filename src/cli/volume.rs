@@ -15,7 +15,9 @@ use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
 use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume};
+use crate::volume::{
+    HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume, damaged_header,
+};
 
 /// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -310,7 +312,7 @@ pub(super) fn in_trouble(live: &LiveState) -> Option<String> {
     trouble.map(|t| format!("{t}; the mount's log names all: `terrane status` says where it is"))
 }
 
-/// Why a volume can't be opened, as far as its key and header tell without reading a sector.
+/// Why a volume can't be opened, as far as its key and the headers of its layers tell without reading a sector.
 fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
     if let Some(key) = volume.key {
         match region.catalog().ok()?.read(|tx| tx.find_key(key)) {
@@ -327,6 +329,6 @@ fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
             Err(e) => return Some(e.to_string()),
         }
     }
-    let damaged = folder::peek_header(region, volume.active).err();
-    damaged.map(|e| format!("{e}; `terrane region check` names all that is wrong"))
+    let damaged = damaged_header(region, volume.active).unwrap_or_else(|e| Some(e.to_string()));
+    damaged.map(|why| format!("{why}; `terrane region check` names all that is wrong"))
 }
