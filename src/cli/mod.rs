@@ -25,6 +25,7 @@ mod kms;
 mod lock;
 mod log;
 mod mount;
+mod newest;
 mod options;
 mod output;
 mod owner;

@@ -5,14 +5,15 @@ use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::exit::Exit;
+use super::newest::{self, LeftOut, ShownNewest};
 use super::volume::{could_not_be_opened, in_trouble};
 use super::{App, Failure, Outcome, owner, size_text};
 use crate::catalog::{Schedule, Snapshot, SnapshotState, TaskState};
-use crate::copy::is_held;
+use crate::copy::{Copies, is_held};
 use crate::fuse::{self, Life};
 use crate::region::{MachineClock, Region};
 use crate::schedule::{Terms, next_due};
-use crate::volume::{HostState, is_interrupted};
+use crate::volume::{HostError, HostState, UnreadableLayer, is_interrupted, unreadable_layers};
 
 /// A daemon is a second late at most; one that begins with the machine, and has much to do, some minutes.
 const OVERDUE: SignedDuration = SignedDuration::from_mins(10);
@@ -20,6 +21,8 @@ const OVERDUE: SignedDuration = SignedDuration::from_mins(10);
 #[derive(Serialize)]
 struct Status {
     regions: Vec<RegionStatus>,
+    /// Regions that may have copies that are not told of.
+    left_out: Vec<LeftOut>,
     dead_mounts: Vec<String>,
     problems: Vec<String>,
 }
@@ -38,6 +41,7 @@ struct RegionStatus {
     open_tasks: usize,
     failed_tasks: usize,
     schedules: usize,
+    newest_copies: Vec<ShownNewest>,
     /// Its clock is the machine's.
     #[serde(skip)]
     is_by_machine: bool,
@@ -46,20 +50,7 @@ struct RegionStatus {
 /// Of the chosen region, or of all known ones. Exit 6 where anything is bad.
 pub fn run(app: &App) -> Outcome {
     let mut problems = Vec::new();
-    let mut regions = Vec::new();
-    if app.region_text().is_some() {
-        regions.push(of_region(&app.region()?, &mut problems)?);
-    } else {
-        for known in app.config().known()? {
-            match app
-                .region_named(&known.directory.display().to_string())
-                .and_then(|r| of_region(&r, &mut problems))
-            {
-                Ok(status) => regions.push(status),
-                Err(e) => problems.push(format!("region {}: {e:#}", known.name)),
-            }
-        }
-    }
+    let (regions, left_out) = look_at_regions(app, &mut problems)?;
     if regions.iter().any(|region| region.is_by_machine) {
         problems.extend(match MachineClock::new(app.config()).doubt() {
             Ok(doubt) => doubt.map(|doubt| doubt.to_string()),
@@ -69,6 +60,62 @@ pub fn run(app: &App) -> Outcome {
             )),
         });
     }
+    let dead_mounts = look_at_mounts(&mut problems)?;
+    let status = Status { regions, left_out, dead_mounts, problems };
+    app.output().object(&status, fields)?;
+    match status.problems.len() {
+        0 => Ok(()),
+        n => {
+            let message = format!("{n} problem{}", if n == 1 { "" } else { "s" });
+            Err(Failure { exit: Exit::Corrupted, message, hint: None }.into())
+        }
+    }
+}
+
+/// The chosen region, or all known ones; and those whose copies are not known.
+fn look_at_regions(app: &App, problems: &mut Vec<String>) -> Result<(Vec<RegionStatus>, Vec<LeftOut>)> {
+    let chosen = app.region_text().map(|_| app.region()).transpose()?;
+    let (others, mut left_out) = open_others(app, chosen.as_ref())?;
+    if chosen.is_none() {
+        problems.extend(left_out.iter().map(|out| format!("region {}: {}", out.region, out.why)));
+    }
+    let mut copies = Vec::new();
+    for region in chosen.iter().chain(&others) {
+        match Copies::of(region) {
+            Ok(held) => copies.push(held),
+            Err(e) => left_out.push(LeftOut { region: region.name().to_owned(), why: e.to_string() }),
+        }
+    }
+    if let Some(region) = &chosen {
+        return Ok((vec![of_region(region, &copies, problems)?], left_out));
+    }
+    let mut regions = Vec::new();
+    for region in &others {
+        match of_region(region, &copies, problems) {
+            Ok(status) => regions.push(status),
+            Err(e) => problems.push(format!("region {}: {e:#}", region.name())),
+        }
+    }
+    Ok((regions, left_out))
+}
+
+/// The known regions but for the chosen one, and those that can't be opened.
+fn open_others(app: &App, chosen: Option<&Region>) -> Result<(Vec<Region>, Vec<LeftOut>)> {
+    let (mut others, mut left_out) = (Vec::new(), Vec::new());
+    for known in app.config().known()? {
+        if chosen.is_some_and(|chosen| chosen.id() == known.id) {
+            continue;
+        }
+        match app.region_named(&known.directory.display().to_string()) {
+            Ok(region) => others.push(region),
+            Err(e) => left_out.push(LeftOut { region: known.name.to_string(), why: format!("{e:#}") }),
+        }
+    }
+    Ok((others, left_out))
+}
+
+/// Mounts whose server is dead.
+fn look_at_mounts(problems: &mut Vec<String>) -> Result<Vec<String>> {
     let mut dead_mounts = Vec::new();
     for at in fuse::mounts()?.into_iter().map(|mount| mount.path) {
         let name = at.display().to_string();
@@ -83,23 +130,17 @@ pub fn run(app: &App) -> Outcome {
             }
         }
     }
-    let status = Status { regions, dead_mounts, problems };
-    app.output().object(&status, |s| {
-        let mut fields = Vec::new();
-        for region in &s.regions {
-            fields.extend(region_fields(region));
-        }
-        let bad = if s.problems.is_empty() { "none".into() } else { s.problems.join("\n") };
-        fields.push(("problems", bad));
-        fields
-    })?;
-    match status.problems.len() {
-        0 => Ok(()),
-        n => {
-            let message = format!("{n} problem{}", if n == 1 { "" } else { "s" });
-            Err(Failure { exit: Exit::Corrupted, message, hint: None }.into())
-        }
+    Ok(dead_mounts)
+}
+
+fn fields(s: &Status) -> Vec<(&'static str, String)> {
+    let mut fields: Vec<_> = s.regions.iter().flat_map(region_fields).collect();
+    for out in &s.left_out {
+        fields.push(("left out", format!("copies in region {}: {}", out.region, out.why)));
     }
+    let bad = if s.problems.is_empty() { "none".into() } else { s.problems.join("\n") };
+    fields.push(("problems", bad));
+    fields
 }
 
 fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
@@ -123,6 +164,7 @@ fn region_fields(r: &RegionStatus) -> Vec<(&'static str, String)> {
         ),
         ("tasks", format!("{} queued or being done, {} failed", r.open_tasks, r.failed_tasks)),
         ("schedules", r.schedules.to_string()),
+        ("newest copies", newest::text(&r.newest_copies)),
     ]
 }
 
@@ -172,7 +214,31 @@ fn clock_problem(region: &Region) -> Option<String> {
     })
 }
 
-fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus> {
+/// The most disks that are named of one damaged layer.
+const NAMED_MAX: usize = 20;
+
+/// What can't be read, by damaged layer. A disk whose key somebody disabled is as he wants it.
+fn unreadable_words(region: &Region, found: &Result<Vec<UnreadableLayer>, HostError>) -> Vec<String> {
+    let region = region.name();
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return vec![format!("what can be read in region {region} is not known: {error}")],
+    };
+    let words = |layer: &UnreadableLayer| {
+        let named = layer.needed_by.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+        let more = match layer.needed_by.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "region {region}: {named}{more} can't be read: {}; `terrane region check` names all that is wrong",
+            layer.why
+        )
+    };
+    found.iter().map(words).collect()
+}
+
+fn of_region(region: &Region, copies: &[Copies], problems: &mut Vec<String>) -> Result<RegionStatus> {
     problems.extend(clock_problem(region));
     if let Err(error) = region.catalog()?.read(|tx| tx.bin_rules()) {
         problems.push(format!(
@@ -184,10 +250,14 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
     for live in mount.iter().flat_map(|m| &m.live) {
         problems.extend(in_trouble(live).map(|trouble| format!("volume {}: {trouble}", live.volume)));
     }
+    let unreadable = unreadable_layers(region);
+    problems.extend(unreadable_words(region, &unreadable));
+    let is_named = |id: &String| unreadable.iter().flatten().any(|layer| layer.ids.contains(id));
     let (volumes, snapshots, tasks) =
         region.catalog()?.read(|tx| -> Result<_> { Ok((tx.volumes()?, tx.snapshots()?, tx.tasks()?)) })?;
     for unopened in mount.iter().flat_map(|m| &m.unopened) {
-        if volumes.iter().any(|v| v.id.to_string() == unopened.volume) {
+        let is_there = volumes.iter().any(|v| v.id.to_string() == unopened.volume);
+        if is_there && !is_named(&unopened.volume) {
             problems.push(format!("volume {}: {}", unopened.volume, could_not_be_opened(unopened)));
         }
     }
@@ -222,6 +292,7 @@ fn of_region(region: &Region, problems: &mut Vec<String>) -> Result<RegionStatus
         open_tasks: tasks.iter().filter(|t| t.is_open()).count(),
         failed_tasks: failed,
         schedules: schedules.len(),
+        newest_copies: newest::of_region(region, copies)?,
         is_by_machine: region.clock().machine().is_some(),
     })
 }

@@ -1,5 +1,7 @@
 //! `terrane volume …`
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -11,8 +13,11 @@ use crate::catalog::{CatalogError, DiskKind, ReadTx, Setting, Snapshot, Tag, Vol
 use crate::copy::KeyChoice;
 use crate::ids::{KeyId, LayerId, Name};
 use crate::region::Region;
+use crate::sys::loopdev;
 use crate::volume::folder;
-use crate::volume::{HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume};
+use crate::volume::{
+    HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume, damaged_header,
+};
 
 /// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
 #[derive(Subcommand)]
@@ -182,11 +187,7 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
                 .unwrap_or_default();
             owner::perform(region, &Order::Resize { volume: id.to_string(), size_bytes: size })?;
             for device in loops {
-                crate::sys::loopdev::take_new_size(&device.device)?;
-                app.output().note(format!(
-                    "{} has grown; the file system on it grows with its own command",
-                    device.device.display()
-                ));
+                app.output().note(grow(&device.device));
             }
             Ok(())
         }
@@ -204,6 +205,17 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             refuse_attached(&region, &volume)?;
             owner::perform(region, &Order::DeleteVolume { volume: volume.id.to_string() })
         }
+    }
+}
+
+/// Tells a loop device that its file has grown, which its volume has in any case; what came of it. Another user's can't be told.
+fn grow(device: &Path) -> String {
+    let name = device.display();
+    match loopdev::take_new_size(device) {
+        Ok(()) => format!("{name} has grown; the file system on it grows with its own command"),
+        Err(e) => format!(
+            "the volume has grown, but {name} has not grown with it ({e}): as root, losetup --set-capacity {name}"
+        ),
     }
 }
 
@@ -300,7 +312,7 @@ pub(super) fn in_trouble(live: &LiveState) -> Option<String> {
     trouble.map(|t| format!("{t}; the mount's log names all: `terrane status` says where it is"))
 }
 
-/// Why a volume can't be opened, as far as its key and header tell without reading a sector.
+/// Why a volume can't be opened, as far as its key and the headers of its layers tell without reading a sector.
 fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
     if let Some(key) = volume.key {
         match region.catalog().ok()?.read(|tx| tx.find_key(key)) {
@@ -317,6 +329,6 @@ fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
             Err(e) => return Some(e.to_string()),
         }
     }
-    let damaged = folder::peek_header(region, volume.active).err();
-    damaged.map(|e| format!("{e}; `terrane region check` names all that is wrong"))
+    let damaged = damaged_header(region, volume.active).unwrap_or_else(|e| Some(e.to_string()));
+    damaged.map(|why| format!("{why}; `terrane region check` names all that is wrong"))
 }

@@ -36,6 +36,7 @@ mod read;
 mod redate;
 mod repair;
 mod restore;
+mod unreadable;
 pub mod vouch;
 mod walk;
 
@@ -62,4 +63,5 @@ pub use read::Stack;
 pub use redate::Later;
 pub use repair::{Recovered, recover_rows};
 pub use restore::{Restored, refuse_in_bin, restore_snapshot};
+pub use unreadable::{UnreadableLayer, damaged_header, unreadable_layers};
 pub use walk::{Stop, each_chunk};

@@ -127,6 +127,7 @@ pub fn owner(bytes: &[u8]) {
 pub fn owner_seeds() -> Vec<Vec<u8>> {
     ["1234\n/mnt/of somebody\n", "77\n\n", ""].map(|text| text.as_bytes().to_vec()).to_vec()
 }
+
 /// In whose folder the header lies.
 const OF: LayerId = LayerId([7; 16]);
 

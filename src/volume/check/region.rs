@@ -17,6 +17,7 @@ use crate::volume::footing;
 use crate::volume::host::Host;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::owner::LayersLock;
+use crate::volume::unreadable::disks;
 use crate::volume::vouch;
 
 /// Other commands hold the layers briefly.
@@ -311,19 +312,10 @@ fn needed_by(host: &Host, findings: &Findings) -> Result<HashMap<LayerId, Vec<St
         return Ok(found);
     }
     host.region.catalog()?.read(|tx| -> Result<(), CatalogError> {
-        let volumes = tx.volumes()?.into_iter().map(|v| {
-            let name = v.name.map_or(v.id.to_string(), |name| format!("{name} ({})", v.id));
-            (v.active, format!("volume {name}"))
-        });
-        // A copy that waits has none.
-        let snapshots = tx.snapshots()?;
-        let snapshots = snapshots
-            .iter()
-            .filter_map(|s| s.layer.map(|layer| (layer, format!("snapshot {} ({})", s.name, s.id))));
-        for (layer, who) in volumes.chain(snapshots) {
-            for row in tx.layer_chain(layer)? {
+        for disk in disks(tx)? {
+            for row in tx.layer_chain(disk.layer)? {
                 if let Some(list) = found.get_mut(&row.id) {
-                    list.push(who.clone());
+                    list.push(disk.words.clone());
                 }
             }
         }
