@@ -278,6 +278,7 @@ fn a_kill_at_any_call_of_a_command_leaves_a_whole_region() {
         Killed { before: other_key, ..Killed::new(copy, "new") },
         Killed::new(&["volume", "resize", "web", "--size", "16M"], ""),
         Killed { after: enabled_again, stride: 4, ..Killed::new(&["key", "disable", "default"], "") },
+        Killed { stride: 4, ..Killed::new(&["key", "rotate", "default"], "") },
         Killed { before: make_older, stride: 3, ..Killed::new(&["volume", "list"], "") },
     ];
     let mut kills = 0;
