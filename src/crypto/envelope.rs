@@ -30,9 +30,11 @@ pub(super) fn seal(kek: &Secret<32>, nonce: &[u8; NONCE_LEN], aad: &[u8], secret
     wrapped.push(FORMAT);
     wrapped.extend_from_slice(nonce);
     wrapped.extend_from_slice(secret);
-    let tag = cipher(kek)
-        .encrypt_inout_detached(&(*nonce).into(), aad, (&mut wrapped[HEAD_LEN..]).into())
-        .expect("a secret is shorter than 64 GiB");
+    let tag = with_cipher(kek, |cipher| {
+        cipher
+            .encrypt_inout_detached(&(*nonce).into(), aad, (&mut wrapped[HEAD_LEN..]).into())
+            .expect("a secret is shorter than 64 GiB")
+    });
     wrapped.extend_from_slice(&tag);
     wrapped
 }
@@ -48,15 +50,34 @@ pub fn unwrap(kek: &Secret<32>, aad: &[u8], wrapped: &[u8]) -> Result<Zeroizing<
         sealed.split_first_chunk::<NONCE_LEN>().ok_or_else(|| malformed("it is too short"))?;
     let (body, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or_else(|| malformed("it is too short"))?;
     let mut secret = Zeroizing::new(body.to_vec());
-    cipher(kek)
-        .decrypt_inout_detached(&(*nonce).into(), aad, secret.as_mut_slice().into(), &(*tag).into())
-        .map_err(|_| CryptoError::NotAuthentic)?;
+    with_cipher(kek, |cipher| {
+        cipher.decrypt_inout_detached(&(*nonce).into(), aad, secret.as_mut_slice().into(), &(*tag).into())
+    })
+    .map_err(|_| CryptoError::NotAuthentic)?;
     Ok(secret)
 }
 
-fn cipher(kek: &Secret<32>) -> Aes256Gcm {
-    Aes256Gcm::new(kek.expose().into())
+/// What the crates leave of the key on the stack (moved schedules, round keys spread over wide vectors) goes: the thread may do
+/// nothing else so deep for as long as it lives.
+fn with_cipher<T>(kek: &Secret<32>, work: impl FnOnce(&Aes256Gcm) -> T) -> T {
+    let done = below(kek, work);
+    wipe_stack();
+    done
 }
+
+/// In frames below its caller's, which are those that [`wipe_stack`] wipes.
+#[inline(never)]
+fn below<T>(kek: &Secret<32>, work: impl FnOnce(&Aes256Gcm) -> T) -> T {
+    work(&Aes256Gcm::new(kek.expose().into()))
+}
+
+#[inline(never)]
+fn wipe_stack() {
+    std::hint::black_box(&mut [0u8; STACK_USED]);
+}
+
+/// More than the frames of AES-GCM, built without optimisation too.
+const STACK_USED: usize = 32 << 10;
 
 #[cfg(test)]
 mod tests {
