@@ -1,5 +1,5 @@
-//! Guards against a disk that is not the bytes written to it: random reads, writes, discards, flushes, seals, checkpoints
-//! and reopens against an array of bytes, on real files.
+//! Guards against a disk that is not the bytes written to it: random reads, writes, discards, flushes, seals,
+//! rollbacks, checkpoints and reopens against an array of bytes, on real files.
 
 mod common;
 
@@ -20,7 +20,10 @@ struct Run {
     shelf: Shelf,
     volume: LiveVolume,
     model: Vec<u8>,
+    /// Of the sealed layers below it.
     snapshots: Vec<Vec<u8>>,
+    /// Of those that it was rolled back from, each time: the number of the first, and what they held.
+    aside: Vec<(usize, Vec<Vec<u8>>)>,
     random: Random,
 }
 
@@ -42,7 +45,7 @@ impl Run {
 
     fn step(&mut self) {
         let (offset, len) = self.range();
-        match self.random.below(20) {
+        match self.random.below(21) {
             0..8 => {
                 let mut bytes = vec![0; len];
                 match self.random.below(8) {
@@ -77,6 +80,7 @@ impl Run {
             }
             18 if self.random.one_in(3) => self.reopen(),
             19 => self.check_seek(offset as u64),
+            20 if self.random.one_in(3) && !self.snapshots.is_empty() => self.roll_back(),
             _ => {}
         }
     }
@@ -92,6 +96,14 @@ impl Run {
         if self.random.one_in(2) {
             self.volume.active().learn_free_slots().unwrap();
         }
+    }
+
+    /// To any of its snapshots, the last one too.
+    fn roll_back(&mut self) {
+        let number = self.random.below(self.snapshots.len() as u64) as usize;
+        self.aside.push((number + 1, self.snapshots.split_off(number + 1)));
+        self.model.clone_from(&self.snapshots[number]);
+        self.volume = self.shelf.roll_back(&self.volume, number).unwrap();
     }
 
     /// What is called a hole reads as zeros.
@@ -110,29 +122,37 @@ impl Run {
                 "snapshot {number} differs"
             );
         }
+        for (chain, (first, snapshots)) in self.aside.iter().enumerate() {
+            for (number, snapshot) in (*first..).zip(snapshots) {
+                let found = read_all(&self.shelf.aside(chain, number).unwrap());
+                assert!(found == *snapshot, "snapshot {number}, which rollback {chain} left behind, differs");
+            }
+        }
     }
 }
 
-fn run(seed: u64, steps: usize, cipher: Cipher) {
+/// The number of rollbacks, and of snapshots that they left behind.
+fn run(seed: u64, steps: usize, cipher: Cipher) -> (usize, usize) {
     println!("seed {seed}");
     let folder = tempfile::tempdir().unwrap();
     let shelf = Shelf::new(Place::Folder(folder.path().into()), DISK as u64, cipher);
     let volume = shelf.open().unwrap();
-    let (model, snapshots, random) = (vec![0; DISK], Vec::new(), Random::new(seed));
-    let mut run = Run { shelf, volume, model, snapshots, random };
+    let (model, random) = (vec![0; DISK], Random::new(seed));
+    let mut run = Run { shelf, volume, model, snapshots: Vec::new(), aside: Vec::new(), random };
     for _ in 0..steps {
         run.step();
     }
     run.check_all();
     run.reopen();
     run.check_all();
+    (run.aside.len(), run.aside.iter().map(|(_, left)| left.len()).sum())
 }
 
 #[test]
 fn a_volume_is_the_bytes_written_to_it() {
-    for seed in 1..=12 {
-        run(seed, 700, Cipher::XtsAes256);
-    }
+    let ran: Vec<_> = (1..=12).map(|seed| run(seed, 700, Cipher::XtsAes256)).collect();
+    let (rollbacks, left) = ran.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert!(rollbacks > 12 && left > 6, "{rollbacks} rollbacks left {left} snapshots behind");
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl Place {
 pub struct Rows {
     /// Sealed layers, oldest first, and the marks of those whose seal is finished.
     pub sealed: Vec<(LayerId, Option<SealedMark>)>,
+    /// Chains that the volume was rolled back from, oldest layer first: snapshots still name what is not below it any more.
+    pub aside: Vec<Vec<(LayerId, SealedMark)>>,
     pub active: Option<LayerId>,
     pub next: Option<LayerId>,
     /// The number of the sealed layer that is being joined with the one on it, and which way.
@@ -204,6 +206,28 @@ impl Shelf {
             }
         }
         Ok(())
+    }
+
+    /// Puts the volume back to sealed layer `number`: a new layer on that one takes its writes. What was written since the last snapshot
+    /// is lost; snapshots of what is left behind stay.
+    pub fn roll_back(&self, volume: &LiveVolume, number: usize) -> Result<LiveVolume, LayerError> {
+        self.finish_seals(volume)?;
+        let id = self.make_next()?.id();
+        self.commit(|rows| {
+            let finished = |(id, mark): &(LayerId, Option<SealedMark>)| (*id, mark.expect("it is finished"));
+            rows.aside.push(rows.sealed.iter().map(finished).collect());
+            rows.sealed.truncate(number + 1);
+            (rows.active, rows.next) = (Some(id), None);
+        })?;
+        self.open()
+    }
+
+    /// The disk of snapshot `number` of a chain that the volume was rolled back from.
+    pub fn aside(&self, chain: usize, number: usize) -> Result<Stack, LayerError> {
+        let layers = self.rows().aside[chain][..=number].to_vec();
+        let layers =
+            layers.into_iter().map(|(id, mark)| Layer::open_sealed(self.parts(id), mark).map(Arc::new));
+        Ok(Stack { active: None, chain: Chain::new(layers.collect::<Result<_, _>>()?) })
     }
 
     /// Begins to join sealed layer `number` with the one on it: nothing names it any more.
