@@ -63,7 +63,12 @@ fn a_region_of_an_older_schema_that_is_open_is_refused_and_named() {
     write_at(&world.file("web"), 0, &pattern(MIB as usize, 1)).unwrap();
     world.snapshot("web", "s1");
     let file = writable(&world.file("web")).unwrap();
-    let (newest, before) = (version(&world), world.json(&["snapshot", "list"]));
+    let snapshot = || {
+        let listed = world.json(&["snapshot", "list"]);
+        // Not what it takes: the space of its seal is given back beside this.
+        ["id", "name", "state", "created_at", "key_id", "changed_bytes"].map(|field| listed[0][field].clone())
+    };
+    let (newest, before) = (version(&world), snapshot());
     back_to_schema_7(&world);
 
     let pid = format!("is in use by process {}", world.server());
@@ -89,7 +94,7 @@ fn a_region_of_an_older_schema_that_is_open_is_refused_and_named() {
     world.unmount();
     assert_eq!(version(&world), 7, "somebody stepped it");
 
-    assert_eq!(world.json(&["snapshot", "list"]), before);
+    assert_eq!(snapshot(), before);
     assert_eq!(version(&world), newest);
     world.ok(&["region", "check"]);
     world.mount();
