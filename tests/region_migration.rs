@@ -7,7 +7,7 @@ mod world;
 use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, TransactionBehavior};
 use world::{MIB, World, pattern, read_at, writable, write_at};
 
 /// What steps 1 to 7 leave.
@@ -33,7 +33,8 @@ fn names(catalog: &Connection, query: &str) -> Vec<String> {
 fn back_to_schema_7(world: &World) {
     let mut catalog = open(world);
     catalog.pragma_update(None, "foreign_keys", false).unwrap();
-    let tx = catalog.transaction().unwrap();
+    // Alone from its beginning: the mount may be writing.
+    let tx = catalog.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
     let tables = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'";
     for table in names(&tx, tables) {
         tx.execute_batch(&format!(
