@@ -17,6 +17,7 @@ use crate::sys::loopdev;
 use crate::volume::folder;
 use crate::volume::{
     HostState, LiveState, Order, Unopened, VolumeSpec, create_tagged_volume, damaged_header,
+    unreadable_layers,
 };
 
 /// Commands on volumes. VOLUME is an id, a name, or the beginning of an id.
@@ -137,8 +138,18 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
         Command::List { filters } => {
             let volumes = region.catalog()?.read(|tx| filter::volumes(tx, &filters))?;
             let live = owner::mounted(&region)?;
-            let shown: Vec<_> =
-                volumes.into_iter().map(|v| describe(v, &region, live.as_ref())).collect::<Result<_>>()?;
+            // Once for all: those that were made from a snapshot stand on the same layers.
+            let damaged = unreadable_layers(&region);
+            let damage = |v: &Volume| match &damaged {
+                Ok(layers) => {
+                    layers.iter().find(|l| l.ids.contains(&v.id.to_string())).map(|l| l.why.clone())
+                }
+                Err(e) => Some(e.to_string()),
+            };
+            let shown: Vec<_> = volumes
+                .into_iter()
+                .map(|v| describe(v, &region, live.as_ref(), &damage))
+                .collect::<Result<_>>()?;
             app.output().list(&shown, &["id", "name", "size", "stored", "key", "kind", "state"], |v| {
                 vec![
                     v.id.clone(),
@@ -152,7 +163,9 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             })
         }
         Command::Show { volume } => {
-            let shown = describe(resolve(&volume)?, &region, owner::mounted(&region)?.as_ref())?;
+            let damage =
+                |v: &Volume| damaged_header(&region, v.active).unwrap_or_else(|e| Some(e.to_string()));
+            let shown = describe(resolve(&volume)?, &region, owner::mounted(&region)?.as_ref(), &damage)?;
             app.output().object(&shown, |v| {
                 vec![
                     ("id", v.id.clone()),
@@ -257,7 +270,13 @@ fn key_of_new(
     })
 }
 
-fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Shown> {
+/// `damage`: what is wrong with the headers of a volume's layers.
+fn describe(
+    v: Volume,
+    region: &Region,
+    live: Option<&HostState>,
+    damage: &dyn Fn(&Volume) -> Option<String>,
+) -> Result<Shown> {
     let (own, shared, tags) = region.catalog()?.read(|tx| -> Result<_, CatalogError> {
         let chain = tx.layer_chain(v.active)?;
         let bytes = |id: LayerId, known: u64| folder::stored_bytes(region, id).unwrap_or(known);
@@ -266,7 +285,7 @@ fn describe(v: Volume, region: &Region, live: Option<&HostState>) -> Result<Show
     })?;
     let state = live.and_then(|s| s.live.iter().find(|l| l.volume == v.id.to_string()));
     let unopened = live.and_then(|s| s.unopened.iter().find(|u| u.volume == v.id.to_string()));
-    let unreadable = unreadable(region, &v).or_else(|| unopened.map(could_not_be_opened));
+    let unreadable = unreadable(region, &v, damage).or_else(|| unopened.map(could_not_be_opened));
     let reason = state.and_then(in_trouble).or_else(|| unreadable.clone());
     let state = match (state, &unreadable) {
         (Some(l), _) if l.latched => "latched",
@@ -313,7 +332,11 @@ pub(super) fn in_trouble(live: &LiveState) -> Option<String> {
 }
 
 /// Why a volume can't be opened, as far as its key and the headers of its layers tell without reading a sector.
-fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
+fn unreadable(
+    region: &Region,
+    volume: &Volume,
+    damage: &dyn Fn(&Volume) -> Option<String>,
+) -> Option<String> {
     if let Some(key) = volume.key {
         match region.catalog().ok()?.read(|tx| tx.find_key(key)) {
             Ok(Some(key)) if key.state != crate::catalog::KeyState::Enabled => {
@@ -329,6 +352,5 @@ fn unreadable(region: &Region, volume: &Volume) -> Option<String> {
             Err(e) => return Some(e.to_string()),
         }
     }
-    let damaged = damaged_header(region, volume.active).unwrap_or_else(|e| Some(e.to_string()));
-    damaged.map(|why| format!("{why}; `terrane region check` names all that is wrong"))
+    damage(volume).map(|why| format!("{why}; `terrane region check` names all that is wrong"))
 }
