@@ -42,7 +42,8 @@ fn what_waits_is_listed_and_made_by_a_daemon() {
     }
     assert_eq!(queued[0]["bytes_total"], 4 * MIB, "as it was when it was asked for");
     assert!(world.ok(&["task", "list", "--region", "south"]).contains("queued 2"));
-    assert_eq!(world.run(&["status"]).status.code(), Some(0), "to wait is no problem");
+    let status = world.run(&["status"]);
+    assert!(status.status.success(), "to wait is no problem: {}", String::from_utf8_lossy(&status.stdout));
     // What waits can't be used.
     world.fails(&["volume", "create", "--snapshot", "first", "--region", "south"], 4, &["not complete"]);
     world.fails(&["snapshot", "verify", "first", "--region", "south"], 4, &["processing"]);

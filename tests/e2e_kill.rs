@@ -90,6 +90,11 @@ fn answered_writes_survive() {
             world.fails(&["status"], 6, &["problem"]);
             let told = String::from_utf8(world.run(&["status"]).stdout).unwrap();
             assert!(told.contains("dead mount") && told.contains(&world.mnt()), "{told}");
+            world.fails(&["status", "--region", "here"], 6, &["1 problem"]);
+            world.ok(&["region", "init", &world.at("other"), "--name", "other", "-q"]);
+            // Of that region it is none.
+            world.ok(&["status", "--region", "other"]);
+            world.ok(&["region", "forget", "other"]);
             world.fails(&["mount", &world.mnt()], 5, &["dead mount", "terrane unmount"]);
         }
         if round == 1 {

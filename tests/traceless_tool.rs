@@ -2,6 +2,8 @@
 
 #[path = "common/ending.rs"]
 mod ending;
+#[path = "common/world.rs"]
+mod world;
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use world::World;
 
 const TRACELESS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/traceless");
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -144,4 +147,29 @@ fn its_mounts_are_its_own() {
     let status = ending::wait("tools/traceless", &mut running, PATIENCE);
     assert_eq!(status.code(), Some(0));
     assert_nothing_found(&folder);
+}
+
+/// A dead mount that somebody left would be a problem of every region.
+#[test]
+fn it_sees_no_mount_of_others() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("own");
+    let mut world = World::new();
+    world.expect_disorder();
+    for is_dead in [false, true] {
+        world.mount();
+        if is_dead {
+            world.kill_server();
+        }
+        let ours = || fs::read_to_string("/proc/self/mounts").unwrap().contains(&world.mnt());
+        assert!(ours());
+        let output = traceless(&folder, "cat /proc/self/mounts").output().unwrap();
+        assert!(output.status.success(), "{}", words(&output));
+        assert!(!words(&output).contains("fuse.terrane") && words(&output).contains(" /proc "));
+        assert!(ours(), "it is still where it was");
+        world.ok(&["unmount", &world.mnt()]);
+    }
 }

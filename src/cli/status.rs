@@ -13,6 +13,7 @@ use crate::copy::{Copies, is_held};
 use crate::fuse::{self, Life};
 use crate::region::{MachineClock, Region};
 use crate::schedule::{Terms, next_due};
+use crate::sys::mount::MountedAt;
 use crate::volume::{HostError, HostState, UnreadableLayer, is_interrupted, unreadable_layers};
 
 /// A daemon is a second late at most; one that begins with the machine, and has much to do, some minutes.
@@ -50,7 +51,8 @@ struct RegionStatus {
 /// Of the chosen region, or of all known ones. Exit 6 where anything is bad.
 pub fn run(app: &App) -> Outcome {
     let mut problems = Vec::new();
-    let (regions, left_out) = look_at_regions(app, &mut problems)?;
+    let chosen = app.region_text().map(|_| app.region()).transpose()?;
+    let (regions, left_out) = look_at_regions(app, chosen.as_ref(), &mut problems)?;
     if regions.iter().any(|region| region.is_by_machine) {
         problems.extend(match MachineClock::new(app.config()).doubt() {
             Ok(doubt) => doubt.map(|doubt| doubt.to_string()),
@@ -60,7 +62,7 @@ pub fn run(app: &App) -> Outcome {
             )),
         });
     }
-    let dead_mounts = look_at_mounts(&mut problems)?;
+    let dead_mounts = look_at_mounts(chosen.as_ref(), &mut problems)?;
     let status = Status { regions, left_out, dead_mounts, problems };
     app.output().object(&status, fields)?;
     match status.problems.len() {
@@ -73,20 +75,23 @@ pub fn run(app: &App) -> Outcome {
 }
 
 /// The chosen region, or all known ones; and those whose copies are not known.
-fn look_at_regions(app: &App, problems: &mut Vec<String>) -> Result<(Vec<RegionStatus>, Vec<LeftOut>)> {
-    let chosen = app.region_text().map(|_| app.region()).transpose()?;
-    let (others, mut left_out) = open_others(app, chosen.as_ref())?;
+fn look_at_regions(
+    app: &App,
+    chosen: Option<&Region>,
+    problems: &mut Vec<String>,
+) -> Result<(Vec<RegionStatus>, Vec<LeftOut>)> {
+    let (others, mut left_out) = open_others(app, chosen)?;
     if chosen.is_none() {
         problems.extend(left_out.iter().map(|out| format!("region {}: {}", out.region, out.why)));
     }
     let mut copies = Vec::new();
-    for region in chosen.iter().chain(&others) {
+    for region in chosen.into_iter().chain(&others) {
         match Copies::of(region) {
             Ok(held) => copies.push(held),
             Err(e) => left_out.push(LeftOut { region: region.name().to_owned(), why: e.to_string() }),
         }
     }
-    if let Some(region) = &chosen {
+    if let Some(region) = chosen {
         return Ok((vec![of_region(region, &copies, problems)?], left_out));
     }
     let mut regions = Vec::new();
@@ -114,10 +119,11 @@ fn open_others(app: &App, chosen: Option<&Region>) -> Result<(Vec<Region>, Vec<L
     Ok((others, left_out))
 }
 
-/// Mounts whose server is dead.
-fn look_at_mounts(problems: &mut Vec<String>) -> Result<Vec<String>> {
+/// Mounts of the chosen region, or of whichever, whose server is dead.
+fn look_at_mounts(chosen: Option<&Region>, problems: &mut Vec<String>) -> Result<Vec<String>> {
     let mut dead_mounts = Vec::new();
-    for at in fuse::mounts()?.into_iter().map(|mount| mount.path) {
+    let is_meant = |at: &MountedAt| chosen.is_none_or(|region| at.source == region.dir().as_os_str());
+    for at in fuse::mounts()?.into_iter().filter(is_meant).map(|mount| mount.path) {
         let name = at.display().to_string();
         match fuse::life(&at, owner::MOUNT_TIME) {
             Life::Live => {}
