@@ -1,5 +1,6 @@
 //! The open files of a mount: what is asked of a disk, cut to its size.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -14,6 +15,7 @@ use super::errno::Refusal;
 use super::handles::{Handles, OpenFile};
 use super::session::{Cache, Options};
 use super::{Errno, Export, Shelf};
+use crate::sys::large_buffers::{LARGE, prefer_huge};
 
 /// A request carries at most this many bytes: what the kernel allows without a changed `fs.fuse.max_pages_limit`.
 pub(super) const REQUEST_BYTES: u32 = 1 << 20;
@@ -245,7 +247,12 @@ pub(super) struct Buffer {
     bytes: Vec<u8>,
     /// Beyond it nothing was put into the buffer since it was last wiped.
     used: usize,
+    /// Asked for huge pages.
+    huge: bool,
 }
+
+/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests needs not 2 MiB a thread.
+const LARGE_REQUEST: usize = 256 << 10;
 
 impl Buffer {
     const ALIGNMENT: usize = 4096;
@@ -260,7 +267,12 @@ impl Buffer {
         if self.bytes.len() < len + Self::ALIGNMENT {
             // Zeroed memory comes unmapped: only what requests use becomes resident.
             self.wipe();
-            self.bytes = vec![0; len.max(REQUEST_BYTES as usize) + Self::ALIGNMENT];
+            self.bytes = vec![0; (len.max(REQUEST_BYTES as usize) + Self::ALIGNMENT).max(LARGE)];
+            self.huge = false;
+        }
+        if len >= LARGE_REQUEST && !self.huge {
+            prefer_huge(&self.bytes[..len]);
+            self.huge = true;
         }
         self.used = self.used.max(len + Self::ALIGNMENT);
         let start = self.bytes.as_ptr().align_offset(Self::ALIGNMENT);
@@ -300,13 +312,23 @@ static BUFFERS: Mutex<Vec<Weak<OwnBuffer>>> = Mutex::new(Vec::new());
 thread_local! {
     /// This thread's.
     pub(super) static BUFFER: Arc<OwnBuffer> = {
-        let buffer = Mutex::new(Buffer { bytes: Vec::new(), used: 0 });
+        let buffer = Mutex::new(Buffer { bytes: Vec::new(), used: 0, huge: false });
         let own = Arc::new(OwnBuffer { buffer, is_due: AtomicBool::new(false) });
         let mut all = BUFFERS.lock();
         all.retain(|buffer| buffer.strong_count() > 0);
         all.push(Arc::downgrade(&own));
         own
     };
+}
+
+/// Told of what a thread is to write, which lies where all its requests will.
+pub(super) fn prefer_huge_requests(data: &[u8]) {
+    thread_local! {
+        static ASKED: Cell<bool> = const { Cell::new(false) };
+    }
+    if data.len() >= LARGE_REQUEST && !ASKED.replace(true) {
+        prefer_huge(data);
+    }
 }
 
 /// Wipes what was read of disks from the memory of all threads.

@@ -17,7 +17,7 @@ use fuser::{
 
 use super::attributes::Owner;
 use super::errno::Refusal;
-use super::files::{BUFFER, Files, Opening, REQUEST_BYTES};
+use super::files::{BUFFER, Files, Opening, REQUEST_BYTES, prefer_huge_requests};
 use super::gate::Gate;
 use super::handles::{Handles, Line};
 use super::names::Node;
@@ -231,6 +231,7 @@ impl Filesystem for Requests {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        prefer_huge_requests(data);
         match self.answer("write", || self.files.write(handle, offset, data, flags)) {
             Ok(written) => reply.written(written),
             Err(errno) => reply.error(errno),

@@ -36,9 +36,8 @@ pub fn become_io_flusher() -> bool {
     rustix::process::configure_io_flusher_behavior(true).is_ok()
 }
 
-/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory). And pages of their
-/// own for the largest buffers, whatever was freed before: the FUSE library's are 16 MiB a thread, of which a sixteenth is
-/// used, and the allocator would clear them in an arena.
+/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory). And no pages of their own
+/// but for what [`LargeBuffers`](super::large_buffers::LargeBuffers) gives some.
 pub fn limit_arenas() {
     // SAFETY: they set numbers of the allocator's; called before threads are started.
     #[cfg(target_env = "gnu")]
