@@ -251,7 +251,7 @@ pub(super) struct Buffer {
     huge: bool,
 }
 
-/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests needs not 2 MiB a thread.
+/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests does not need 2 MiB a thread.
 const LARGE_REQUEST: usize = 256 << 10;
 
 impl Buffer {
@@ -264,15 +264,15 @@ impl Buffer {
     }
 
     fn first(&mut self, len: usize) -> &mut [u8] {
-        if self.bytes.len() < len + Self::ALIGNMENT {
-            // Zeroed memory comes unmapped: only what requests use becomes resident.
+        let becomes_huge = len >= LARGE_REQUEST && !self.huge;
+        if self.bytes.len() < len + Self::ALIGNMENT || becomes_huge {
             self.wipe();
+            // Zeroed memory comes unmapped: only what requests use becomes resident.
             self.bytes = vec![0; (len.max(REQUEST_BYTES as usize) + Self::ALIGNMENT).max(LARGE)];
-            self.huge = false;
-        }
-        if len >= LARGE_REQUEST && !self.huge {
-            prefer_huge(&self.bytes[..len]);
-            self.huge = true;
+            self.huge = len >= LARGE_REQUEST;
+            if self.huge {
+                prefer_huge(&self.bytes[..len]);
+            }
         }
         self.used = self.used.max(len + Self::ALIGNMENT);
         let start = self.bytes.as_ptr().align_offset(Self::ALIGNMENT);
@@ -321,7 +321,7 @@ thread_local! {
     };
 }
 
-/// Told of what a thread is to write, which lies where all its requests will.
+/// To be given the data of a write, which lies in the thread's buffer for requests, where that of all later ones will.
 pub(super) fn prefer_huge_requests(data: &[u8]) {
     thread_local! {
         static ASKED: Cell<bool> = const { Cell::new(false) };

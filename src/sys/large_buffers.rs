@@ -2,11 +2,12 @@
 //! or out, and 1 MiB is 256 small ones, or a part of one huge one.
 //!
 //! [`LargeBuffers`] is the program's allocator: the system's, but blocks of 8 MiB and more begin at a multiple of 2 MiB, which the system's
-//! do not. Untouched they are no memory, and what is touched is so by small pages until somebody [asks for huge ones](prefer_huge).
+//! do not. They become resident small page by small page, until somebody [asks for huge ones](prefer_huge).
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
@@ -16,15 +17,28 @@ pub const LARGE: usize = 8 << 20;
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
 
-/// Asks for huge pages where a part of a large block lies, now and for what is touched later. Its bytes stay as they are. A
-/// kernel that has none to give, or does not know the question, leaves small ones.
+/// Linux 6.1 has it; the libc crate, for glibc only.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Asks for huge pages where a part of a large block lies, now and for what is touched later. Its bytes stay as they are. A kernel that
+/// has none to give, does not know the question, or was told never to use any, leaves small ones.
 pub fn prefer_huge(part: &[u8]) {
     let start = part.as_ptr() as usize / HUGE * HUGE;
     let len = (part.as_ptr() as usize + part.len()).next_multiple_of(HUGE) - start;
-    for advice in [libc::MADV_HUGEPAGE, libc::MADV_COLLAPSE] {
-        // SAFETY: neither changes a byte of memory, whosever it is, nor where it is.
-        unsafe { libc::madvise(start as *mut libc::c_void, len, advice) };
+    // SAFETY: advice changes no byte of memory, whosever it is, nor where it is.
+    let advise = |advice| unsafe { libc::madvise(start as *mut libc::c_void, len, advice) == 0 };
+    if are_wanted() && advise(libc::MADV_HUGEPAGE) {
+        advise(MADV_COLLAPSE);
     }
+}
+
+/// Whether this machine's administrator lets programs have huge pages: to collapse small ones does not ask that.
+fn are_wanted() -> bool {
+    static WANTED: OnceLock<bool> = OnceLock::new();
+    *WANTED.get_or_init(|| {
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|modes| !modes.contains("[never]"))
+    })
 }
 
 /// The allocator.
@@ -55,12 +69,15 @@ fn map(len: usize) -> *mut u8 {
             let _ = munmap(all.cast(), before);
         }
         let _ = munmap(start.add(len).cast(), HUGE - before);
+        // Where all memory is to be huge, the first byte touched would be 2 MiB.
+        libc::madvise(start.cast(), len, libc::MADV_NOHUGEPAGE);
         start
     }
 }
 
-// SAFETY: blocks of 8 MiB and more are pages of their own, at least as many and as aligned as asked for, and go back by `munmap`
-// of exactly those; all others are the system's. Which of the two is told by the layout alone, which a caller must give unchanged.
+// SAFETY: blocks of 8 MiB and more, but for those aligned to more than 2 MiB, are pages of their own, at least as many and as aligned
+// as asked for, and go back by `munmap` of exactly those; all others are the system's. Which of the two is told by the layout alone,
+// which a caller must give unchanged.
 unsafe impl GlobalAlloc for LargeBuffers {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match is_large(layout) {
@@ -93,7 +110,14 @@ unsafe impl GlobalAlloc for LargeBuffers {
         match (is_large(layout), is_large(new)) {
             // SAFETY: as the caller promised; both are the system's.
             (false, false) => unsafe { System.realloc(block, layout, size) },
-            (true, true) if size.next_multiple_of(HUGE) == layout.size().next_multiple_of(HUGE) => block,
+            (true, true) if size <= layout.size() => {
+                let [keep, had] = [size, layout.size()].map(|len| len.next_multiple_of(HUGE));
+                if keep < had {
+                    // SAFETY: the end of the pages that `map` made, beyond all that the caller keeps.
+                    let _ = unsafe { munmap(block.add(keep).cast(), had - keep) };
+                }
+                block
+            }
             // SAFETY: the new block is another one, and both have the lesser of the two sizes.
             _ => unsafe {
                 let moved = self.alloc(new);

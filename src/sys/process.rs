@@ -13,6 +13,8 @@ use rustix::mm::MlockAllFlags;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, WaitOptions};
 use zeroize::Zeroizing;
 
+use super::large_buffers::LARGE;
+
 /// Keeps this process's memory out of core dumps and away from other processes of the same user.
 pub fn keep_memory_private() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -36,14 +38,14 @@ pub fn become_io_flusher() -> bool {
     rustix::process::configure_io_flusher_behavior(true).is_ok()
 }
 
-/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory). And no pages of their own
-/// but for what [`LargeBuffers`](super::large_buffers::LargeBuffers) gives some.
+/// Few arenas for many threads: each keeps what its thread once needed (a tenth of a busy mount's memory). Blocks of less than [`LARGE`]
+/// come from them, so that their pages are used again.
 pub fn limit_arenas() {
     // SAFETY: they set numbers of the allocator's; called before threads are started.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE as libc::c_int);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 4 << 20);
     }
 }
