@@ -40,7 +40,7 @@ const TRACES: [(&str, &str, bool); 4] = [
     ("echo x >$TMPDIR/file", "file", false),
     // In a session of its own, with nothing of its parent's open.
     ("setsid sleep 1000 </dev/null >/dev/null 2>&1 &", "process", false),
-    ("mkdir $TMPDIR/at; mount -t tmpfs none $TMPDIR/at", "mount", true),
+    ("mkdir \"$TMPDIR/at 2\"; mount -t tmpfs none \"$TMPDIR/at 2\"", "mount", true),
     ("truncate -s 1M $TMPDIR/image; losetup -f $TMPDIR/image", "loop device", true),
 ];
 

@@ -248,15 +248,11 @@ impl World {
     /// Mount points below this world, innermost first, and those of its loop devices.
     fn mounts(&self) -> Vec<PathBuf> {
         let devices: Vec<_> = self.loops().into_iter().map(|(device, _)| device).collect();
-        let table = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mut mounts: Vec<PathBuf> = Vec::new();
-        for line in table.lines() {
-            let mut fields = line.split(' ');
-            let (source, at) = (fields.next().unwrap(), Path::new(fields.next().unwrap()));
-            if at.starts_with(&self.dir) || devices.iter().any(|d| d == Path::new(source)) {
-                mounts.push(at.to_owned());
-            }
-        }
+        let ours = |at: &terrane::sys::mount::MountedAt| {
+            at.path.starts_with(&self.dir) || devices.iter().any(|device| device == Path::new(&at.source))
+        };
+        let table = terrane::sys::mount::mounts().unwrap();
+        let mut mounts: Vec<PathBuf> = table.into_iter().filter(ours).map(|at| at.path).collect();
         mounts.reverse();
         mounts
     }
