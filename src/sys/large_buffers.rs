@@ -49,6 +49,11 @@ fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= HUGE
 }
 
+/// Bytes of the pages of a large block of so many.
+fn mapped(len: usize) -> usize {
+    len.next_multiple_of(HUGE)
+}
+
 /// New, zeroed pages for so many bytes, from a multiple of 2 MiB on; null where there are none.
 fn map(len: usize) -> *mut u8 {
     let Some(len) = len.checked_next_multiple_of(HUGE) else { return ptr::null_mut() };
@@ -98,7 +103,7 @@ unsafe impl GlobalAlloc for LargeBuffers {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match is_large(layout) {
             // SAFETY: `map` made these pages, and the caller has no use for them any more.
-            true => drop(unsafe { munmap(block.cast(), layout.size().next_multiple_of(HUGE)) }),
+            true => drop(unsafe { munmap(block.cast(), mapped(layout.size())) }),
             // SAFETY: as the caller promised.
             false => unsafe { System.dealloc(block, layout) },
         }
@@ -110,8 +115,8 @@ unsafe impl GlobalAlloc for LargeBuffers {
         match (is_large(layout), is_large(new)) {
             // SAFETY: as the caller promised; both are the system's.
             (false, false) => unsafe { System.realloc(block, layout, size) },
-            (true, true) if size <= layout.size() => {
-                let [keep, had] = [size, layout.size()].map(|len| len.next_multiple_of(HUGE));
+            (true, true) if mapped(size) <= mapped(layout.size()) => {
+                let (keep, had) = (mapped(size), mapped(layout.size()));
                 if keep < had {
                     // SAFETY: the end of the pages that `map` made, beyond all that the caller keeps.
                     let _ = unsafe { munmap(block.add(keep).cast(), had - keep) };
