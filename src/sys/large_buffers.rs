@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Bytes of the smallest block that begins at a huge page. The lists of a busy layer, which grow and go all the time, are smaller:
-/// new pages for them were slower than the system's old ones.
+/// the system uses their pages again, where new ones would be faulted in each time.
 pub const LARGE: usize = 8 << 20;
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
