@@ -146,6 +146,8 @@ impl Pool {
         connection.pragma_update(None, "foreign_keys", true).map_err(sql)?;
         connection.pragma_update(None, "synchronous", "full").map_err(sql)?;
         connection.set_prepared_statement_cache_capacity(64);
+        // One plan a statement, whatever is bound to it: built with STAT4, SQLite else compiles it anew at each binding of another id.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map_err(sql)?;
         Ok(connection)
     }
 

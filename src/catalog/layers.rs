@@ -1,5 +1,7 @@
 //! Layers, and for each the list of points it and all below it were sealed at.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 use rusqlite::params;
 
@@ -161,8 +163,9 @@ impl ReadTx<'_> {
     /// A layer and all below it, nearest first. A chain that bites its tail is [`CatalogError::Corrupted`].
     pub fn layer_chain(&self, id: LayerId) -> Result<Vec<Layer>, CatalogError> {
         let mut chain = vec![self.layer(id)?];
+        let mut met = HashSet::from([id]);
         while let Some(parent) = chain.last().and_then(|layer| layer.parent) {
-            if chain.iter().any(|layer| layer.id == parent) {
+            if !met.insert(parent) {
                 return Err(CatalogError::Corrupted {
                     region: self.region().to_owned(),
                     what: format!("the chain of layer {id}"),

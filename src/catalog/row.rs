@@ -1,5 +1,6 @@
 //! From a row to a value, every bound checked: what is read from the file is not trusted.
 
+use std::cell::Cell;
 use std::str::FromStr;
 
 use jiff::Timestamp;
@@ -16,15 +17,26 @@ const FIELD_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Fields<'r> {
     row: &'r Row<'r>,
     region: &'r str,
+    /// The column behind the one that was asked for last.
+    next: Cell<usize>,
 }
 
 impl<'r> Fields<'r> {
     pub fn new(row: &'r Row<'r>, region: &'r str) -> Self {
-        Self { row, region }
+        Self { row, region, next: Cell::new(0) }
     }
 
     fn value(&self, column: &str) -> Result<ValueRef<'r>, CatalogError> {
-        self.row.get_ref(column).map_err(|error| super::error::from_sqlite(self.region, error))
+        let statement = self.row.as_ref();
+        // SQLite makes up each name that it is asked for; most are asked for in the order in which they stand.
+        let next = self.next.get();
+        let index = match statement.column_name(next) {
+            Ok(name) if name == column => Ok(next),
+            _ => statement.column_index(column),
+        };
+        let index = index.map_err(|error| super::error::from_sqlite(self.region, error))?;
+        self.next.set(index + 1);
+        self.row.get_ref(index).map_err(|error| super::error::from_sqlite(self.region, error))
     }
 
     pub fn corrupted(&self, column: &str, expected: &str, found: &str) -> CatalogError {

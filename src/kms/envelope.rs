@@ -42,8 +42,8 @@ pub fn wrap_again(
         let bytes = crypto::wrap(region.root_key()?, &aad, data_key.expose());
         return Ok(WrappedKey { key, version: 0, bytes });
     };
-    let version = region.catalog()?.read(|tx| usable(tx, id))?.current_version;
-    let bytes = crypto::wrap(&material(region, id, version)?, &aad, data_key.expose());
+    let (version, material) = material(region, id, None)?;
+    let bytes = crypto::wrap(&material, &aad, data_key.expose());
     Ok(WrappedKey { key, version, bytes })
 }
 
@@ -58,10 +58,7 @@ pub fn unwrap_data_key(
     let aad = data_key_aad(aad);
     let opened = match key {
         None => crypto::unwrap(region.root_key()?, &aad, bytes),
-        Some(id) => {
-            region.catalog()?.read(|tx| usable(tx, id))?;
-            crypto::unwrap(&material(region, id, version)?, &aad, bytes)
-        }
+        Some(id) => crypto::unwrap(&material(region, id, Some(version))?.1, &aad, bytes),
     };
     let damaged = || KmsError::Damaged {
         what: match key {
@@ -134,23 +131,28 @@ pub(super) fn wrap_version(
     crypto::wrap(root_key, &version_aad(region, key, version), material.expose())
 }
 
-/// A version's material, from its row, or from its file if the row's is damaged.
-fn material(region: &Region, key: KeyId, version: u32) -> Result<Secret<32>, KmsError> {
+/// A version's material, from its row, or from its file if the row's is damaged. Without a version, the current one's. The key must
+/// be enabled.
+fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, Secret<32>), KmsError> {
+    let (version, row) = region.catalog()?.read(|tx| -> Result<_, KmsError> {
+        let current = usable(tx, key)?.current_version;
+        let version = version.unwrap_or(current);
+        Ok((version, tx.find_key_version(key, version)?))
+    })?;
     let root_key = region.root_key()?;
     let aad = version_aad(region.id(), key, version);
     let open = |wrapped: &[u8]| {
         let bytes = crypto::unwrap(root_key, &aad, wrapped).ok()?;
         Secret::try_from_slice(&bytes).ok()
     };
-    let row = region.catalog()?.read(|tx| tx.find_key_version(key, version))?;
     if let Some(material) = row.as_ref().and_then(|row| open(&row.wrapped)) {
-        return Ok(material);
+        return Ok((version, material));
     }
     if let Some(material) = key_file::read(region, key, version)?.and_then(|wrapped| open(&wrapped)) {
         tracing::warn!(
             "key {key} version {version}: its row is damaged or missing, its file in keys/ serves"
         );
-        return Ok(material);
+        return Ok((version, material));
     }
     Err(match row {
         Some(_) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::sectors::{Meter, Target, check_layer};
 use super::{CheckWatch, Finding, Findings, is_damage};
-use crate::catalog::{CatalogError, Layer as LayerRow, LayerState, ReadTx, Snapshot};
+use crate::catalog::{CatalogError, Fold, Layer as LayerRow, LayerState, ReadTx, Snapshot};
 use crate::ids::{LayerId, VolumeId};
 use crate::layer::{Anchor, Layer};
 use crate::units::SECTOR_BYTES;
@@ -132,39 +132,52 @@ fn check_rows(host: &Host, report: &mut RegionCheck) -> Result<()> {
     Ok(())
 }
 
+/// A layer's row, its parent's, and the fold that joins them.
+type Standing = (LayerRow, Option<LayerRow>, Option<Fold>);
+
 /// Where layers stand: each on what it was put on. What is wrong with a layer itself is told of the layer.
 fn check_footings(host: &Host, report: &mut RegionCheck) -> Result<()> {
-    let rows = host.region.catalog()?.read(|tx| tx.layers())?;
-    for id in rows.iter().map(|row| row.id) {
-        let mut before = None;
-        loop {
-            let found = host.region.catalog()?.read(|tx| -> Result<_, CatalogError> {
-                let Some(row) = tx.find_layer(id)? else { return Ok(None) };
-                let parent = row.parent.map(|parent| tx.find_layer(parent)).transpose()?;
-                // A row that is not there is told of the catalog.
-                let parent = match parent {
-                    Some(None) => return Ok(None),
-                    found => found.flatten(),
-                };
-                let folds = tx.folds()?.into_iter().filter(|f| f.child == id).collect::<Vec<_>>();
-                Ok(Some((row, parent, folds)))
-            })?;
-            let is_settled = |state| !matches!(state, LayerState::Preparing | LayerState::Deleting);
-            let Some((row, parent, folds)) = found.as_ref().filter(|(row, ..)| is_settled(row.state)) else {
+    let read = |tx: &ReadTx| Ok::<_, CatalogError>((tx.layers()?, tx.folds()?));
+    let (rows, folds) = host.region.catalog()?.read(read)?;
+    let by_id: HashMap<_, _> = rows.iter().map(|row| (row.id, row)).collect();
+    let folds: HashMap<_, _> = folds.into_iter().map(|fold| (fold.child, fold)).collect();
+    for row in &rows {
+        let parent = row.parent.map(|parent| by_id.get(&parent).copied().cloned());
+        // A row that is not there is told of the catalog.
+        let mut found = match parent {
+            Some(None) => continue,
+            found => Some((row.clone(), found.flatten(), folds.get(&row.id).cloned())),
+        };
+        let is_settled = |row: &LayerRow| !matches!(row.state, LayerState::Preparing | LayerState::Deleting);
+        while let Some((row, parent, fold)) = found.filter(|(row, ..)| is_settled(row)) {
+            let Err(error @ HostError::Misfit { .. }) =
+                footing::check_row(&host.region, &row, parent.as_ref(), fold.is_some())
+            else {
                 break;
             };
-            match footing::check_row(&host.region, row, parent.as_ref(), !folds.is_empty()) {
-                // A fold joins them just now.
-                Err(HostError::Misfit { .. }) if before != found => before = found,
-                Err(error @ HostError::Misfit { .. }) => {
-                    report.findings.add(Finding { layer: id, sector: None, what: error.to_string() });
-                    break;
-                }
-                _ => break,
+            // A fold may join them just now.
+            found = look_at_footing(host, row.id)?;
+            if found.as_ref().is_some_and(|now| *now == (row.clone(), parent, fold)) {
+                report.findings.add(Finding { layer: row.id, sector: None, what: error.to_string() });
+                break;
             }
         }
     }
     Ok(())
+}
+
+/// What a layer stands on by now; none where its row, or its parent's, is gone.
+fn look_at_footing(host: &Host, id: LayerId) -> Result<Option<Standing>> {
+    let look = |tx: &ReadTx| -> Result<_, CatalogError> {
+        let Some(row) = tx.find_layer(id)? else { return Ok(None) };
+        let parent = match row.parent.map(|parent| tx.find_layer(parent)).transpose()? {
+            Some(None) => return Ok(None),
+            found => found.flatten(),
+        };
+        let fold = tx.folds()?.into_iter().find(|fold| fold.child == id);
+        Ok(Some((row, parent, fold)))
+    };
+    Ok(host.region.catalog()?.read(look)?)
 }
 
 /// A row that is found wrong while it is changed is looked at again. What is wrong with a layer itself is told of the layer.
