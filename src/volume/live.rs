@@ -102,26 +102,28 @@ impl LiveVolume {
         Arc::ptr_eq(stack, &self.stack.load())
     }
 
-    /// What of the range lies within the disk reads as zeros from now on; whole sectors give their space back.
+    /// What of the range lies within the disk reads as zeros from now on; whole sectors give their space back. Whole or absent after a
+    /// cut: up to 1 MiB of any bytes, or each GiB of whole sectors, in their order.
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
         let end = offset.saturating_add(len).min(self.size_bytes());
         if offset >= end {
             return Ok(());
         }
         let sectors = whole_sectors_within(offset..end);
-        if sectors.is_empty() {
+        let (first, last) = (SectorNo(sectors.start).byte(), SectorNo(sectors.end).byte());
+        let is_whole = !sectors.is_empty() && (first, last) == (offset, end);
+        if !is_whole && end - offset <= REQUEST_BYTES_MAX {
             return self.write_zeros(offset..end);
         }
-        let (first, last) = (SectorNo(sectors.start).byte(), SectorNo(sectors.end).byte());
         self.write_zeros(offset..first)?;
         self.discard_sectors(sectors)?;
         self.write_zeros(last..end)
     }
 
-    /// Fewer bytes than two sectors.
+    /// At most 1 MiB, as one record: of whole sectors nothing is stored.
     fn write_zeros(&self, bytes: std::ops::Range<u64>) -> Result<()> {
-        let zeros = [0; 2 * SECTOR_LEN];
-        self.write(bytes.start, &zeros[..(bytes.end.saturating_sub(bytes.start)) as usize])
+        static ZEROS: [u8; REQUEST_BYTES_MAX as usize] = [0; REQUEST_BYTES_MAX as usize];
+        self.write(bytes.start, &ZEROS[..(bytes.end.saturating_sub(bytes.start)) as usize])
     }
 
     fn discard_sectors(&self, sectors: std::ops::Range<u64>) -> Result<()> {
