@@ -1,7 +1,7 @@
 //! Guards against disks that other people's programs find wrong: fio, badblocks, stress-ng, e2fsck, xfs_repair, btrfs check,
 //! qemu-img, veritysetup and OpenSSL, each with a mind of its own of what a disk must hold; and against files that show others what is equal.
 //!
-//! `TERRANE_FRIENDS=n` makes the random ones n times as long.
+//! `TERRANE_FRIENDS=n` makes the random ones n times as long; fsx begins with the seed `TERRANE_SEED=s`.
 
 #[path = "common/world.rs"]
 mod world;
@@ -127,17 +127,22 @@ fn fsx_is_never_surprised() {
         return;
     }
     const KEPT: usize = 3;
-    // To begin a round takes as long as a thousand operations.
-    let operations = if times() > 1 { "4000" } else { "400" }.to_owned();
+    // To begin a round takes as long as a thousand operations, or more.
+    let operations = if times() > 1 { "20000" } else { "400" }.to_owned();
     let world = World::new();
     world.volume("web", "4M");
     world.mount();
-    let config = "blockmode = true\nnosizechecks = true\n[opsize]\nalign = 1\nmax = 131072\n[weights]\ntruncate = 0\npunch_hole = 1\n";
-    fs::write(world.path("fsx.toml"), config).unwrap();
     let file = at(&world.file("web"));
+    let first = std::env::var("TERRANE_SEED").map_or(5, |seed| seed.parse().expect("a number"));
     let mut taken = VecDeque::new();
     for round in 0..5 * times() {
-        let seed = (5 + round).to_string();
+        let seed = (first + round).to_string();
+        // Over many sectors, over a few, and within one.
+        let longest = [128 << 10, 16 << 10, 2 << 10][round as usize % 3];
+        let config = format!(
+            "blockmode = true\nnosizechecks = true\n[opsize]\nalign = 1\nmax = {longest}\n[weights]\ntruncate = 0\npunch_hole = 1\n"
+        );
+        fs::write(world.path("fsx.toml"), config).unwrap();
         must(
             "fsx",
             &[

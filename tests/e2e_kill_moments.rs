@@ -141,10 +141,9 @@ struct Region {
     steps: u64,
 }
 
-/// How far a mount came before it was killed.
-#[derive(PartialEq, PartialOrd)]
+/// How far a mount came.
+#[derive(Clone, Copy, PartialEq)]
 enum Came {
-    /// It did not serve yet, or was being read.
     Opening,
     Served,
 }
@@ -196,22 +195,26 @@ impl Region {
         }
     }
 
-    /// A mount that is killed at this moment of its life.
-    fn life(&mut self, moment: Duration) -> Came {
+    /// A mount that is killed so long after it was begun, or after it served; how far it came.
+    fn life(&mut self, since: Came, after: Duration) -> Came {
         let log = File::create(self.world.path("mount.err")).unwrap();
         let mut command = self.world.command(&["mount", &self.world.mnt(), "--foreground", "--threads", "2"]);
         let mut server = Running(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        let begun = Instant::now();
         let pid = rustix::process::Pid::from_child(&server.0);
         let (is_dying, answered) = (AtomicBool::new(false), AtomicU64::new(0));
         let path = self.world.file("web");
+        let kill = || {
+            std::thread::sleep(after);
+            is_dying.store(true, Ordering::Release);
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        };
         let came = std::thread::scope(|scope| {
-            let killer = scope.spawn(|| {
-                std::thread::sleep(moment.saturating_sub(begun.elapsed()));
-                is_dying.store(true, Ordering::Release);
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            });
-            while !killer.is_finished() && !path.exists() {
+            if since == Came::Opening {
+                scope.spawn(kill);
+            }
+            while !is_dying.load(Ordering::Acquire) && !path.exists() {
+                let has_ended = server.0.try_wait().unwrap().is_some();
+                assert!(!has_ended || is_dying.load(Ordering::Acquire), "it ended by itself: {}", self.log());
                 std::thread::sleep(Duration::from_millis(1));
             }
             let opened = found(&self.world).and_then(|held| Ok((held, writable(&path)?)));
@@ -222,6 +225,9 @@ impl Region {
                     return Came::Opening;
                 }
             };
+            if since == Came::Served {
+                scope.spawn(kill);
+            }
             self.check(held);
             answered.store(self.state.count, Ordering::Release);
             let counting = scope.spawn(|| count_on(&path, &answered));
@@ -240,13 +246,16 @@ impl Region {
         fs::read_to_string(self.world.path("mount.err")).unwrap_or_default()
     }
 
-    /// All is there once more, nothing is damaged.
-    fn end(&mut self) {
+    /// All is there once more, nothing is damaged; how long a mount takes.
+    fn rest(&mut self) -> Duration {
         self.world.ok(&["region", "check"]);
+        let begun = Instant::now();
         self.world.mount();
+        let taken = begun.elapsed();
         let held = found(&self.world).unwrap();
         self.check(held);
         self.world.unmount();
+        taken
     }
 }
 
@@ -257,23 +266,21 @@ fn a_kill_at_any_moment_loses_nothing() {
     let seed = number("TERRANE_SEED").unwrap_or(4);
     println!("seed {seed}");
     let mut region = Region::new(seed);
-    let begun = Instant::now();
-    region.world.mount();
-    let opening = begun.elapsed();
-    region.world.unmount();
+    let mut opening = region.rest();
     let mut served = 0;
     for kill in 1..=kills {
-        let moment = opening.mul_f64(region.rng.random_range(0.0..10.0));
-        served += u64::from(region.life(moment) == Came::Served);
+        let (since, openings) = match region.rng.random_range(0..4) {
+            0 => (Came::Opening, region.rng.random_range(0.0..1.5)),
+            _ => (Came::Served, region.rng.random_range(0.0..5.0)),
+        };
+        let came = region.life(since, opening.mul_f64(openings));
+        served += u64::from(came == Came::Served);
         if kill % 100 == 0 {
-            region.end();
-            println!(
-                "{kill} kills, {served} while it served, {} steps, {} counts",
-                region.steps, region.state.count
-            );
+            opening = region.rest();
+            println!("{kill} kills, {served} while it served, {} steps, {opening:?}", region.steps);
         }
     }
-    region.end();
+    region.rest();
     println!("{kills} kills of a mount: {served} while it served, {} steps", region.steps);
     assert!(served > 0 && region.steps > served, "nothing was done");
 }

@@ -1,6 +1,6 @@
 //! The bytes of a simulated file, and what a power cut leaves of changes to them that no sync covered.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Random;
@@ -13,7 +13,7 @@ const DEVICE_SECTOR: u64 = 512;
 /// Bytes of a file, by page; absent pages are holes. Copies share pages.
 #[derive(Clone, Default)]
 pub struct Image {
-    pub pages: HashMap<u64, Arc<PageBytes>>,
+    pub pages: BTreeMap<u64, Arc<PageBytes>>,
     pub len: u64,
 }
 
@@ -30,8 +30,11 @@ pub enum Op {
 impl Op {
     /// A write; zeros are kept short.
     pub fn write(offset: u64, from: &[u8]) -> Self {
-        let whole = offset.is_multiple_of(PAGE) && (from.len() as u64).is_multiple_of(PAGE);
-        match whole && from.iter().all(|b| *b == 0) {
+        let (pages, rest) = from.as_chunks::<{ PAGE as usize }>();
+        match offset.is_multiple_of(PAGE)
+            && rest.is_empty()
+            && pages.iter().all(|page| page == &[0; PAGE as usize])
+        {
             true => Self::Zeros(offset, from.len() as u64),
             false => Self::Write(offset, from.to_vec()),
         }
@@ -86,7 +89,7 @@ impl Image {
 
     fn set_len(&mut self, len: u64) {
         self.len = len;
-        self.pages.retain(|page, _| page * PAGE < len);
+        drop(self.pages.split_off(&len.div_ceil(PAGE)));
         if let Some(last) = self.pages.get_mut(&(len / PAGE)) {
             Arc::make_mut(last)[(len % PAGE) as usize..].fill(0);
         }

@@ -455,9 +455,10 @@ impl Store for SimStore {
 
     fn data_end(&self, range: Range<u64>) -> io::Result<u64> {
         Ok(self.with_image(|i| {
-            let pages = range.start / PAGE..range.end.min(i.len).div_ceil(PAGE);
-            let last = pages.rev().find(|p| i.pages.contains_key(p));
-            last.map_or(range.start, |p| ((p + 1) * PAGE).clamp(range.start, range.end))
+            let first = range.start / PAGE;
+            let pages = first..range.end.min(i.len).div_ceil(PAGE).max(first);
+            let last = i.pages.range(pages).next_back();
+            last.map_or(range.start, |(p, _)| ((p + 1) * PAGE).clamp(range.start, range.end))
         }))
     }
 }
