@@ -13,7 +13,8 @@ use openssl::cipher_ctx::CipherCtx;
 use terrane::crypto::{Cipher, KdfParams, Kernel, LayerKeys, Secret, SectorCipher};
 use terrane::units::{SECTOR_LEN, SectorNo};
 
-const PATHS: [(&str, Kernel); 2] = [("fastest", Kernel::Fastest), ("portable", Kernel::Portable)];
+const PATHS: [(&str, Kernel); 3] =
+    [("fastest", Kernel::Fastest), ("vectors256", Kernel::Vectors256), ("portable", Kernel::Portable)];
 const RUNS: [(&str, usize); 2] = [("single", 1), ("run", 256)];
 const FIRST: SectorNo = SectorNo(1 << 20);
 

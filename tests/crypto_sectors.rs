@@ -33,8 +33,8 @@ fn xts_mode_encrypt(key: &[u8; 64], first: u64, plain: &[u8]) -> Vec<u8> {
 fn sectors_are_what_openssl_and_xts_mode_make() {
     let mut rng = StdRng::seed_from_u64(0x1619);
     let key: [u8; 64] = rng.random();
-    let ciphers =
-        [Kernel::Fastest, Kernel::Portable].map(|path| SectorCipher::on(path, &Secret::new(key)).unwrap());
+    let ciphers = [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable]
+        .map(|path| SectorCipher::on(path, &Secret::new(key)).unwrap());
     let mut plain = vec![0; 256 * SECTOR_LEN];
     rng.fill(&mut plain[..]);
     for count in 1..=256 {
@@ -67,7 +67,7 @@ fn buffers_may_begin_anywhere() {
     let key: [u8; 64] = rng.random();
     let mut room = vec![0; 2 * SECTOR_LEN + 64];
     rng.fill(&mut room[..]);
-    for path in [Kernel::Fastest, Kernel::Portable] {
+    for path in [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable] {
         let cipher = SectorCipher::on(path, &Secret::new(key)).unwrap();
         for shift in 0..64 {
             let plain = &room[shift..shift + 2 * SECTOR_LEN];

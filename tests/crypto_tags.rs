@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use terrane::crypto::{Cipher, CryptoError, Kernel, LayerKeys, Prf, Secret, SectorCipher};
 use terrane::units::{SECTOR_LEN, SectorNo};
 
-const PATHS: [Kernel; 2] = [Kernel::Fastest, Kernel::Portable];
+const PATHS: [Kernel; 3] = [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable];
 
 /// The definition, word by word: AES-256(POLYVAL(x padded, then its length)).
 fn reference(subkey: &[u8; 48], input: &[u8]) -> [u8; 16] {
@@ -103,9 +103,8 @@ fn a_tag_changes_with_any_bit() {
 #[test]
 fn subkeys_are_hkdf_of_the_data_key() {
     let data_key: [u8; 64] = StdRng::seed_from_u64(7).random();
-    for (path, cipher) in
-        [(PATHS[0], Cipher::XtsAes256), (PATHS[1], Cipher::XtsAes256), (PATHS[0], Cipher::Plain)]
-    {
+    let all = PATHS.map(|path| (path, Cipher::XtsAes256));
+    for (path, cipher) in all.into_iter().chain([(PATHS[0], Cipher::Plain)]) {
         let keys = LayerKeys::derive_on(path, cipher, &Secret::new(data_key)).unwrap();
         for (prf, info) in [
             (keys.tag(), "terrane tag"),
@@ -128,22 +127,23 @@ fn sealed_sectors_open_and_damaged_ones_are_named() {
     let mut plain = vec![0; COUNT * SECTOR_LEN];
     rng.fill(&mut plain[..]);
     for cipher in [Cipher::XtsAes256, Cipher::Plain] {
-        let [wide, portable] =
-            PATHS.map(|path| LayerKeys::derive_on(path, cipher, &Secret::new(data_key)).unwrap());
+        let all = PATHS.map(|path| LayerKeys::derive_on(path, cipher, &Secret::new(data_key)).unwrap());
         let mut sealed = vec![0; plain.len()];
         let mut tags = [0; COUNT];
-        wide.seal_sectors(first, &plain, &mut sealed, &mut tags);
+        all[0].seal_sectors(first, &plain, &mut sealed, &mut tags);
 
-        let mut again = (vec![0; plain.len()], [0; COUNT]);
-        portable.seal_sectors(first, &plain, &mut again.0, &mut again.1);
-        assert!(again == (sealed.clone(), tags), "{cipher}: the paths differ");
+        for keys in &all[1..] {
+            let mut again = (vec![0; plain.len()], [0; COUNT]);
+            keys.seal_sectors(first, &plain, &mut again.0, &mut again.1);
+            assert!(again == (sealed.clone(), tags), "{cipher}: the paths differ");
+        }
         let mut expected = plain.clone();
         if cipher == Cipher::XtsAes256 {
             SectorCipher::new(&Secret::new(data_key)).unwrap().encrypt(first, &plain, &mut expected);
         }
         assert!(sealed == expected, "{cipher}: not the cipher's bytes");
 
-        for keys in [&wide, &portable] {
+        for keys in &all {
             assert_eq!(keys.check_sectors(first, &sealed, &tags), Ok(()));
             let mut buf = sealed.clone();
             assert_eq!(keys.open_sectors(first, &mut buf, &tags), Ok(()));
@@ -172,7 +172,7 @@ fn sealed_sectors_open_and_damaged_ones_are_named() {
         }
         let other = LayerKeys::derive(cipher, &Secret::random()).unwrap();
         assert_eq!(other.open_sectors(first, &mut sealed.clone(), &tags), Err(0));
-        assert_eq!(wide.open_sectors(first, &mut [], &[]), Ok(()));
+        assert_eq!(all[0].open_sectors(first, &mut [], &[]), Ok(()));
     }
 }
 

@@ -42,7 +42,7 @@ fn a_thousand_kept_units_are_encrypted_as_ever() {
     let mut out = vec![0; SECTOR_LEN];
     for (n, kept) in (0..).zip(KEPT.lines()) {
         let unit = unit(n);
-        for path in [Kernel::Fastest, Kernel::Portable] {
+        for path in [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable] {
             let cipher = SectorCipher::on(path, &Secret::new(unit.key)).unwrap();
             cipher.encrypt(SectorNo(unit.sector), &unit.plain, &mut out);
             assert_eq!(line(n, &out), kept, "{path:?}");

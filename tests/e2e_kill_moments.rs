@@ -121,7 +121,9 @@ fn newest_count(bytes: &[u8], answered: u64) -> u64 {
 }
 
 /// What a mount holds: the disk, and its snapshots.
-fn found(world: &World) -> io::Result<(Vec<u8>, BTreeMap<String, Vec<u8>>)> {
+type Held = (Vec<u8>, BTreeMap<String, Vec<u8>>);
+
+fn found(world: &World) -> io::Result<Held> {
     let disk = read_at(&world.file("web"), 0, WHOLE)?;
     let mut snapshots = BTreeMap::new();
     for entry in fs::read_dir(world.path("mnt/by-name/snapshots"))? {
@@ -158,7 +160,7 @@ impl Region {
     }
 
     /// Holds what was answered; what was under way is there as a whole, or not at all.
-    fn check(&mut self, (whole, snapshots): (Vec<u8>, BTreeMap<String, Vec<u8>>)) {
+    fn check(&mut self, (whole, snapshots): Held) {
         let (disk, places) = whole.split_at(SIZE);
         self.state.count = newest_count(places, self.state.count);
         let holds = |state: &State| disk == state.disk && snapshots == state.snapshots;

@@ -29,7 +29,7 @@ use super::{Secret, unwrap};
 fn check_xts(key: &[u8], number: u128, plain: &[u8], cipher: &[u8], what: &str) {
     assert!(plain.len().is_multiple_of(16) && plain.len() == cipher.len(), "{what}");
     let (data_key, tweak_key) = (key[..32].try_into().unwrap(), key[32..].try_into().unwrap());
-    for path in [Kernel::Fastest, Kernel::Portable] {
+    for path in [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable] {
         let xts = Xts::new(path, data_key, tweak_key);
         for (direction, from, to) in
             [(Direction::Encrypt, plain, cipher), (Direction::Decrypt, cipher, plain)]

@@ -6,11 +6,12 @@ import platform
 import stat
 
 TICKS = os.sysconf("SC_CLK_TCK")
-WIDE = {"avx512f", "avx512bw", "vaes", "vpclmulqdq", "aes", "pclmulqdq"}
+WIDE = {"avx2", "vaes", "vpclmulqdq", "aes", "pclmulqdq"}
+WIDEST = WIDE | {"avx512f", "avx512bw"}
 
 
 def processor(cpuinfo=None):
-    """What /proc/cpuinfo says: a name, whether there are AES instructions, and whether those the wide path needs."""
+    """What /proc/cpuinfo says: a name, whether there are AES instructions, and whether those that our paths of vectors need."""
     if cpuinfo is None:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             cpuinfo = file.read()
@@ -19,7 +20,8 @@ def processor(cpuinfo=None):
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    return {"name": fields.get("model name", platform.machine()), "aes": "aes" in flags, "wide": WIDE <= flags}
+    name = fields.get("model name", platform.machine())
+    return {"name": name, "aes": "aes" in flags, "wide": WIDE <= flags, "widest": WIDEST <= flags}
 
 
 def describe():
@@ -33,7 +35,9 @@ def warnings(found):
         return ["this processor has no AES instructions: every cipher here, ours and others', runs in software, and the targets"
                 " are of machines that have them"]
     if not found["wide"]:
-        return ["this processor lacks AVX-512 with VAES and VPCLMULQDQ: our fastest path is the portable one here"]
+        return ["this processor lacks VAES and VPCLMULQDQ: our fastest path is the portable one here"]
+    if not found["widest"]:
+        return ["this processor lacks AVX-512: our fastest path is that of 256-bit vectors here"]
     return []
 
 

@@ -21,7 +21,7 @@ def row_names():
 
 
 def measure(context):
-    """Where the processor lacks the wide path there is one path, and its own bound holds."""
+    """Where the processor lacks the paths of vectors there is one path, and its own bound holds."""
     wide = context.machine["wide"]
     notes = [] if wide else ["this processor has only the portable path"]
     xts = rate(XTS, "GB/s", [Goal(2, OPENSSL), Goal(1, AWS_LC)] if wide else [], notes)

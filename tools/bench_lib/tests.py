@@ -55,7 +55,8 @@ class Verdicts(unittest.TestCase):
 
 class Processors(unittest.TestCase):
     def test_instructions_that_are_missing_are_said(self):
-        for flags, words in [("", "no AES"), ("aes pclmulqdq", "AVX-512"), (" ".join(machine.WIDE), None)]:
+        wide, widest = " ".join(machine.WIDE), " ".join(machine.WIDEST)
+        for flags, words in [("", "no AES"), ("aes pclmulqdq", "lacks VAES"), (wide, "AVX-512"), (widest, None)]:
             said = machine.warnings(machine.processor(X86.format(flags)))
             self.assertEqual(len(said), 0 if words is None else 1, flags)
             if words:

@@ -9,7 +9,7 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::{Block, has_wide};
+use super::{Block, has_aes};
 
 /// AES-256 has fourteen rounds and a whitening key (FIPS 197).
 pub(super) type Schedule = [Block; 15];
@@ -26,11 +26,11 @@ impl Drop for Aes {
 }
 
 impl Aes {
-    /// Panics where the processor lacks the wide path: to hold one of these is the proof that it has it.
+    /// Panics where the processor lacks them: to hold one of these is the proof that it has it.
     pub(super) fn new(key: &[u8; 32]) -> Box<Self> {
-        assert!(has_wide(), "this processor lacks the wide path");
+        assert!(has_aes(), "this processor lacks AES instructions");
         let mut aes = Box::new(Self { schedule: [[0; 16]; 15] });
-        // SAFETY: that includes AES instructions.
+        // SAFETY: it has them.
         unsafe { expand(key, &mut aes.schedule) };
         aes
     }
@@ -113,4 +113,14 @@ fn chain(before: __m128i, mixed: __m128i) -> __m128i {
     let pairs = _mm_xor_si128(before, _mm_slli_si128::<4>(before));
     let sums = _mm_xor_si128(pairs, _mm_slli_si128::<8>(pairs));
     _mm_xor_si128(sums, mixed)
+}
+
+/// The schedule of the equivalent inverse cipher (FIPS 197, 5.3.5): reversed, the inner keys through InvMixColumns.
+#[target_feature(enable = "aes")]
+pub(super) fn invert(encrypt: &Schedule, decrypt: &mut Schedule) {
+    decrypt[0] = encrypt[14];
+    for round in 1..14 {
+        store(&mut decrypt[round], _mm_aesimc_si128(load(&encrypt[14 - round])));
+    }
+    decrypt[14] = encrypt[0];
 }

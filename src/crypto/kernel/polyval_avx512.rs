@@ -11,7 +11,9 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::{Block, SECTOR_BLOCKS, has_wide};
+use super::aes_ni::load;
+use super::polyval_field::{block_of, fill_powers, reduce};
+use super::{Block, SECTOR_BLOCKS, has_avx512};
 
 /// Blocks in a step, but for the last of a sector. Measured on a Zen 5 server, the tag of a sector: 228 ns with steps of 16 blocks, 173 ns with 32,
 /// 168 ns with 64, and the same with 256 (with four multiplications a block, where there are three now).
@@ -38,18 +40,14 @@ impl Drop for Polyval {
 }
 
 impl Polyval {
-    /// Panics where the processor lacks the wide path: to hold one of these is the proof that it has it.
+    /// Panics where the processor lacks what this path uses: to hold one of these is the proof that it has it.
     pub(super) fn new(key: &Block) -> Box<Self> {
-        assert!(has_wide(), "this processor lacks the wide path");
+        assert!(has_avx512(), "this processor lacks AVX-512");
         let empty = [[0; 16]; POWERS];
         let mut polyval = Box::new(Self { powers: empty, sums: empty });
         let Self { powers, sums } = &mut *polyval;
         // SAFETY: that includes PCLMULQDQ.
-        unsafe { fill_powers(key, powers) };
-        for (power, sum) in powers.iter().zip(sums) {
-            let power = u128::from_ne_bytes(*power);
-            *sum = (power ^ power.rotate_left(64)).to_ne_bytes();
-        }
+        unsafe { fill_powers(key, powers, sums) };
         polyval
     }
 
@@ -77,7 +75,7 @@ impl Polyval {
         if !tail.is_empty() {
             sum = self.step(sum, tail);
         }
-        store(sum)
+        block_of(sum)
     }
 
     /// The hash of a sector and of two blocks more. Four steps, the first two blocks short and the last with four more, where the
@@ -107,7 +105,7 @@ impl Polyval {
         if let Some(power) = first_power {
             products.add(_mm512_xor_si512(load_four(&blocks[0]), _mm512_zextsi128_si512(sum)), power);
         }
-        store(products.reduced())
+        block_of(products.reduced())
     }
 
     /// `sum` and 1 to [`STEP`] blocks after it.
@@ -185,59 +183,9 @@ fn sum_of_lanes(vector: __m512i) -> __m128i {
     _mm_xor_si128(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves))
 }
 
-/// A 256-bit product times x⁻¹²⁸, modulo the field's polynomial (Montgomery's way: the low half is cleared by
-/// adding multiples of the polynomial, 64 bits at a time, and what is left above it is the result).
-#[inline]
-#[target_feature(enable = "sse2,pclmulqdq")]
-fn reduce(low: __m128i, middle: __m128i, high: __m128i) -> __m128i {
-    // x¹²⁸ + x¹²⁷ + x¹²⁶ + x¹²¹ + 1 without its lowest term, divided by x⁶⁴: bits 63, 62 and 57.
-    let polynomial = _mm_set_epi64x(0xc200_0000_0000_0000_u64 as i64, 0);
-    let mut low = _mm_xor_si128(low, _mm_slli_si128::<8>(middle));
-    let high = _mm_xor_si128(high, _mm_srli_si128::<8>(middle));
-    for _ in 0..2 {
-        let cleared = _mm_clmulepi64_si128::<0x10>(low, polynomial);
-        low = _mm_xor_si128(cleared, _mm_shuffle_epi32::<0x4e>(low));
-    }
-    _mm_xor_si128(high, low)
-}
-
-/// The field's product of two elements.
-#[inline]
-#[target_feature(enable = "sse2,pclmulqdq")]
-fn product(a: __m128i, b: __m128i) -> __m128i {
-    let middle = _mm_xor_si128(_mm_clmulepi64_si128::<0x01>(a, b), _mm_clmulepi64_si128::<0x10>(a, b));
-    reduce(_mm_clmulepi64_si128::<0x00>(a, b), middle, _mm_clmulepi64_si128::<0x11>(a, b))
-}
-
-#[target_feature(enable = "sse2,pclmulqdq")]
-fn fill_powers(key: &Block, powers: &mut [Block; POWERS]) {
-    let key = load(key);
-    let mut power = key;
-    for place in powers.iter_mut().rev() {
-        *place = store(power);
-        power = product(power, key);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "sse2")]
-fn load(block: &Block) -> __m128i {
-    // SAFETY: sixteen readable bytes; the load may be unaligned.
-    unsafe { _mm_loadu_si128(block.as_ptr().cast()) }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load_four(blocks: &[Block; LANES]) -> __m512i {
     // SAFETY: 64 readable bytes; the load may be unaligned.
     unsafe { _mm512_loadu_si512(blocks.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "sse2")]
-fn store(value: __m128i) -> Block {
-    let mut block = [0; 16];
-    // SAFETY: sixteen writable bytes; the store may be unaligned.
-    unsafe { _mm_storeu_si128(block.as_mut_ptr().cast(), value) };
-    block
 }

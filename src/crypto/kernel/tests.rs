@@ -4,12 +4,12 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
 
-/// Whether this machine can show anything of the wide path; said once, so that a green run is not misread.
-fn paths() -> Vec<Kernel> {
-    if !has_wide() {
-        eprintln!("this processor lacks the wide path: only the portable one is tested");
-    }
-    vec![Kernel::Fastest, Kernel::Portable]
+const KERNELS: [Kernel; 3] = [Kernel::Fastest, Kernel::Vectors256, Kernel::Portable];
+
+/// All; which paths this machine can show is said, so that a green run is not misread.
+fn paths() -> [Kernel; 3] {
+    eprintln!("tested: {:?}", KERNELS.map(Kernel::path));
+    KERNELS
 }
 
 fn bytes_of_hex(hex: &str) -> Vec<u8> {
@@ -70,16 +70,19 @@ fn xts_gives_the_vectors_of_ieee_1619() {
 
 /// Several units in one call, of every length the step allows, in place and not, up to the last unit number.
 #[test]
-fn both_paths_of_xts_agree() {
+fn the_paths_of_xts_agree() {
+    for kernel in paths() {
+        xts_agrees_with_the_portable(kernel);
+    }
+}
+
+fn xts_agrees_with_the_portable(kernel: Kernel) {
     let mut rng = StdRng::seed_from_u64(1);
     for unit_len in [256, 512, 768, 4096] {
         for count in 0..10 {
             let (wide, portable) = {
                 let (data_key, tweak_key) = (rng.random(), rng.random());
-                (
-                    Xts::new(Kernel::Fastest, &data_key, &tweak_key),
-                    Xts::new(Kernel::Portable, &data_key, &tweak_key),
-                )
+                (Xts::new(kernel, &data_key, &tweak_key), Xts::new(Kernel::Portable, &data_key, &tweak_key))
             };
             let mut source = vec![0; unit_len * count];
             rng.fill(&mut source[..]);
@@ -89,13 +92,13 @@ fn both_paths_of_xts_agree() {
                     let mut other = source.clone();
                     wide.crypt(direction, first, unit_len, InOutBuf::new(&source, &mut one).unwrap());
                     portable.crypt(direction, first, unit_len, other.as_mut_slice().into());
-                    assert_eq!(one, other, "{direction:?} {count} × {unit_len} from {first}");
+                    assert_eq!(one, other, "{kernel:?} {direction:?} {count} × {unit_len} from {first}");
 
                     let mut one = source.clone();
                     let mut other = vec![0; source.len()];
                     wide.crypt(direction, first, unit_len, one.as_mut_slice().into());
                     portable.crypt(direction, first, unit_len, InOutBuf::new(&source, &mut other).unwrap());
-                    assert_eq!(one, other, "{direction:?} {count} × {unit_len} from {first}");
+                    assert_eq!(one, other, "{kernel:?} {direction:?} {count} × {unit_len} from {first}");
                 }
             }
         }
@@ -115,19 +118,25 @@ fn polyval_gives_the_vector_of_rfc_8452() {
     }
 }
 
-/// Every length around the wide path's step, whole and in two pieces.
+/// Every length around a wide path's step, whole and in two pieces.
 #[test]
-fn both_paths_of_polyval_agree() {
+fn the_paths_of_polyval_agree() {
+    for kernel in paths() {
+        polyval_agrees_with_the_portable(kernel);
+    }
+}
+
+fn polyval_agrees_with_the_portable(kernel: Kernel) {
     let mut rng = StdRng::seed_from_u64(2);
     let key = rng.random();
-    let (wide, portable) = (Polyval::new(Kernel::Fastest, &key), Polyval::new(Kernel::Portable, &key));
+    let (wide, portable) = (Polyval::new(kernel, &key), Polyval::new(Kernel::Portable, &key));
     for len in 0..=260 {
         let blocks: Vec<Block> = (0..len).map(|_| rng.random()).collect();
         let begin = rng.random();
         let hash = portable.extend(begin, &blocks);
-        assert_eq!(wide.extend(begin, &blocks), hash, "{len} blocks");
+        assert_eq!(wide.extend(begin, &blocks), hash, "{kernel:?}, {len} blocks");
         let (front, back) = blocks.split_at(rng.random_range(0..=len));
-        assert_eq!(wide.extend(wide.extend(begin, front), back), hash, "{len} blocks");
+        assert_eq!(wide.extend(wide.extend(begin, front), back), hash, "{kernel:?}, {len} blocks");
     }
 }
 
@@ -146,7 +155,7 @@ fn a_sector_hashes_as_its_blocks_do() {
     }
 }
 
-/// FIPS 197, appendix C.3; then both paths on random blocks.
+/// FIPS 197, appendix C.3; then the paths on random blocks.
 #[test]
 fn aes_gives_the_vector_of_fips_197() {
     let key: [u8; 32] = std::array::from_fn(|i| i as u8);

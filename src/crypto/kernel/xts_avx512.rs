@@ -11,8 +11,8 @@ use core::arch::x86_64::*;
 use aes::cipher::inout::InOutBuf;
 use zeroize::Zeroize;
 
-use super::aes_ni::{Schedule, encrypt, expand, load, store};
-use super::{Direction, UNIT_STEP, has_wide};
+use super::aes_ni::{Schedule, encrypt, expand, invert, load};
+use super::{Direction, UNIT_STEP, has_avx512};
 
 /// Round keys of both halves; zeroed on drop.
 pub(in crate::crypto) struct Xts {
@@ -37,9 +37,9 @@ const VECTOR_LEN: usize = 64;
 const _: () = assert!(VECTORS * VECTOR_LEN == UNIT_STEP);
 
 impl Xts {
-    /// Panics where the processor lacks the wide path: to hold one of these is the proof that it has it.
+    /// Panics where the processor lacks what this path uses: to hold one of these is the proof that it has it.
     pub(super) fn new(data_key: &[u8; 32], tweak_key: &[u8; 32]) -> Box<Self> {
-        assert!(has_wide(), "this processor lacks the wide path");
+        assert!(has_avx512(), "this processor lacks AVX-512");
         let empty = [[0; 16]; 15];
         let mut xts = Box::new(Self { encrypt: empty, decrypt: empty, tweak: empty });
         // SAFETY: that includes AES instructions.
@@ -191,14 +191,4 @@ fn xor3(a: __m512i, b: __m512i, c: __m512i) -> __m512i {
 #[target_feature(enable = "avx512f")]
 fn broadcast(schedule: &Schedule) -> [__m512i; 15] {
     core::array::from_fn(|round| _mm512_broadcast_i32x4(load(&schedule[round])))
-}
-
-/// The schedule of the equivalent inverse cipher.
-#[target_feature(enable = "aes")]
-fn invert(encrypt: &Schedule, decrypt: &mut Schedule) {
-    decrypt[0] = encrypt[14];
-    for round in 1..14 {
-        store(&mut decrypt[round], _mm_aesimc_si128(load(&encrypt[14 - round])));
-    }
-    decrypt[14] = encrypt[0];
 }
