@@ -212,10 +212,16 @@ impl Step {
             }
             45..51 => Self::write_sectors(r, 20, 2),
             51..58 => Self::write_sectors(r, 40, 0),
-            58..63 => {
+            58..61 => {
                 let (at, len) = sectors(r, 10);
                 Self::Discard { offset: WINDOW_AT + at as u64, len: len as u64 }
             }
+            61 => {
+                let len = 1 + r.below(30_000);
+                Self::Discard { offset: WINDOW_AT + r.below(WINDOW as u64 - len), len }
+            }
+            // The largest that is whole or absent, whatever it begins in.
+            62 => Self::Discard { offset: WINDOW_AT - r.below((1 << 20) - WINDOW as u64), len: 1 << 20 },
             63 => Self::Discard { offset: 0, len: 2 << 20 },
             64 => Self::Discard { offset: 0, len: DISK },
             65..80 => Self::Flush,

@@ -315,7 +315,7 @@ impl Layer {
         scratch.clear();
         let seen = self.look_at(first, plain.len() / SECTOR_LEN, &mut scratch.old)?;
         let written = self.write_slots(first, plain, scratch, zero_hides);
-        let done = written.and_then(|()| self.record(first, guards, scratch, plain.len() as u64, seen));
+        let done = written.and_then(|()| self.record(first, guards, scratch, seen));
         if done.is_err() {
             self.slots.give_back(&scratch.slots);
         }
@@ -450,14 +450,7 @@ impl Layer {
     }
 
     /// Appends the record of what the scratch holds and installs its entries, under the lock [3]. `seen`: what [`Layer::look_at`] gave.
-    fn record(
-        &self,
-        first: SectorNo,
-        guards: &[Guard],
-        s: &mut Scratch,
-        bytes: u64,
-        mut seen: u64,
-    ) -> Result<()> {
+    fn record(&self, first: SectorNo, guards: &[Guard], s: &mut Scratch, mut seen: u64) -> Result<()> {
         let count = s.entries.len();
         s.record.lay_out(Kind::Write, &s.runs, &s.tags);
         loop {
@@ -485,7 +478,7 @@ impl Layer {
                 continue;
             }
             log.append(&mut s.record, count as u64)?;
-            log.unflushed_bytes += bytes;
+            log.unflushed_bytes += (s.slots.len() * SECTOR_LEN) as u64;
             let mut done = 0;
             for (chunk, index, len) in by_chunk(first, count as u64) {
                 let (old, new) = (&s.old[done..done + len], &s.entries[done..done + len]);

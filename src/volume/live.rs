@@ -122,8 +122,7 @@ impl LiveVolume {
 
     /// At most 1 MiB, as one record: of whole sectors nothing is stored.
     fn write_zeros(&self, bytes: std::ops::Range<u64>) -> Result<()> {
-        static ZEROS: [u8; REQUEST_BYTES_MAX as usize] = [0; REQUEST_BYTES_MAX as usize];
-        self.write(bytes.start, &ZEROS[..(bytes.end.saturating_sub(bytes.start)) as usize])
+        self.write(bytes.start, &vec![0; (bytes.end.saturating_sub(bytes.start)) as usize])
     }
 
     fn discard_sectors(&self, sectors: std::ops::Range<u64>) -> Result<()> {

@@ -135,8 +135,7 @@ struct Power<'a> {
     sum: &'a [Block; LANES],
 }
 
-/// Sums of 256-bit products, lane by lane, by Karatsuba's rule (three multiplications where the plain way has four: the tag of
-/// a sector 141 ns and not 172): of the low halves, of the high halves, and of the halves' sums. The products of low with high
+/// Sums of 256-bit products, lane by lane, by Karatsuba's rule (three multiplications where the plain way has four): of the low halves, of the high halves, and of the halves' sums. The products of low with high
 /// are what the third has more than the first two.
 struct Products {
     low: __m256i,

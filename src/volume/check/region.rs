@@ -137,47 +137,52 @@ type Standing = (LayerRow, Option<LayerRow>, Option<Fold>);
 
 /// Where layers stand: each on what it was put on. What is wrong with a layer itself is told of the layer.
 fn check_footings(host: &Host, report: &mut RegionCheck) -> Result<()> {
-    let read = |tx: &ReadTx| Ok::<_, CatalogError>((tx.layers()?, tx.folds()?));
-    let (rows, folds) = host.region.catalog()?.read(read)?;
-    let by_id: HashMap<_, _> = rows.iter().map(|row| (row.id, row)).collect();
-    let folds: HashMap<_, _> = folds.into_iter().map(|fold| (fold.child, fold)).collect();
-    for row in &rows {
-        let parent = row.parent.map(|parent| by_id.get(&parent).copied().cloned());
-        // A row that is not there is told of the catalog.
-        let mut found = match parent {
-            Some(None) => continue,
-            found => Some((row.clone(), found.flatten(), folds.get(&row.id).cloned())),
-        };
-        let is_settled = |row: &LayerRow| !matches!(row.state, LayerState::Preparing | LayerState::Deleting);
-        while let Some((row, parent, fold)) = found.filter(|(row, ..)| is_settled(row)) {
-            let Err(error @ HostError::Misfit { .. }) =
-                footing::check_row(&host.region, &row, parent.as_ref(), fold.is_some())
-            else {
-                break;
+    let mut failed: Option<HashMap<LayerId, (Standing, bool)>> = None;
+    // Those that fail are looked at again: a fold may join them just now.
+    while failed.as_ref().is_none_or(|failed| !failed.is_empty()) {
+        let before = failed.take();
+        let mut again = HashMap::new();
+        for standing in standings(host)? {
+            let id = standing.0.id;
+            let last = match &before {
+                None => None,
+                Some(before) => match before.get(&id) {
+                    None => continue,
+                    Some((last, was_misfit)) if *last == standing && !was_misfit => continue,
+                    Some((last, _)) => Some(last),
+                },
             };
-            // A fold may join them just now.
-            found = look_at_footing(host, row.id)?;
-            if found.as_ref().is_some_and(|now| *now == (row.clone(), parent, fold)) {
-                report.findings.add(Finding { layer: row.id, sector: None, what: error.to_string() });
-                break;
+            let (row, parent, fold) = &standing;
+            let Err(error) = footing::check_row(&host.region, row, parent.as_ref(), fold.is_some()) else {
+                continue;
+            };
+            let is_misfit = matches!(error, HostError::Misfit { .. });
+            if last != Some(&standing) {
+                again.insert(id, (standing, is_misfit));
+            } else if is_misfit {
+                report.findings.add(Finding { layer: id, sector: None, what: error.to_string() });
             }
         }
+        failed = Some(again);
     }
     Ok(())
 }
 
-/// What a layer stands on by now; none where its row, or its parent's, is gone.
-fn look_at_footing(host: &Host, id: LayerId) -> Result<Option<Standing>> {
-    let look = |tx: &ReadTx| -> Result<_, CatalogError> {
-        let Some(row) = tx.find_layer(id)? else { return Ok(None) };
-        let parent = match row.parent.map(|parent| tx.find_layer(parent)).transpose()? {
-            Some(None) => return Ok(None),
-            found => found.flatten(),
+/// Of all layers, but for those that are being made or removed, and those whose parent has no row: that is told of the catalog.
+fn standings(host: &Host) -> Result<Vec<Standing>> {
+    let read = |tx: &ReadTx| Ok::<_, CatalogError>((tx.layers()?, tx.folds()?));
+    let (rows, folds) = host.region.catalog()?.read(read)?;
+    let folds: HashMap<_, _> = folds.into_iter().map(|fold| (fold.child, fold)).collect();
+    let by_id: HashMap<_, _> = rows.iter().map(|row| (row.id, row)).collect();
+    let settled = rows.iter().filter(|r| !matches!(r.state, LayerState::Preparing | LayerState::Deleting));
+    let standing = |row: &LayerRow| {
+        let parent = match row.parent {
+            Some(parent) => Some((*by_id.get(&parent)?).clone()),
+            None => None,
         };
-        let fold = tx.folds()?.into_iter().find(|fold| fold.child == id);
-        Ok(Some((row, parent, fold)))
+        Some((row.clone(), parent, folds.get(&row.id).cloned()))
     };
-    Ok(host.region.catalog()?.read(look)?)
+    Ok(settled.filter_map(standing).collect())
 }
 
 /// A row that is found wrong while it is changed is looked at again. What is wrong with a layer itself is told of the layer.
