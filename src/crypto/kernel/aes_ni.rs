@@ -26,7 +26,7 @@ impl Drop for Aes {
 }
 
 impl Aes {
-    /// Panics where the processor lacks them: to hold one of these is the proof that it has it.
+    /// Panics where the processor lacks those instructions: to hold one of these is the proof that it has them.
     pub(super) fn new(key: &[u8; 32]) -> Box<Self> {
         assert!(has_aes(), "this processor lacks AES instructions");
         let mut aes = Box::new(Self { schedule: [[0; 16]; 15] });

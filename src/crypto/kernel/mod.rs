@@ -1,6 +1,6 @@
 //! XTS and POLYVAL as fast as the machine allows, each on three paths that give the same bytes.
 //!
-//! Two need VAES and VPCLMULQDQ: one with AVX-512 (servers since 2019), one with AVX2 (also AMD's Zen 3 and Intel's small cores).
+//! Two need VAES and VPCLMULQDQ: one with AVX-512 (servers since 2019), one with AVX2 (desktops since 2021, Zen 3).
 //! The portable one rests on the `aes` and `polyval` crates, which find AES instructions themselves. The choice is made once, when
 //! keys are built. `unsafe` lives in `aes_ni` and the `_avx512` and `_avx2` files alone.
 
