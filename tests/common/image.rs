@@ -1,19 +1,16 @@
 //! The bytes of a simulated file, and what a power cut leaves of changes to them that no sync covered.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::Random;
+pub use super::pages::PAGE;
+use super::pages::Pages;
 
-pub const PAGE: u64 = 4096;
-type PageBytes = [u8; PAGE as usize];
 /// The device writes this much at once or not at all.
 const DEVICE_SECTOR: u64 = 512;
 
-/// Bytes of a file, by page; absent pages are holes. Copies share pages.
+/// Bytes of a file. Copies share them.
 #[derive(Clone, Default)]
 pub struct Image {
-    pub pages: BTreeMap<u64, Arc<PageBytes>>,
+    pub pages: Pages,
     pub len: u64,
 }
 
@@ -48,7 +45,7 @@ impl Image {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let take = (PAGE as usize - within).min(into.len() - done);
-            match self.pages.get(&(at / PAGE)) {
+            match self.pages.get(at / PAGE) {
                 Some(page) if at < self.len => {
                     into[done..done + take].copy_from_slice(&page[within..within + take]);
                 }
@@ -64,8 +61,7 @@ impl Image {
             let at = offset + done as u64;
             let within = (at % PAGE) as usize;
             let take = (PAGE as usize - within).min(from.len() - done);
-            let page = self.pages.entry(at / PAGE).or_insert_with(|| Arc::new([0; PAGE as usize]));
-            Arc::make_mut(page)[within..within + take].copy_from_slice(&from[done..done + take]);
+            self.pages.make(at / PAGE)[within..within + take].copy_from_slice(&from[done..done + take]);
             done += take;
         }
         self.len = self.len.max(offset + from.len() as u64);
@@ -75,23 +71,19 @@ impl Image {
         match op {
             Op::Write(offset, bytes) => self.write(bytes, *offset),
             Op::Zeros(offset, len) => {
-                let zeros = Arc::new([0; PAGE as usize]);
-                (offset / PAGE..(offset + len) / PAGE)
-                    .for_each(|p| drop(self.pages.insert(p, zeros.clone())));
+                self.pages.zero(offset / PAGE..(offset + len) / PAGE);
                 self.len = self.len.max(offset + len);
             }
-            Op::Punch(offset, len) => {
-                (offset / PAGE..(offset + len) / PAGE).for_each(|p| drop(self.pages.remove(&p)));
-            }
+            Op::Punch(offset, len) => self.pages.remove(offset / PAGE..(offset + len) / PAGE),
             Op::SetLen(len) => self.set_len(*len),
         }
     }
 
     fn set_len(&mut self, len: u64) {
         self.len = len;
-        drop(self.pages.split_off(&len.div_ceil(PAGE)));
-        if let Some(last) = self.pages.get_mut(&(len / PAGE)) {
-            Arc::make_mut(last)[(len % PAGE) as usize..].fill(0);
+        self.pages.remove(len.div_ceil(PAGE)..u64::MAX);
+        if self.pages.contains(len / PAGE) {
+            self.pages.make(len / PAGE)[(len % PAGE) as usize..].fill(0);
         }
     }
 
@@ -101,7 +93,7 @@ impl Image {
             return None;
         }
         let pages = offset / PAGE..self.len.div_ceil(PAGE);
-        let found = pages.into_iter().find(|page| self.pages.contains_key(page) != hole);
+        let found = pages.into_iter().find(|page| self.pages.contains(*page) != hole);
         let at = found.map(|page| (page * PAGE).max(offset));
         if hole { Some(at.unwrap_or(self.len).min(self.len)) } else { at }
     }

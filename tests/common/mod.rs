@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod image;
+pub mod pages;
 pub mod shelf;
 pub mod shrink;
 pub mod sim;

@@ -273,7 +273,7 @@ impl Machine {
 
     /// Bytes of the pages a file has.
     pub fn stored(&self, name: &str) -> u64 {
-        self.inner.lock().state.files.get(name).map_or(0, |f| f.current.pages.len() as u64 * PAGE)
+        self.inner.lock().state.files.get(name).map_or(0, |f| f.current.pages.count() * PAGE)
     }
 
     pub fn len(&self, name: &str) -> u64 {
@@ -413,8 +413,8 @@ impl Store for SimStore {
         let op = Op::write(offset, from);
         // Where the log was prepared, space is there already.
         let pages = offset / PAGE..(offset + from.len() as u64).div_ceil(PAGE);
-        let prepared = LOG.contains(&offset)
-            && self.with_image(|i| pages.clone().all(|page| i.pages.contains_key(&page)));
+        let prepared =
+            LOG.contains(&offset) && self.with_image(|i| pages.clone().all(|page| i.pages.contains(page)));
         let event = Event::Change(self.name.clone(), Arc::new(Change(op)));
         self.machine.inner.lock().operate_unless(event, prepared)
     }
@@ -457,8 +457,8 @@ impl Store for SimStore {
         Ok(self.with_image(|i| {
             let first = range.start / PAGE;
             let pages = first..range.end.min(i.len).div_ceil(PAGE).max(first);
-            let last = i.pages.range(pages).next_back();
-            last.map_or(range.start, |(p, _)| ((p + 1) * PAGE).clamp(range.start, range.end))
+            let last = i.pages.last_of(pages);
+            last.map_or(range.start, |page| ((page + 1) * PAGE).clamp(range.start, range.end))
         }))
     }
 }

@@ -35,7 +35,7 @@ fn attributes(disk: u64, ino: Ino, state: &FsState) -> Answer<FileAttr> {
     Ok(FileAttr {
         ino: INodeNo(join(disk, ino)),
         size: node.image.len,
-        blocks: node.image.pages.len() as u64 * PAGE / 512,
+        blocks: node.image.pages.count() * PAGE / 512,
         atime: time,
         mtime: time,
         ctime: time,
