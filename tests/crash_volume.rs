@@ -439,6 +439,9 @@ fn a_cut_leaves_a_prefix_of_the_writes() {
             let places: Vec<_> = (0..=trace.len()).filter(is_chosen).collect();
             states.fetch_add(sweep(seed, &start, &trace, &script.oracle, &places), Ordering::Relaxed);
         });
+        if full {
+            println!("{} so far, with seed {seed}", states.load(Ordering::Relaxed));
+        }
     }
     println!("{} disks after a cut", states.into_inner());
 }

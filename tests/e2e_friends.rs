@@ -167,6 +167,7 @@ fn fsx_is_never_surprised() {
             world.ok(&["snapshot", "delete", oldest]);
             taken.pop_front();
         }
+        println!("seed {seed}: {operations} operations");
     }
     for (name, bytes) in &taken {
         assert!(fs::read(world.snapshot_file(name)).unwrap() == *bytes, "{name} at the end");

@@ -70,10 +70,10 @@ impl Pages {
             return None;
         }
         let groups = self.groups.range(pages.start / GROUP..=(pages.end - 1) / GROUP);
-        let all = groups.rev().flat_map(|(number, group)| {
+        let mut all = groups.rev().flat_map(|(number, group)| {
             let present = group.iter().enumerate().rev().filter(|(_, page)| page.is_some());
             present.map(move |(within, _)| number * GROUP + within as u64)
         });
-        all.skip_while(|page| *page >= pages.end).next().filter(|page| *page >= pages.start)
+        all.find(|page| pages.contains(page))
     }
 }
