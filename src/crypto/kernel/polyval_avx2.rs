@@ -135,8 +135,9 @@ struct Power<'a> {
     sum: &'a [Block; LANES],
 }
 
-/// Sums of 256-bit products, lane by lane, by Karatsuba's rule (three multiplications where the plain way has four): of the low halves, of the high halves, and of the halves' sums. The products of low with high
-/// are what the third has more than the first two.
+/// Sums of 256-bit products, lane by lane, by Karatsuba's rule (three multiplications where the plain way has four): of the low
+/// halves, of the high halves, and of the halves' sums. The products of low with high are what the third has more than the
+/// first two.
 struct Products {
     low: __m256i,
     high: __m256i,
