@@ -142,6 +142,32 @@ fn pages_in_memory_are_bounded() {
     assert!(layer.entry(SectorNo(1)).unwrap().is_absent());
 }
 
+/// Rule 11: a page that a checkpoint replaced, and those of a layer that nobody has open, leave their room to others.
+#[test]
+fn pages_that_nobody_asks_for_any_more_leave_memory() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine, DISK);
+    let cache = Arc::new(PageCache::new(64));
+    let open = || {
+        let parts = Parts { cache: cache.clone(), ..shelf.parts(LayerId::random()) };
+        Layer::create(parts, DISK).unwrap()
+    };
+    let stays = open();
+    let goes = open();
+    for round in 1..=10 {
+        for layer in [&stays, &goes] {
+            layer.write(SectorNo(0), &[round; 4096], &[], &|_| Ok(false)).unwrap();
+            layer.checkpoint().unwrap();
+        }
+        // Of each a leaf, and the two above it.
+        assert_eq!(cache.pages(), 6, "after {round} checkpoints");
+    }
+    drop(goes);
+    assert_eq!(cache.pages(), 3, "a layer is gone, and its pages are not");
+    assert!(stays.entry(SectorNo(0)).unwrap().slot().is_some());
+    assert_eq!(cache.pages(), 3, "a page of the other layer went, too");
+}
+
 /// Rule 19: where a file can't grow any more, as at 16 TiB on ext4, a write fails as on a full disk, and the layer goes on.
 #[test]
 fn the_end_of_what_a_file_may_be_is_a_full_disk() {

@@ -1,21 +1,19 @@
 //! The open files of a mount: what is asked of a disk, cut to its size.
 
-use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use fuser::{FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
 use parking_lot::Mutex;
-use zeroize::Zeroize;
 
 use super::attributes::{Owner, Shown};
+use super::buffers::{Buffer, wipe_buffers};
 use super::errno::Refusal;
 use super::handles::{Handles, OpenFile};
 use super::session::{Cache, Options};
 use super::{Errno, Export, Shelf};
-use crate::sys::large_buffers::{LARGE, prefer_huge};
 
 /// A request carries at most this many bytes: what the kernel allows without a changed `fs.fuse.max_pages_limit`.
 pub(super) const REQUEST_BYTES: u32 = 1 << 20;
@@ -239,124 +237,5 @@ impl Files {
             (_, false) => return Err(Refusal::NoMoreData.into()),
         };
         i64::try_from(found).map_err(|_| Refusal::Senseless.into())
-    }
-}
-
-/// The memory of one reader thread for answers to reads; page-aligned, so that direct I/O below may read into it.
-pub(super) struct Buffer {
-    bytes: Vec<u8>,
-    /// Beyond it nothing was put into the buffer since it was last wiped.
-    used: usize,
-    /// Asked for huge pages.
-    huge: bool,
-}
-
-/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests does not need 2 MiB a thread.
-const LARGE_REQUEST: usize = 256 << 10;
-
-impl Buffer {
-    const ALIGNMENT: usize = 4096;
-
-    /// Takes what disks held out of memory.
-    fn wipe(&mut self) {
-        self.bytes[..self.used].zeroize();
-        self.used = 0;
-    }
-
-    fn first(&mut self, len: usize) -> &mut [u8] {
-        let becomes_huge = len >= LARGE_REQUEST && !self.huge;
-        if self.bytes.len() < len + Self::ALIGNMENT || becomes_huge {
-            self.wipe();
-            // Zeroed memory comes unmapped: only what requests use becomes resident.
-            self.bytes = vec![0; (len.max(REQUEST_BYTES as usize) + Self::ALIGNMENT).max(LARGE)];
-            self.huge = len >= LARGE_REQUEST;
-            if self.huge {
-                prefer_huge(&self.bytes[..len]);
-            }
-        }
-        self.used = self.used.max(len + Self::ALIGNMENT);
-        let start = self.bytes.as_ptr().align_offset(Self::ALIGNMENT);
-        &mut self.bytes[start..start + len]
-    }
-}
-
-/// One thread's buffer, which any other may have wiped.
-pub(super) struct OwnBuffer {
-    buffer: Mutex<Buffer>,
-    /// It was in use when it was to be wiped.
-    is_due: AtomicBool,
-}
-
-impl OwnBuffer {
-    /// For the thread whose it is.
-    pub(super) fn lend(&self, request: impl FnOnce(&mut Buffer)) {
-        request(&mut self.buffer.lock());
-        if self.is_due.swap(false, Ordering::SeqCst) {
-            self.buffer.lock().wipe();
-        }
-    }
-
-    /// Now, or after the request that uses it: that may wait for a disk.
-    fn wipe(&self) {
-        self.is_due.store(true, Ordering::SeqCst);
-        if let Some(mut buffer) = self.buffer.try_lock() {
-            self.is_due.store(false, Ordering::SeqCst);
-            buffer.wipe();
-        }
-    }
-}
-
-/// Those of all threads.
-static BUFFERS: Mutex<Vec<Weak<OwnBuffer>>> = Mutex::new(Vec::new());
-
-thread_local! {
-    /// This thread's.
-    pub(super) static BUFFER: Arc<OwnBuffer> = {
-        let buffer = Mutex::new(Buffer { bytes: Vec::new(), used: 0, huge: false });
-        let own = Arc::new(OwnBuffer { buffer, is_due: AtomicBool::new(false) });
-        let mut all = BUFFERS.lock();
-        all.retain(|buffer| buffer.strong_count() > 0);
-        all.push(Arc::downgrade(&own));
-        own
-    };
-}
-
-/// To be given the data of a write, which lies in the thread's buffer for requests, where that of all later ones will.
-pub(super) fn prefer_huge_requests(data: &[u8]) {
-    thread_local! {
-        static ASKED: Cell<bool> = const { Cell::new(false) };
-    }
-    if data.len() >= LARGE_REQUEST && !ASKED.replace(true) {
-        prefer_huge(data);
-    }
-}
-
-/// Wipes what was read of disks from the memory of all threads.
-fn wipe_buffers() {
-    BUFFERS.lock().iter().filter_map(Weak::upgrade).for_each(|buffer| buffer.wipe());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_buffer_in_use_is_wiped_afterwards_and_not_waited_for() {
-        let (begun, begins) = std::sync::mpsc::channel();
-        let (ended, ends) = std::sync::mpsc::channel();
-        let reader = std::thread::spawn(move || {
-            BUFFER.with(|own| {
-                own.lend(|buffer| {
-                    buffer.first(4096).fill(7);
-                    begun.send(()).unwrap();
-                    ends.recv().unwrap();
-                });
-                own.buffer.lock().bytes.iter().all(|b| *b == 0)
-            })
-        });
-        begins.recv().unwrap();
-        wipe_buffers();
-        ended.send(()).unwrap();
-        assert!(reader.join().unwrap(), "what was read stays in memory");
     }
 }

@@ -16,8 +16,9 @@ use fuser::{
 };
 
 use super::attributes::Owner;
+use super::buffers::{lend, prefer_huge_requests};
 use super::errno::Refusal;
-use super::files::{BUFFER, Files, Opening, REQUEST_BYTES, prefer_huge_requests};
+use super::files::{Files, Opening, REQUEST_BYTES};
 use super::gate::Gate;
 use super::handles::{Handles, Line};
 use super::names::Node;
@@ -211,11 +212,11 @@ impl Filesystem for Requests {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        BUFFER.with(|own| {
-            own.lend(|buffer| match self.answer("read", || self.files.read(handle, offset, size, buffer)) {
+        lend(size as usize, |buffer| {
+            match self.answer("read", || self.files.read(handle, offset, size, buffer)) {
                 Ok(bytes) => reply.data(bytes),
                 Err(errno) => reply.error(errno),
-            });
+            }
         });
     }
 

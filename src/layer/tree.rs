@@ -1,11 +1,11 @@
 //! The map's pages: three levels under the superblock's 128 roots, each page vouched for by its parent's reference.
 //!
-//! The cache is keyed by the reference, so a page read through an old root can never be taken for its successor; which chunks
-//! of a GiB are present, by the number of the roots that was learnt through.
+//! The cache is keyed by the tree and the reference, so a page read through an old root can never be taken for its successor;
+//! which chunks of a GiB are present, by the number of the roots that was learnt through.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use quick_cache::sync::Cache;
@@ -20,7 +20,8 @@ use crate::units::{CHUNK_SECTORS, ChunkNo};
 
 /// What is kept of the maps of all layers of a process, bounded.
 pub struct PageCache {
-    pages: Cache<(u64, PageRef), Arc<Page>>,
+    /// By tree, number and reference.
+    pages: Cache<(u64, u64, PageRef), Arc<Page>>,
     /// By roots and GiB. A chain may have a thousand layers, most of which have nothing of a chunk: to learn that from two pages
     /// each would push all other pages out.
     presence: Cache<(u64, u64), Presence>,
@@ -89,9 +90,14 @@ struct Roots {
 
 impl Roots {
     fn new(top: Top) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { top, number: NEXT.fetch_add(1, Ordering::Relaxed) }
+        Self { top, number: unique_number() }
     }
+}
+
+/// One that nothing else in this process has.
+fn unique_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Bytes between two pages: each has two places.
@@ -130,7 +136,19 @@ pub struct Tree {
     map: Arc<dyn Store>,
     keys: Arc<LayerKeys>,
     cache: Arc<PageCache>,
+    /// Its number in the cache, and whether the cache may have any of its pages.
+    number: u64,
+    is_cached: AtomicBool,
     roots: ArcSwap<Roots>,
+}
+
+/// What nobody will ask for again makes room at once: most layers of a long-lived process go with a fold.
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if *self.is_cached.get_mut() {
+            self.cache.pages.retain(|(tree, ..), _| *tree != self.number);
+        }
+    }
 }
 
 fn page_offset(n: u64, place: u8) -> u64 {
@@ -161,7 +179,17 @@ impl Tree {
         cache: Arc<PageCache>,
         top: Top,
     ) -> Self {
-        Self { layer, sectors, map, keys, cache, roots: ArcSwap::from_pointee(Roots::new(top)) }
+        let (number, is_cached) = (unique_number(), AtomicBool::new(false));
+        Self {
+            layer,
+            sectors,
+            map,
+            keys,
+            cache,
+            number,
+            is_cached,
+            roots: ArcSwap::from_pointee(Roots::new(top)),
+        }
     }
 
     /// New roots, once what they refer to is durable.
@@ -170,7 +198,7 @@ impl Tree {
     }
 
     fn load(&self, n: u64, page_ref: PageRef) -> Result<Arc<Page>> {
-        if let Some(page) = self.cache.pages.get(&(n, page_ref)) {
+        if let Some(page) = self.cache.pages.get(&(self.number, n, page_ref)) {
             return Ok(page);
         }
         let mut page = Page::boxed();
@@ -185,8 +213,15 @@ impl Tree {
             return Err(LayerError::DamagedPage { layer: self.layer, page: n, first, last });
         }
         let page: Arc<Page> = Arc::from(page);
-        self.cache.pages.insert((n, page_ref), page.clone());
+        self.keep(n, page_ref, page.clone());
         Ok(page)
+    }
+
+    fn keep(&self, n: u64, page_ref: PageRef, page: Arc<Page>) {
+        self.cache.pages.insert((self.number, n, page_ref), page);
+        if !self.is_cached.load(Ordering::Relaxed) {
+            self.is_cached.store(true, Ordering::Relaxed);
+        }
     }
 
     fn leaf_below(&self, top: &Top, chunk: ChunkNo) -> Result<Leaf> {
@@ -302,7 +337,9 @@ impl Tree {
         // Nothing refers to what was written so far: after a full disk the checkpoint can be begun again.
         let written = self.map.write_at(page_bytes(&page), page_offset(n, place));
         written.map_err(|e| no_space_or(e, "writing the map"))?;
-        self.cache.pages.insert((n, page_ref), Arc::from(page));
+        self.keep(n, page_ref, Arc::from(page));
+        // Its successor is what will be asked for. Until the roots say so, a reader has it from the file.
+        self.cache.pages.remove(&(self.number, n, old));
         Ok(page_ref)
     }
 

@@ -1,12 +1,12 @@
 //! A volume that takes writes: its stack, and the swap of the active layer at a seal.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::chain::Chain;
+use super::edges::with_room;
 use super::error::{Result, VolumeError};
 use super::read::Stack;
 use crate::ids::VolumeId;
@@ -25,10 +25,6 @@ pub struct LiveVolume {
     /// Sealed layers whose last records may not be durable yet: a flush syncs them before the active one, so that the
     /// volume as a whole is a prefix of its writes.
     unsynced: Mutex<Vec<Arc<Layer>>>,
-}
-
-thread_local! {
-    static MERGE: RefCell<Vec<u8>> = RefCell::default();
 }
 
 impl LiveVolume {
@@ -81,13 +77,7 @@ impl LiveVolume {
             let stack = self.stack.load();
             let done = match span.is_whole() {
                 true => write_whole(&stack, span.first, from, &[]),
-                false => MERGE.with_borrow_mut(|buffer| {
-                    let merged = write_merged(&stack, span, from, buffer);
-                    // It stays with the thread, and what the disk held would stay with it.
-                    let len = span.count as usize * SECTOR_LEN;
-                    buffer[..len].fill(0);
-                    merged
-                }),
+                false => with_room(span.count, |whole| write_merged(&stack, span, from, whole)),
             };
             match done {
                 // Sealed meanwhile: encrypt again for the next layer. Or a neighbour's write came between: merge again.
@@ -193,11 +183,8 @@ fn write_whole(stack: &Stack, first: SectorNo, from: &[u8], guards: &[Guard]) ->
 
 /// Reads the partial sectors at the edges, puts the bytes over them, and writes all as whole sectors that hold only
 /// over the edges as they were read.
-fn write_merged(stack: &Stack, span: Span, from: &[u8], buffer: &mut Vec<u8>) -> Result<()> {
+fn write_merged(stack: &Stack, span: Span, from: &[u8], whole: &mut [u8]) -> Result<()> {
     let active = stack.active.as_ref().expect("a live volume has an active layer");
-    let len = span.count as usize * SECTOR_LEN;
-    buffer.resize(buffer.len().max(len), 0);
-    let whole = &mut buffer[..len];
     let mut guards = [Guard { sector: span.first, entry: crate::layer::Entry::ABSENT }; 2];
     let mut guarded = 0;
     let last = SectorNo(span.first.0 + span.count - 1);
@@ -210,7 +197,7 @@ fn write_merged(stack: &Stack, span: Span, from: &[u8], buffer: &mut Vec<u8>) ->
             stack.read_sectors(sector, &mut whole[at..at + SECTOR_LEN])?;
         }
     }
-    whole[span.head..len - span.tail].copy_from_slice(from);
+    whole[span.head..][..from.len()].copy_from_slice(from);
     write_whole(stack, span.first, whole, &guards[..guarded])
 }
 

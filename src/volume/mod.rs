@@ -13,6 +13,7 @@ mod chain;
 mod changes;
 mod check;
 mod create;
+mod edges;
 mod ending;
 mod error;
 mod execute;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::chain::{Chain, Source};
+use super::edges::with_room;
 use super::error::{Result, VolumeError};
 use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{ChunkNo, SECTOR_LEN, SectorNo, SlotNo, Span, by_chunk};
@@ -18,7 +19,6 @@ pub struct Stack {
 
 thread_local! {
     static SOURCES: RefCell<(Vec<Source>, Vec<u64>)> = RefCell::default();
-    static EDGE: RefCell<Vec<u8>> = RefCell::default();
 }
 
 /// Sectors of a small request (64 KiB).
@@ -65,17 +65,11 @@ impl Stack {
         if span.is_whole() {
             return self.read_sectors(span.first, into);
         }
-        let mut edge = EDGE.take();
-        edge.resize(edge.len().max(span.count as usize * SECTOR_LEN), 0);
-        let whole = &mut edge[..span.count as usize * SECTOR_LEN];
-        let done = self.read_sectors(span.first, whole);
-        if done.is_ok() {
+        with_room(span.count, |whole| {
+            self.read_sectors(span.first, whole)?;
             into.copy_from_slice(&whole[span.head..whole.len() - span.tail]);
-        }
-        // It stays with the thread, and what the disk held would stay with it.
-        whole.fill(0);
-        EDGE.set(edge);
-        done
+            Ok(())
+        })
     }
 
     /// Reads whole sectors.
