@@ -142,6 +142,14 @@ fn pages_in_memory_are_bounded() {
     assert!(layer.entry(SectorNo(1)).unwrap().is_absent());
 }
 
+fn at_each_sync(machine: &Arc<Machine>, deed: Arc<dyn Fn() + Send + Sync>) {
+    let again = machine.clone();
+    machine.before_next_sync(move || {
+        deed();
+        at_each_sync(&again, deed);
+    });
+}
+
 /// Rule 11: a page that a checkpoint replaced, and those of a layer that nobody has open, leave their room to others.
 #[test]
 fn pages_that_nobody_asks_for_any_more_leave_memory() {
@@ -150,14 +158,17 @@ fn pages_that_nobody_asks_for_any_more_leave_memory() {
     let cache = Arc::new(PageCache::new(64));
     let open = || {
         let parts = Parts { cache: cache.clone(), ..shelf.parts(LayerId::random()) };
-        Layer::create(parts, DISK).unwrap()
+        Arc::new(Layer::create(parts, DISK).unwrap())
     };
-    let stays = open();
-    let goes = open();
+    let (stays, goes) = (open(), open());
     for round in 1..=10 {
         for layer in [&stays, &goes] {
             layer.write(SectorNo(0), &[round; 4096], &[], &|_| Ok(false)).unwrap();
+            // The old pages are in use until the new ones are durable.
+            let reader = layer.clone();
+            at_each_sync(&machine, Arc::new(move || assert!(reader.entry(SectorNo(1)).unwrap().is_absent())));
             layer.checkpoint().unwrap();
+            machine.before_next_sync(|| ());
         }
         // Of each a leaf, and the two above it.
         assert_eq!(cache.pages(), 6, "after {round} checkpoints");
@@ -166,6 +177,9 @@ fn pages_that_nobody_asks_for_any_more_leave_memory() {
     assert_eq!(cache.pages(), 3, "a layer is gone, and its pages are not");
     assert!(stays.entry(SectorNo(0)).unwrap().slot().is_some());
     assert_eq!(cache.pages(), 3, "a page of the other layer went, too");
+    stays.discard(SectorNo(0), DISK / 4096, &|_| Ok(false)).unwrap();
+    stays.checkpoint().unwrap();
+    assert_eq!(cache.pages(), 0, "nothing is there, and pages of it are");
 }
 
 /// Rule 19: where a file can't grow any more, as at 16 TiB on ext4, a write fails as on a full disk, and the layer goes on.

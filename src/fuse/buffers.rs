@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 use super::files::REQUEST_BYTES;
 use crate::sys::large_buffers::{LARGE, prefer_huge};
 
-/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests does not need 2 MiB a thread.
+/// Bytes of a request from which on its buffer is to lie in huge pages: a mount without such requests needs none of 2 MiB.
 const LARGE_REQUEST: usize = 256 << 10;
 
 /// Memory for the answer to a read; page-aligned, so that direct I/O below may read into it.
@@ -48,6 +48,12 @@ impl Buffer {
         self.used = self.used.max(len + Self::ALIGNMENT);
         let start = self.bytes.as_ptr().align_offset(Self::ALIGNMENT);
         &mut self.bytes[start..start + len]
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.wipe();
     }
 }
 
@@ -107,7 +113,12 @@ impl Buffers {
 
     fn wipe(&self) {
         self.all.lock().iter().filter_map(Weak::upgrade).for_each(|buffer| buffer.wipe());
-        self.free.lock().clear();
+    }
+
+    fn give_back(&self) {
+        let gone = std::mem::take(&mut *self.free.lock());
+        // Without the lock, which each large read takes.
+        drop(gone);
     }
 }
 
@@ -126,9 +137,14 @@ pub(super) fn lend(len: usize, request: impl FnOnce(&mut Buffer)) {
     }
 }
 
-/// Wipes what was read of disks from the memory of all threads, and gives back what large requests had.
+/// Wipes what was read of disks from the memory of all threads.
 pub(super) fn wipe_buffers() {
     BUFFERS.wipe();
+}
+
+/// Gives back what large requests had: for a mount of which nobody has a file open.
+pub(super) fn give_back_buffers() {
+    BUFFERS.give_back();
 }
 
 /// To be given the data of a write, which lies in the thread's buffer for requests, where that of all later ones will.
@@ -182,6 +198,8 @@ mod tests {
         });
         assert_eq!(buffers.free.lock().len(), 2);
         buffers.wipe();
-        assert_eq!(buffers.free.lock().len(), 0, "memory stays with a mount at rest");
+        assert_eq!(buffers.free.lock().len(), 2, "those who go on reading lost theirs");
+        buffers.give_back();
+        assert_eq!(buffers.all.lock().iter().filter(|buffer| buffer.strong_count() > 0).count(), 0);
     }
 }

@@ -9,7 +9,7 @@ use fuser::{FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
 use parking_lot::Mutex;
 
 use super::attributes::{Owner, Shown};
-use super::buffers::{Buffer, wipe_buffers};
+use super::buffers::{Buffer, give_back_buffers, wipe_buffers};
 use super::errno::Refusal;
 use super::handles::{Handles, OpenFile};
 use super::session::{Cache, Options};
@@ -107,6 +107,9 @@ impl Files {
         }
         // Its key may be closed from here on.
         wipe_buffers();
+        if self.handles.files().is_empty() {
+            give_back_buffers();
+        }
         self.export.close(file.shelf, &file.id, file.opener);
     }
 

@@ -49,6 +49,10 @@ impl FilesNow {
         self.0.get(&handle).map(Arc::as_ref)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The open files of an inode.
     pub(super) fn of_inode(&self, inode: u64) -> impl Iterator<Item = &OpenFile> {
         self.0.values().filter(move |file| file.inode == inode).map(Arc::as_ref)

@@ -2,7 +2,8 @@
 //! Nothing of fuser's types leaves this room.
 //!
 //! What it keeps to:
-//! - A request is answered on the thread that read it; data goes through one buffer; nothing is allocated for a read or write.
+//! - A request is answered on the thread that read it; data goes through one buffer; nothing is allocated for a read or write,
+//!   but for the first large read, and for room around one that is both long and not of whole sectors.
 //! - Names are asked for anew each time (no caching of entries or attributes), since entries come and go at any time.
 //! - A panic behind the [`Export`] is EIO to the one who asked, and the mount goes on.
 //! - Ranges are cut to the disk's size here, so that a [`Disk`] never sees one that leaves it.

@@ -248,7 +248,7 @@ impl Layer {
         self.data.sync().map_err(io("syncing a layer"))?;
         self.data.release_log(half_offset(1 - next.half), HALF_BYTES);
         // 2. Pages, each to the place not in use: else a torn one takes its chunk with it.
-        let top = self.tree.write_frozen(&self.overlay, recovered)?;
+        let written = self.tree.write_frozen(&self.overlay, recovered)?;
         // 3. Pages before the superblock that names them: else a lost page write leaves an old page.
         self.map.sync().map_err(io("syncing a map"))?;
         // 4. The superblock, to the place of the one before the last.
@@ -260,17 +260,17 @@ impl Layer {
             slots_high: self.slots.high(),
             data_sectors,
             edition: self.edition.load(Ordering::Acquire),
-            top,
+            top: written.top,
         };
         let (bytes, mac) = sb.to_bytes(self.id, self.keys.superblock());
-        let written = self.data.write_at(&bytes, Superblock::offset(sb.generation));
-        written.map_err(|e| no_space_or(e, "writing a superblock"))?;
+        let put = self.data.write_at(&bytes, Superblock::offset(sb.generation));
+        put.map_err(|e| no_space_or(e, "writing a superblock"))?;
         // 5. Durable before the half is used again: else the old superblock lists records that are gone.
         self.data.sync().map_err(io("syncing a layer"))?;
         *current = (sb, mac);
         // 6. Roots before the entries they replace go: a reader asks in the other order.
         let mut log = self.log.lock();
-        self.tree.publish(top);
+        self.tree.publish_written(written);
         self.overlay.thaw();
         self.checkpoints.fetch_add(1, Ordering::Release);
         log.other_free = true;

@@ -1,6 +1,6 @@
 //! The map's pages: three levels under the superblock's 128 roots, each page vouched for by its parent's reference.
 //!
-//! The cache is keyed by the tree and the reference, so a page read through an old root can never be taken for its successor;
+//! The cache is keyed by tree, number and reference, so a page read through an old root can never be taken for its successor;
 //! which chunks of a GiB are present, by the number of the roots that was learnt through.
 
 use std::ops::Range;
@@ -128,6 +128,13 @@ pub enum Step {
     Lost(LayerError),
 }
 
+/// New roots, and the pages below the old ones that are not below these.
+pub struct Written {
+    /// The roots.
+    pub top: Top,
+    replaced: Vec<(u64, PageRef)>,
+}
+
 /// The pages of one layer.
 pub struct Tree {
     layer: LayerId,
@@ -195,6 +202,14 @@ impl Tree {
     /// New roots, once what they refer to is durable.
     pub fn publish(&self, top: Top) {
         self.roots.store(Arc::new(Roots::new(top)));
+    }
+
+    /// The same for what was written here. What nobody will ask for again, but who took the old roots just now, makes room.
+    pub fn publish_written(&self, written: Written) {
+        self.publish(written.top);
+        for (n, old) in written.replaced {
+            self.cache.pages.remove(&(self.number, n, old));
+        }
     }
 
     fn load(&self, n: u64, page_ref: PageRef) -> Result<Arc<Page>> {
@@ -338,8 +353,6 @@ impl Tree {
         let written = self.map.write_at(page_bytes(&page), page_offset(n, place));
         written.map_err(|e| no_space_or(e, "writing the map"))?;
         self.keep(n, page_ref, Arc::from(page));
-        // Its successor is what will be asked for. Until the roots say so, a reader has it from the file.
-        self.cache.pages.remove(&(self.number, n, old));
         Ok(page_ref)
     }
 
@@ -354,8 +367,9 @@ impl Tree {
     /// Writes the pages that the frozen changes touch, leaves first, each to its other place; the new roots.
     /// Nothing refers to them until a superblock does. A page that is damaged is an error; where recovery meets it (`lose`)
     /// its span is [lost](PageRef::LOST): it is unreadable already, and the rest of the disk goes on.
-    pub fn write_frozen(&self, overlay: &Overlay, lose: bool) -> Result<Top> {
+    pub fn write_frozen(&self, overlay: &Overlay, lose: bool) -> Result<Written> {
         let mut top = self.roots.load().top;
+        let mut replaced = Vec::new();
         let chunks = overlay.frozen_chunks();
         for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
             let root = (of_root[0].0 >> 18) as usize;
@@ -373,21 +387,25 @@ impl Tree {
                 };
                 for chunk in of_gib {
                     let low = path(*chunk).2;
-                    let new = self.write_leaf(overlay, *chunk, low_page.page_ref(low), lose)?;
-                    low_page.set_page_ref(low, new);
+                    let old = low_page.page_ref(low);
+                    low_page.set_page_ref(low, self.write_leaf(overlay, *chunk, old, lose)?);
+                    replaced.push((LEAVES + chunk.0, old));
                 }
                 let new = match low_page.uniform_page_ref() {
                     Some(uniform) => uniform,
                     None => self.write_page(n, old, low_page)?,
                 };
                 mid_page.set_page_ref(mid, new);
+                replaced.push((n, old));
             }
+            replaced.push((root as u64, top[root]));
             top[root] = match mid_page.uniform_page_ref() {
                 Some(uniform) => uniform,
                 None => self.write_page(root as u64, top[root], mid_page)?,
             };
         }
-        Ok(top)
+        replaced.retain(|(_, old)| old.exists());
+        Ok(Written { top, replaced })
     }
 
     fn write_leaf(&self, overlay: &Overlay, chunk: ChunkNo, old: PageRef, lose: bool) -> Result<PageRef> {

@@ -25,7 +25,7 @@ pub(super) fn with_room<T>(sectors: u64, request: impl FnOnce(&mut [u8]) -> T) -
             room[..len].fill(0);
             ROOM.set(room);
         }
-        false => room.zeroize(),
+        false => room[..len].zeroize(),
     }
     done
 }
