@@ -153,31 +153,41 @@ fn at_each_sync(machine: &Arc<Machine>, deed: Arc<dyn Fn() + Send + Sync>) {
 /// Rule 11: a page that a checkpoint replaced, and those of a layer that nobody has open, leave their room to others.
 #[test]
 fn pages_that_nobody_asks_for_any_more_leave_memory() {
+    const SIZE: u64 = 2 << 30;
+    const SECTORS: [SectorNo; 2] = [SectorNo(0), SectorNo(SIZE / 4096 - 1)];
     let machine = Machine::new();
-    let shelf = shelf(&machine, DISK);
+    let shelf = shelf(&machine, SIZE);
     let cache = Arc::new(PageCache::new(64));
     let open = || {
         let parts = Parts { cache: cache.clone(), ..shelf.parts(LayerId::random()) };
-        Arc::new(Layer::create(parts, DISK).unwrap())
+        Arc::new(Layer::create(parts, SIZE).unwrap())
     };
     let (stays, goes) = (open(), open());
     for round in 1..=10 {
         for layer in [&stays, &goes] {
-            layer.write(SectorNo(0), &[round; 4096], &[], &|_| Ok(false)).unwrap();
+            for sector in SECTORS {
+                layer.write(sector, &[round; 4096], &[], &|_| Ok(false)).unwrap();
+            }
             // The old pages are in use until the new ones are durable.
             let reader = layer.clone();
-            at_each_sync(&machine, Arc::new(move || assert!(reader.entry(SectorNo(1)).unwrap().is_absent())));
+            at_each_sync(
+                &machine,
+                Arc::new(move || {
+                    let beside = [SectorNo(1), SectorNo(SIZE / 4096 - 2)];
+                    assert!(beside.iter().all(|sector| reader.entry(*sector).unwrap().is_absent()));
+                }),
+            );
             layer.checkpoint().unwrap();
             machine.before_next_sync(|| ());
         }
-        // Of each a leaf, and the two above it.
-        assert_eq!(cache.pages(), 6, "after {round} checkpoints");
+        // Of each two leaves, the two above them, and the one above those.
+        assert_eq!(cache.pages(), 10, "after {round} checkpoints");
     }
     drop(goes);
-    assert_eq!(cache.pages(), 3, "a layer is gone, and its pages are not");
-    assert!(stays.entry(SectorNo(0)).unwrap().slot().is_some());
-    assert_eq!(cache.pages(), 3, "a page of the other layer went, too");
-    stays.discard(SectorNo(0), DISK / 4096, &|_| Ok(false)).unwrap();
+    assert_eq!(cache.pages(), 5, "a layer is gone, and its pages are not");
+    assert!(SECTORS.iter().all(|sector| stays.entry(*sector).unwrap().slot().is_some()));
+    assert_eq!(cache.pages(), 5, "a page of the other layer went, too");
+    stays.discard(SectorNo(0), SIZE / 4096, &|_| Ok(false)).unwrap();
     stays.checkpoint().unwrap();
     assert_eq!(cache.pages(), 0, "nothing is there, and pages of it are");
 }

@@ -85,8 +85,8 @@ impl Shared {
 /// The buffers of a process.
 struct Buffers {
     all: Mutex<Vec<Weak<Shared>>>,
-    /// Those for large requests that no request has now. There are as many as were in use at one time, which is fewer than there
-    /// are threads; that used last, of which most is in the processor's caches, is used next.
+    /// Those for large requests that no request has now. There are as many as were in use at one time, at most one a
+    /// thread; that used last, of which most is in the processor's caches, is used next.
     free: Mutex<Vec<Arc<Shared>>>,
 }
 

@@ -270,13 +270,16 @@ impl Layer {
         *current = (sb, mac);
         // 6. Roots before the entries they replace go: a reader asks in the other order.
         let mut log = self.log.lock();
-        self.tree.publish_written(written);
+        self.tree.publish(written.top);
         self.overlay.thaw();
         self.checkpoints.fetch_add(1, Ordering::Release);
         log.other_free = true;
         log.confirmed = log.confirmed.max(seq);
         let superseded = log.closed.take().map(|closed| closed.superseded).unwrap_or_default();
-        self.slots.free_superseded(&superseded).map_err(|slot| self.damaged_slot(slot))
+        let freed = self.slots.free_superseded(&superseded).map_err(|slot| self.damaged_slot(slot));
+        drop(log);
+        self.tree.forget_replaced(&written);
+        freed
     }
 
     /// Takes the log's lock for a seal; refused where the layer takes no writes, or where no room is left to end it.

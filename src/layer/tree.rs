@@ -204,11 +204,10 @@ impl Tree {
         self.roots.store(Arc::new(Roots::new(top)));
     }
 
-    /// The same for what was written here. What nobody will ask for again, but who took the old roots just now, makes room.
-    pub fn publish_written(&self, written: Written) {
-        self.publish(written.top);
-        for (n, old) in written.replaced {
-            self.cache.pages.remove(&(self.number, n, old));
+    /// To follow the publishing of new roots: what nobody will ask for again, but who took the old ones just before, makes room.
+    pub fn forget_replaced(&self, written: &Written) {
+        for (n, old) in &written.replaced {
+            self.cache.pages.remove(&(self.number, *n, *old));
         }
     }
 
@@ -370,6 +369,11 @@ impl Tree {
     pub fn write_frozen(&self, overlay: &Overlay, lose: bool) -> Result<Written> {
         let mut top = self.roots.load().top;
         let mut replaced = Vec::new();
+        let mut replace = |n, old: PageRef| {
+            if old.exists() {
+                replaced.push((n, old));
+            }
+        };
         let chunks = overlay.frozen_chunks();
         for of_root in chunks.chunk_by(|a, b| a.0 >> 18 == b.0 >> 18) {
             let root = (of_root[0].0 >> 18) as usize;
@@ -389,22 +393,21 @@ impl Tree {
                     let low = path(*chunk).2;
                     let old = low_page.page_ref(low);
                     low_page.set_page_ref(low, self.write_leaf(overlay, *chunk, old, lose)?);
-                    replaced.push((LEAVES + chunk.0, old));
+                    replace(LEAVES + chunk.0, old);
                 }
                 let new = match low_page.uniform_page_ref() {
                     Some(uniform) => uniform,
                     None => self.write_page(n, old, low_page)?,
                 };
                 mid_page.set_page_ref(mid, new);
-                replaced.push((n, old));
+                replace(n, old);
             }
-            replaced.push((root as u64, top[root]));
+            replace(root as u64, top[root]);
             top[root] = match mid_page.uniform_page_ref() {
                 Some(uniform) => uniform,
                 None => self.write_page(root as u64, top[root], mid_page)?,
             };
         }
-        replaced.retain(|(_, old)| old.exists());
         Ok(Written { top, replaced })
     }
 

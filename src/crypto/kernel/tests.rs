@@ -78,7 +78,7 @@ fn the_paths_of_xts_agree() {
 
 fn xts_agrees_with_the_portable(kernel: Kernel) {
     let mut rng = StdRng::seed_from_u64(1);
-    for unit_len in [256, 512, 768, 4096] {
+    for unit_len in [256, 512, 768, 1280, 4096] {
         for count in 0..10 {
             let (wide, portable) = {
                 let (data_key, tweak_key) = (rng.random(), rng.random());

@@ -133,7 +133,7 @@ fn next(tweak: &mut u128) -> AesBlock {
     block
 }
 
-/// Byte by byte, which compilers make one instruction of a vector.
+/// Byte by byte: optimised, one instruction of a vector.
 #[inline(always)]
 fn xor(a: &AesBlock, b: &AesBlock) -> AesBlock {
     let mut both = *a;
