@@ -12,11 +12,12 @@ use super::recover::Anchor;
 use super::tree::Leaf;
 use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SlotNo};
 
-/// Bytes of unflushed slots after which a flush is due, so that recovery's check stays short [6].
-pub const UNFLUSHED_MAX: u64 = 256 << 20;
+/// Bytes of unflushed slots after which a flush is due [6]: recovery's check stays short, and so does a snapshot's wait; what was
+/// overwritten is free again soon, so that writers find slots that are backed.
+pub const UNFLUSHED_MAX: u64 = 64 << 20;
 
 /// Runs given back before a caller has its turn: each takes 30 µs on a disk at rest, and 10 ms on a busy one.
-const PUNCHES_AT_ONCE: usize = 16;
+pub(super) const PUNCHES_AT_ONCE: usize = 16;
 
 /// A sealed layer's superblock: what header and catalog keep, so that an older one is noticed [15].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

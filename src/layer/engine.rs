@@ -9,6 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::bytes::{
     Entry, Kind, LogStart, RUNS_MAX, RecordBuffer, Run, SLOTS_OFFSET, State, Superblock, slot_offset,
 };
+use super::durable::PUNCHES_AT_ONCE;
 use super::error::{LayerError, Result, is_no_space, no_space_or};
 use super::log::{BLOCK, FIRST_WINDOW, Log};
 use super::overlay::Overlay;
@@ -208,12 +209,18 @@ impl Layer {
         }
         let leaf = self.leaf(chunk)?;
         for (i, entry) in out.iter_mut().enumerate().filter(|(i, _)| !known.has(*i)) {
-            *entry = match &leaf {
-                Leaf::Uniform(entry) => *entry,
-                Leaf::Page(page) => page.entries()[index + i],
-            };
+            *entry = leaf.entry(index + i);
         }
         Ok(())
+    }
+
+    /// A chunk's entries as the pages have them, where nothing of them waits for its checkpoint. Those of a chunk that the disk
+    /// ends in go beyond its end.
+    pub fn settled_leaf(&self, chunk: ChunkNo) -> Result<Option<Leaf>> {
+        if self.overlay.touches(chunk) {
+            return Ok(None);
+        }
+        self.leaf(chunk).map(Some)
     }
 
     /// One sector's entry.
@@ -630,7 +637,19 @@ impl Layer {
 
     /// Gives free runs back to the file system [16]; what it does not take stays free.
     pub fn punch_free(&self) {
-        self.punch(&self.slots.take_punchable());
+        self.punch_free_while(&|| true);
+    }
+
+    /// The same, a few runs at a time: each makes writers wait for the file's lock.
+    pub fn punch_free_while(&self, goes_on: &dyn Fn() -> bool) {
+        let min = self.slots.punchable_min();
+        while goes_on() {
+            let runs = self.slots.take_punchable(min, PUNCHES_AT_ONCE);
+            if runs.is_empty() {
+                return;
+            }
+            self.punch(&runs);
+        }
     }
 
     pub(super) fn punch(&self, runs: &[std::ops::Range<u64>]) {

@@ -33,4 +33,4 @@ pub use recover::Anchor;
 pub use scan::Walked;
 pub use sector_set::{ChunkBits, SectorSet};
 pub use store::{FileStore, Store};
-pub use tree::PageCache;
+pub use tree::{Leaf, PageCache};

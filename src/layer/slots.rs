@@ -19,9 +19,9 @@ pub const AHEAD: u64 = 256;
 pub const SMALL_MAX: usize = 16;
 /// Free runs of at least this many slots are given back (64 KiB).
 const PUNCH_MIN: usize = 16;
-/// Backed free slots below which nothing presses (1 GiB): a flush frees 256 MiB at a time, which writers take again at
+/// Backed free slots below which nothing presses (256 MiB): a flush frees 64 MiB at a time, which writers take again at
 /// once; punched meanwhile, it costs them the file's lock and new extents (sequential overwrites: half the speed).
-const PRESSED_MIN: u64 = (1 << 30) / 4096;
+const PRESSED_MIN: u64 = (256 << 20) / 4096;
 /// Segments looked at for a run before taking fresh space.
 const SEARCH_MAX: usize = 16;
 
@@ -281,11 +281,15 @@ impl Slots {
         self.inner.lock().free_run(first.0..first.0 + n, false);
     }
 
-    /// Free runs to give back to the file system; they can't be taken until [`Slots::punched`].
-    pub fn take_punchable(&self) -> Vec<Range<u64>> {
-        let mut inner = self.inner.lock();
-        let min = if inner.is_crowded() { 1 } else { PUNCH_MIN };
-        inner.punchable(min)
+    /// Of which length free runs are worth giving back now: where much of the space is free, single slots too.
+    pub fn punchable_min(&self) -> usize {
+        if self.inner.lock().is_crowded() { 1 } else { PUNCH_MIN }
+    }
+
+    /// Free runs of at least `min` slots to give back to the file system: some `count` of them, fewer only where there are no
+    /// more. They can't be taken until [`Slots::punched`].
+    pub fn take_punchable(&self, min: usize, count: usize) -> Vec<Range<u64>> {
+        self.inner.lock().punchable(min, count)
     }
 
     /// Every free run that is not a hole, for a layer that takes no more writes.
@@ -294,7 +298,7 @@ impl Slots {
         let rest = std::mem::replace(&mut inner.ahead, 0..0);
         inner.free_run(rest, false);
         inner.freed_in = (0..inner.segments.len() as u64).collect();
-        inner.punchable(1)
+        inner.punchable(1, usize::MAX)
     }
 
     /// Runs of [`Slots::take_punchable`] that are holes now.
@@ -356,10 +360,12 @@ impl Inner {
         }
     }
 
-    /// Claims the free runs of at least `min` slots in segments where some were freed.
-    fn punchable(&mut self, min: usize) -> Vec<Range<u64>> {
+    /// Claims the free runs of at least `min` slots in segments where some were freed, until they are `count`.
+    fn punchable(&mut self, min: usize, count: usize) -> Vec<Range<u64>> {
         let mut out = Vec::new();
-        for number in std::mem::take(&mut self.freed_in) {
+        while out.len() < count
+            && let Some(number) = self.freed_in.pop_first()
+        {
             let Some(segment) = self.segments.get_mut(number as usize).and_then(|s| s.as_deref_mut()) else {
                 continue;
             };
@@ -494,11 +500,11 @@ mod tests {
         slots.take_run(512).unwrap();
         slots.take_run(512).unwrap();
         slots.give_back_run(SlotNo(0), 512);
-        let punchable = slots.take_punchable();
+        let punchable = slots.take_punchable(PUNCH_MIN, 1);
         assert!(punchable.iter().eq([&(0..512)]));
         assert_ne!(slots.take_run(256).unwrap(), SlotNo(0), "not while it is being punched");
         slots.punched(&punchable);
-        assert!(slots.take_punchable().is_empty());
+        assert!(slots.take_punchable(1, 1).is_empty());
         assert_eq!(slots.take_run(256).unwrap(), SlotNo(0));
         assert_eq!(slots.free(), (0, 256));
     }

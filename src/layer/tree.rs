@@ -118,6 +118,24 @@ pub enum Leaf {
     Page(Arc<Page>),
 }
 
+impl Leaf {
+    /// One sector's entry.
+    pub fn entry(&self, index: usize) -> Entry {
+        match self {
+            Self::Uniform(entry) => *entry,
+            Self::Page(page) => page.entries()[index],
+        }
+    }
+
+    /// Whether any sector is in a slot.
+    pub fn has_data(&self) -> bool {
+        match self {
+            Self::Uniform(entry) => entry.slot().is_some(),
+            Self::Page(page) => page.entries().iter().any(|entry| entry.slot().is_some()),
+        }
+    }
+}
+
 /// What [`Tree::step`] finds.
 pub enum Step {
     /// All sectors are the same, and none is in a slot.

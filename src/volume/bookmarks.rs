@@ -15,9 +15,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::chain::recorded;
 use super::folder;
 use super::host_error::{HostError, Result};
+use super::places::recorded;
 use super::vouch;
 use crate::crypto::LayerKeys;
 use crate::ids::{LayerId, Point};

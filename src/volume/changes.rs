@@ -10,11 +10,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::chain::{Chain, Source, recorded};
+use super::chain::Chain;
 use super::folder::{self, ReadLock};
 use super::host::Host;
 use super::host_error::{HostError, Result};
 use super::live::chunks_of_bytes;
+use super::places::{Source, recorded};
 use crate::ids::SnapshotId;
 use crate::layer::{Layer, State};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SectorNo};

@@ -32,6 +32,7 @@ mod order;
 mod owner;
 pub mod pace;
 mod perform;
+mod places;
 pub mod proof;
 mod read;
 mod redate;
@@ -41,7 +42,7 @@ mod unreadable;
 pub mod vouch;
 mod walk;
 
-pub use chain::{Chain, Source, recorded};
+pub use chain::Chain;
 pub use changes::{ChangedRun, Changes, Holds};
 pub use check::{
     CheckWatch, Finding, Findings, RegionCheck, SnapshotCheck, check_region, unvouched_rows, verify_snapshot,
@@ -60,6 +61,7 @@ pub use open_volume::OpenVolume;
 pub use order::{Answer, HostState, LiveState, Order, SnapshotItem, TagText, Unopened};
 pub use owner::{LayersLock, Owner};
 pub use perform::{SOCKET, Waits, ask, perform, perform_all};
+pub use places::{Source, recorded};
 pub use read::Stack;
 pub use redate::Later;
 pub use repair::{Recovered, recover_rows};

@@ -247,14 +247,14 @@ impl OpenVolume {
         Ok(())
     }
 
-    /// Nothing was written for a while: free what waits, and give it back.
+    /// Nothing was written for a while: free what waits, and give it back, until something is written again.
     fn settle(&self) -> Result<()> {
         let active = self.disk.active();
         active.settle()?;
         active.settle()?;
         // A mark that found its half full has closed that; what it superseded is free after its checkpoint.
         active.checkpoint_closed()?;
-        active.punch_free();
+        active.punch_free_while(&|| !self.dirty.load(Ordering::Acquire) && !self.is_stopping());
         Ok(())
     }
 }

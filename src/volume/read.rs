@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::chain::{Chain, Source};
+use super::chain::Chain;
 use super::edges::with_room;
 use super::error::{Result, VolumeError};
+use super::places::Source;
 use crate::layer::{Entry, Layer, LayerError, State};
 use crate::units::{ChunkNo, SECTOR_LEN, SectorNo, SlotNo, Span, by_chunk};
 

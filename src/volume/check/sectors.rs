@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use super::{CheckWatch, Finding, Findings};
 use crate::layer::{Layer, Walked};
 use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo, SlotNo};
-use crate::volume::chain::recorded;
 use crate::volume::pace::Pace;
+use crate::volume::places::recorded;
 
 /// Threads that read and check.
 const WORKERS_MAX: usize = 4;

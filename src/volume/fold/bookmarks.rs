@@ -11,7 +11,7 @@
 use zeroize::Zeroizing;
 
 use super::super::bookmarks::{self, GoOn};
-use super::super::chain::recorded;
+use super::super::places::recorded;
 use super::{Into, Job};
 use crate::catalog::FoldWay;
 use crate::ids::Point;
