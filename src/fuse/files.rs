@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use fuser::{FileHandle, FopenFlags, OpenAccMode, OpenFlags, Request};
 use parking_lot::Mutex;
 
+use super::answers::Answers;
 use super::attributes::{Owner, Shown};
 use super::buffers::{Buffer, give_back_buffers, wipe_buffers};
 use super::errno::Refusal;
@@ -39,6 +40,12 @@ pub(super) struct Opening<'r> {
     pub(super) id: String,
     pub(super) created: SystemTime,
     pub(super) flags: OpenFlags,
+}
+
+/// Whether a write is to be durable when it is answered. The kernel sends no fsync after a direct write; it tells us instead, for
+/// O_SYNC, O_DSYNC and RWF_DSYNC alike.
+pub(super) fn is_synced(flags: OpenFlags) -> bool {
+    flags.0 & libc::O_DSYNC != 0
 }
 
 impl Files {
@@ -82,6 +89,7 @@ impl Files {
             opener: request.pid(),
             created,
             touched: AtomicBool::new(false),
+            answers: Answers::new(),
         });
         let how = match (self.cache, shelf) {
             // Both together: with the second alone the kernel still runs writes one at a time.
@@ -153,13 +161,11 @@ impl Files {
 
     pub(super) fn write(
         &self,
-        handle: FileHandle,
+        file: &OpenFile,
         at: u64,
         data: &[u8],
         flags: OpenFlags,
     ) -> Result<u32, Errno> {
-        let files = self.handles.files();
-        let file = files.get(handle.0).ok_or(Refusal::UnknownHandle)?;
         if !file.write {
             return Err(Refusal::NotOpenForWriting.into());
         }
@@ -176,8 +182,7 @@ impl Files {
         if !file.touched.load(Ordering::Relaxed) {
             file.touched.store(true, Ordering::Relaxed);
         }
-        // The kernel sends no fsync after a direct write; it tells us instead, for O_SYNC, O_DSYNC and RWF_DSYNC alike.
-        if flags.0 & libc::O_DSYNC != 0 {
+        if is_synced(flags) {
             file.disk.flush()?;
         }
         Ok(fits.len() as u32)

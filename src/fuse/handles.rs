@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, Guard};
-use fuser::FileType;
+use fuser::{FileType, ReplyWrite};
 use parking_lot::Mutex;
 
+use super::answers::Answers;
 use super::{Disk, Shelf};
 
 /// An open disk.
@@ -23,7 +24,12 @@ pub(super) struct OpenFile {
     pub(super) created: SystemTime,
     /// Written to since somebody last asked for its time of change.
     pub(super) touched: AtomicBool,
+    /// Those to its small writes.
+    pub(super) answers: Answers<WriteAnswer>,
 }
+
+/// The answer to a write: to what, and the bytes written.
+pub(super) type WriteAnswer = (ReplyWrite, Result<u32, fuser::Errno>);
 
 /// One line of a folder, as it was when the folder was opened or rewound.
 pub(super) struct Line {

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+mod answers; // those of small writes, a few at a time
 mod attributes; // what stat shows
 mod buffers; // memory for requests
 mod errno; // one table of refusals

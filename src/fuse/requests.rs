@@ -18,9 +18,9 @@ use fuser::{
 use super::attributes::Owner;
 use super::buffers::{lend, prefer_huge_requests};
 use super::errno::Refusal;
-use super::files::{Files, Opening, REQUEST_BYTES};
+use super::files::{Files, Opening, REQUEST_BYTES, is_synced};
 use super::gate::Gate;
-use super::handles::{Handles, Line};
+use super::handles::{Handles, Line, WriteAnswer};
 use super::names::Node;
 use super::session::Options;
 use super::tree::{NAME_BYTES_MAX, Tree};
@@ -32,6 +32,9 @@ const NO_TIME: Duration = Duration::ZERO;
 const LONG_TIME: Duration = Duration::from_secs(3600);
 /// Inode numbers name the same node for the life of a mount.
 const GENERATION: Generation = Generation(0);
+
+/// Bytes of a write that takes so little time that its answer may wait for others'.
+const SMALL_WRITE: usize = 64 << 10;
 
 /// The file system of one mount.
 pub(super) struct Requests {
@@ -233,10 +236,15 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         prefer_huge_requests(data);
-        match self.answer("write", || self.files.write(handle, offset, data, flags)) {
-            Ok(written) => reply.written(written),
-            Err(errno) => reply.error(errno),
+        let files = self.handles.files();
+        let Some(file) = files.get(handle.0) else { return reply.error(refused(Refusal::UnknownHandle)) };
+        let write = || self.answer("write", || self.files.write(file, offset, data, flags));
+        if data.len() > SMALL_WRITE || is_synced(flags) {
+            return answer_write((reply, write()));
         }
+        let under_way = file.answers.begin();
+        let written = write();
+        file.answers.end((reply, written), under_way).into_iter().flatten().for_each(answer_write);
     }
 
     /// At each close(2). Closing promises nothing about durability; fsync does.
@@ -580,6 +588,13 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         reply.error(refused(Refusal::NotOurs));
+    }
+}
+
+fn answer_write((reply, written): WriteAnswer) {
+    match written {
+        Ok(bytes) => reply.written(bytes),
+        Err(errno) => reply.error(errno),
     }
 }
 
