@@ -673,7 +673,11 @@ mod tests {
             }
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
             let salvaged = super::super::Salvaged::read(&path, region);
-            assert_eq!((salvaged.accounts.len(), salvaged.layers.len()), (1, 1), "of version {version}");
+            assert_eq!(
+                (salvaged.accounts.len(), salvaged.ended_layers.len()),
+                (1, 1),
+                "of version {version}"
+            );
             // The column `mac` is of version 3.
             assert_eq!(salvaged.snapshots.len(), usize::from(version >= 3), "of version {version}");
             assert!(salvaged.locks.is_empty());

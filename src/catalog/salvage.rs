@@ -37,8 +37,9 @@ pub struct Salvaged {
     pub retention_macs: Vec<(SnapshotId, [u8; 16])>,
     /// Rules of the bin.
     pub bin_rules: Vec<BinRule>,
-    /// Layers that have a row.
-    pub layers: HashSet<LayerId>,
+    /// Layers that a row says to have ended: whether one of them has a name, it knew. (Of another that has ended by now it may be
+    /// too old to know, as without its write-ahead log.)
+    pub ended_layers: HashSet<LayerId>,
     /// Tags, each with what it is of.
     pub tags: Vec<(String, Tag)>,
     /// Some row of a volume or snapshot did not read, or none did.
@@ -83,7 +84,8 @@ impl Salvaged {
             let tag = Tag { key: f.text("k")?.to_owned(), value: f.text("v")?.to_owned() };
             Ok((f.text("resource")?.to_owned(), tag))
         });
-        let layers = from.read("SELECT id FROM layers", |f| f.parsed::<LayerId>("id", "a layer's id")).0;
+        const ENDED: &str = "SELECT id FROM layers WHERE state NOT IN ('preparing', 'next', 'active')";
+        let ended = from.read(ENDED, |f| f.parsed::<LayerId>("id", "a layer's id")).0;
         // Other rows than those of snapshots: an older catalog has none.
         let locks = from
             .read(&format!("{} WHERE coalesce(locked_until, lock_mode) IS NOT NULL", locks::LOCK), |f| {
@@ -110,7 +112,7 @@ impl Salvaged {
             bin,
             retention_macs: macs.0,
             bin_rules: from.read(bin::BIN_RULE, bin::bin_rule).0,
-            layers: layers.into_iter().collect(),
+            ended_layers: ended.into_iter().collect(),
             tags: tags.0,
             lacks_names: !(all_volumes && all_snapshots),
         };

@@ -233,7 +233,11 @@ struct SnapshotDisk {
 
 impl SnapshotDisk {
     fn told<T>(&self, result: Result<T, VolumeError>) -> Result<T, Errno> {
-        result.map_err(|e| self.told.errno(&e, |e| tracing::error!("snapshot {}: {e}", self.id)))
+        let tell = |e: &VolumeError| match self.open.volume {
+            Some(volume) => tracing::error!("snapshot {} of volume {volume}: {e}", self.id),
+            None => tracing::error!("snapshot {}: {e}", self.id),
+        };
+        result.map_err(|e| self.told.errno(&e, tell))
     }
 }
 

@@ -114,6 +114,7 @@ impl Layer {
     fn confirm(&self, upto: u64) -> Result<()> {
         let mut log = self.log.lock();
         log.confirmed = log.confirmed.max(upto);
+        log.marked_bytes = 0;
         let marked = std::mem::take(&mut log.marked);
         let free = std::mem::replace(&mut log.confirmed_unsaid, marked);
         if let Err(slot) = self.slots.free_superseded(&free) {
@@ -171,6 +172,12 @@ impl Layer {
     /// Bytes written since the last mark.
     pub fn unflushed_bytes(&self) -> u64 {
         self.log.lock().unflushed_bytes
+    }
+
+    /// Bytes written and not known to be durable.
+    pub fn undurable_bytes(&self) -> u64 {
+        let log = self.log.lock();
+        log.unflushed_bytes + log.marked_bytes
     }
 
     /// Whether a closed half waits for its checkpoint.
@@ -357,6 +364,7 @@ impl Layer {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
             self.punch(&self.slots.take_all_punchable());
+            self.sync_holes();
             self.release_log();
         }
         Ok(mark)
@@ -371,6 +379,14 @@ impl Layer {
         for runs in self.slots.take_all_punchable().chunks(PUNCHES_AT_ONCE) {
             self.punch(runs);
             between();
+        }
+        self.sync_holes();
+    }
+
+    /// Holes before the row that says that the seal is finished: nobody looks for them again.
+    fn sync_holes(&self) {
+        if let Err(e) = self.data.sync() {
+            tracing::warn!(layer = %self.id, error = %e, "a power cut may bring space back that was given up");
         }
     }
 

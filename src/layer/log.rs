@@ -74,6 +74,8 @@ pub struct Log {
     pub confirmed_unsaid: Vec<SlotNo>,
     /// Bytes of slots written since the last mark.
     pub unflushed_bytes: u64,
+    /// Those before the mark whose sync is under way.
+    pub marked_bytes: u64,
     /// Sectors in slots.
     pub data_sectors: u64,
     /// Where the records not yet in the map begin, while a half waits for its checkpoint.
@@ -135,6 +137,7 @@ impl Log {
             marked: Vec::new(),
             confirmed_unsaid: Vec::new(),
             unflushed_bytes: 0,
+            marked_bytes: 0,
             data_sectors,
             closed: None,
         }
@@ -207,7 +210,7 @@ impl Log {
         self.sparse = self.since_mark <= SPARSE;
         self.single = self.since_mark <= SINGLE;
         self.since_mark = 0;
-        self.unflushed_bytes = 0;
+        self.marked_bytes += std::mem::take(&mut self.unflushed_bytes);
         self.marked_end = (self.at.half, self.pos);
         Ok(seq)
     }

@@ -37,6 +37,10 @@ struct List {
 }
 
 impl List {
+    fn has_ended(&self) -> bool {
+        self.records.last().is_some_and(|(_, record)| record.kind == Kind::End)
+    }
+
     /// Its records name no slot at or above.
     fn slots_high(&self) -> u64 {
         let named = self.records.iter().flat_map(|(_, r)| &r.runs).filter_map(|run| match run.state {
@@ -72,12 +76,31 @@ impl Layer {
     /// flush that returned. Everything is in the map and a new epoch begun when this returns, unless it
     /// [is ended](Layer::is_ended): then [`Layer::finish_seal`] is due. The caller holds the lock of the data file.
     pub fn recover(parts: Parts, anchor: Option<Anchor>) -> Result<Self> {
+        Self::recover_if(parts, anchor, |_| Ok(()))
+    }
+
+    /// The same for a layer that a row says to have ended: where its log does not, nothing is written. A log that is read wrong
+    /// once would else be cut there for good.
+    pub fn recover_ended(parts: Parts, anchor: Option<Anchor>) -> Result<Self> {
+        let id = parts.id;
+        Self::recover_if(parts, anchor, |list| match list.has_ended() {
+            true => Ok(()),
+            false => Err(LayerError::corrupted(format!("the log of layer {id}"), "an end record", "none")),
+        })
+    }
+
+    fn recover_if(
+        parts: Parts,
+        anchor: Option<Anchor>,
+        allows: impl FnOnce(&List) -> Result<()>,
+    ) -> Result<Self> {
         // 2. What is only cached may never have been written: make it so, and read what the device holds.
         for store in [&parts.data, &parts.map] {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
         }
         let Examined { sb, mac, list } = examine(&parts, anchor)?;
+        list.as_ref().map_or(Ok(()), allows)?;
         let slots_high = sb.slots_high;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let Some(list) = list else {

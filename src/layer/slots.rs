@@ -292,13 +292,19 @@ impl Slots {
         self.inner.lock().punchable(min, count)
     }
 
-    /// Every free run that is not a hole, for a layer that takes no more writes.
+    /// Every free run that is not a hole, for a layer that takes no more writes; of slots that no pass has told of, those that were
+    /// freed since.
     pub fn take_all_punchable(&self) -> Vec<Range<u64>> {
         let mut inner = self.inner.lock();
         let rest = std::mem::replace(&mut inner.ahead, 0..0);
         inner.free_run(rest, false);
         inner.freed_in = (0..inner.segments.len() as u64).collect();
-        inner.punchable(1, usize::MAX)
+        let mut runs = inner.punchable(1, usize::MAX);
+        let mut freed = std::mem::take(&mut inner.freed_unknown);
+        freed.sort_unstable();
+        let freed = freed.chunk_by(|a, b| a + 1 == *b);
+        runs.extend(freed.map(|run| run[0]..run[run.len() - 1] + 1));
+        runs
     }
 
     /// Runs of [`Slots::take_punchable`] that are holes now.
@@ -521,6 +527,14 @@ mod tests {
         let mut out = Vec::new();
         slots.take_small(1, Some(SlotNo(0)), &mut out);
         assert_eq!(out, [SlotNo(7)]);
+    }
+
+    #[test]
+    fn what_was_freed_of_unknown_slots_is_given_back_without_a_pass() {
+        let slots = Slots::new(128);
+        slots.take_run(8).unwrap();
+        slots.give_back(&[SlotNo(7), SlotNo(130), SlotNo(5), SlotNo(6)]);
+        assert_eq!(slots.take_all_punchable(), [130..131, 5..8]);
     }
 
     #[test]

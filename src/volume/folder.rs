@@ -193,6 +193,8 @@ fn parts(
 pub enum Opening {
     /// It takes writes, or its seal is to be finished: recovered, and locked by its data file.
     Recover(Option<Anchor>),
+    /// Its log has ended, and its seal is to be finished: recovered if that is so, else left as it is; locked by its data file.
+    Ended,
     /// It is sealed, and its seal finished.
     Sealed(SealedMark),
     /// A fold writes to it, and it is only read: it was sealed with this mark, or has gone on from there.
@@ -208,7 +210,7 @@ pub fn open_layer(
     row: &LayerRow,
     opening: Opening,
 ) -> Result<Layer> {
-    let write = matches!(opening, Opening::Recover(_) | Opening::Reopen(..));
+    let write = matches!(opening, Opening::Recover(_) | Opening::Ended | Opening::Reopen(..));
     loop {
         let (parts, header) = open_parts(region, cache, row, write)?;
         let keys = parts.keys.clone();
@@ -224,8 +226,9 @@ pub fn open_layer(
 /// A layer that was sealed is as its seal left it, whatever its row says, unless its header says that a fold writes to it.
 fn open_as_header_says(region: &Region, parts: Parts, header: &Header, opening: Opening) -> Result<Layer> {
     Ok(match (opening, header.sealed) {
-        (Opening::Recover(_), Some(mark)) => Layer::open_sealed(parts, mark)?,
+        (Opening::Recover(_) | Opening::Ended, Some(mark)) => Layer::open_sealed(parts, mark)?,
         (Opening::Recover(anchor), None) => Layer::recover(parts, seen(anchor, header))?,
+        (Opening::Ended, None) => Layer::recover_ended(parts, seen(None, header))?,
         (Opening::Sealed(mark), _) => Layer::open_sealed(parts, mark)?,
         (Opening::Folding(_), Some(sealed)) if header.fold.is_some() => Layer::open_folding(parts, sealed)?,
         (Opening::Folding(mark), sealed) => Layer::open_sealed(parts, sealed.unwrap_or(mark))?,

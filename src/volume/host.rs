@@ -283,8 +283,7 @@ impl Host {
         if self.owner.is_none() {
             return self.wait_for_seal(row.id);
         }
-        let layer =
-            self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Recover(None))?);
+        let layer = self.register(folder::open_layer(&self.region, &self.cache, row, Opening::Ended)?);
         self.finish_seal(&layer, &|| ())?;
         Ok(layer)
     }
@@ -316,7 +315,7 @@ impl Host {
                         "its row says that it has ended, and it has not",
                     ));
                 }
-                let opened = folder::open_layer(&self.region, &self.cache, &row, Opening::Recover(None))?;
+                let opened = folder::open_layer(&self.region, &self.cache, &row, Opening::Ended)?;
                 self.finish_seal(&opened, &|| ())?;
                 return Ok(self.register(opened));
             }
@@ -427,7 +426,7 @@ impl Host {
             kms::check_usable(&self.region, key)?;
         }
         let stack = self.open_snapshot(id)?;
-        Ok(OpenSnapshot { stack, _opening: opening, _lock: lock })
+        Ok(OpenSnapshot { stack, volume: row.volume, _opening: opening, _lock: lock })
     }
 
     /// A sealed layer and all below it, as a disk.

@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::folder::ReadLock;
 use super::read::Stack;
-use crate::ids::SnapshotId;
+use crate::ids::{SnapshotId, VolumeId};
 use crate::sys::process;
 
 type Openings = HashMap<SnapshotId, Vec<u32>>;
@@ -61,6 +61,8 @@ impl Drop for Opening {
 pub struct OpenSnapshot {
     /// Its disk.
     pub stack: Stack,
+    /// The volume that its row says it to be of.
+    pub volume: Option<VolumeId>,
     pub(super) _opening: Opening,
     /// Against the process that owns the layers, where that is another.
     pub(super) _lock: Option<ReadLock>,

@@ -69,8 +69,9 @@ pub(super) fn insert(
     // One whose parent has a name after all is left as it is.
     let may_go_on = |fold: &Fold| fold.is_moved || kept.iter().all(|s| s.layer != Some(fold.parent));
     let folds: Vec<_> = layers.iter().filter_map(FoundLayer::fold).filter(may_go_on).collect();
-    // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once.
-    let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.layers.contains(&layer.row.id);
+    // One that an earlier repair could not use has no row: with its header put right it is there again, and had a name once. And one
+    // that has ended since the old catalog was written may have got one.
+    let may_have_had_one = |layer: &FoundLayer| lacks_names || !old.ended_layers.contains(&layer.row.id);
     region.catalog()?.write(|tx| {
         for layer in &layers {
             // Nothing may be put on a layer in a fold: they get their state afterwards.
