@@ -208,6 +208,7 @@ fn the_end_of_what_a_file_may_be_is_a_full_disk() {
         errno: libc::EFBIG,
         half_done: false,
         fresh_only: true,
+        in_place: false,
     };
     machine.set_fault(Some(ended));
     let failed = volume.write(1 << 20, &[2; 1 << 20]);

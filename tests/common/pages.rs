@@ -38,6 +38,16 @@ impl Pages {
         Arc::make_mut(self.place(page).get_or_insert_with(|| ZEROS.clone()))
     }
 
+    /// How many there are of these.
+    pub fn count_in(&self, pages: Range<u64>) -> u64 {
+        let groups = self.groups.range(pages.start / GROUP..pages.end.div_ceil(GROUP));
+        let present = |(number, group): (&u64, &Arc<Group>)| {
+            let of_group = group.iter().zip(number * GROUP..).filter(|(page, _)| page.is_some());
+            of_group.filter(|(_, number)| pages.contains(number)).count() as u64
+        };
+        groups.map(present).sum()
+    }
+
     /// Makes them zeros that take space.
     pub fn zero(&mut self, pages: Range<u64>) {
         pages.for_each(|page| *self.place(page) = Some(ZEROS.clone()));

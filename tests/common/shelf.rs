@@ -1,5 +1,6 @@
 //! A volume in layers, with a catalog of three variables: what `volume`'s host does, without SQLite.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use parking_lot::Mutex;
 use terrane::catalog::FoldWay;
 use terrane::crypto::{Cipher, LayerKeys, Secret};
 use terrane::ids::{LayerId, VolumeId};
-use terrane::layer::{FileStore, Layer, LayerError, PageCache, Parts, SealedMark, Store};
+use terrane::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark, Store};
 use terrane::volume::{Chain, LiveVolume, Move, Seal, Stack, VolumeError, seal_together};
 
 use super::sim::{Machine, SimStore};
@@ -62,11 +63,16 @@ impl Rows {
     }
 }
 
+/// How far layers were seen to have come.
+pub type Anchors = BTreeMap<LayerId, Anchor>;
+
 /// A volume and its catalog.
 pub struct Shelf {
     pub place: Place,
     pub size_bytes: u64,
     pub cipher: Cipher,
+    /// What a recovery may not fall behind.
+    pub anchors: Anchors,
     /// The catalog of a folder; a machine keeps its own.
     rows: Mutex<Rows>,
     cache: Arc<PageCache>,
@@ -80,6 +86,7 @@ impl Shelf {
             place,
             size_bytes,
             cipher,
+            anchors: Anchors::new(),
             rows: Mutex::default(),
             cache: Arc::new(PageCache::new(256)),
             began_fold: Mutex::default(),
@@ -146,7 +153,7 @@ impl Shelf {
                 None => self.recover_sealed(i, *id)?,
             });
         }
-        let mut top = Layer::recover(self.parts(active), None)?;
+        let mut top = self.recover(active)?;
         if top.is_ended() {
             // *end* makes `next` active.
             let next = rows.next.expect("a layer ends only when its next is there");
@@ -156,16 +163,24 @@ impl Shelf {
             })?;
             self.finish(layers.len(), &top)?;
             layers.push(Arc::new(top));
-            top = Layer::recover(self.parts(next), None)?;
+            top = self.recover(next)?;
         }
         Ok(live(Arc::new(top), layers))
     }
 
     fn recover_sealed(&self, number: usize, id: LayerId) -> Result<Arc<Layer>, LayerError> {
-        let layer = Layer::recover(self.parts(id), None)?;
-        assert!(layer.is_ended(), "a layer committed as sealed lost its end");
+        let layer = self.recover(id)?;
+        if !layer.is_ended() {
+            let what = format!("layer {id}, which was committed as sealed,");
+            let (expected, found) = ("an end of its log".into(), "none".into());
+            return Err(LayerError::Corrupted { what, expected, found });
+        }
         self.finish(number, &layer)?;
         Ok(Arc::new(layer))
+    }
+
+    fn recover(&self, id: LayerId) -> Result<Layer, LayerError> {
+        Layer::recover(self.parts(id), self.anchors.get(&id).copied())
     }
 
     /// Finishes a seal and commits its mark.

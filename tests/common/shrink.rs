@@ -17,6 +17,11 @@ pub fn failure(run: impl FnOnce()) -> Option<String> {
     catch_unwind(AssertUnwindSafe(run)).err().map(|panic| message_of(&*panic))
 }
 
+/// Does it; what it panics with is said to be of `name`.
+pub fn named<T>(name: impl FnOnce() -> String, run: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| panic!("{}: {}", name(), message_of(&*panic)))
+}
+
 /// Runs `script` by `run`. If it fails, looks for a part of it that fails too, as short as can be found in a minute, and
 /// panics with that; `name` says how to have it again.
 pub fn run_or_shrink<S: Clone + std::fmt::Debug>(name: &str, script: &[S], run: impl Fn(&[S])) {

@@ -13,6 +13,7 @@ use super::Random;
 #[allow(unused_imports)] // each test file uses a part
 pub use super::image::{CUTS, Cut};
 use super::image::{Image, Op, PAGE};
+use super::pages::PageBytes;
 use super::shelf::Rows;
 
 /// Something a program did to the machine.
@@ -33,20 +34,28 @@ struct SimFile {
     current: Image,
     /// What the device holds for sure.
     durable: Image,
-    /// Since the last sync.
-    pending: Vec<Arc<Change>>,
+    /// Since the last sync, with their numbers among the changes of all files.
+    pending: Vec<(u64, Arc<Change>)>,
 }
 
-/// What a disk does to a write without a word.
+/// What a disk does without a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// It never comes.
+    /// A write never comes.
     Lost,
-    /// It comes over the pages that follow where it should have come.
+    /// A write comes over the pages that follow where it should have come.
     Astray,
+    /// Of a page that is read, a bit is another.
+    Flipped,
+    /// A page reads as it was before the last write to it.
+    Stale,
+    /// A page reads as the next one.
+    Neighbours,
+    /// A page reads as zeros.
+    Zeros,
 }
 
-/// What goes wrong: an error that operations give, or a lie about a write.
+/// What goes wrong: an error that operations give, or a lie about one.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     /// Reads are counted, and fail; else everything else.
@@ -55,13 +64,15 @@ pub struct Fault {
     pub lie: Option<Lie>,
     /// The number of the operation.
     pub at: u64,
-    /// All from there on, too.
+    /// All from there on, too; of a lie about a read, all of that page, until it is written again.
     pub for_ever: bool,
     pub errno: i32,
     /// Writes do half of their work first; a sync that fails makes the file what the device holds, as Linux may.
     pub half_done: bool,
     /// Not where space is there already: writes to the prepared log, the catalog, and syncs but for the one at `at`.
     pub fresh_only: bool,
+    /// Nor where anything is written over: the file system does that in place.
+    pub in_place: bool,
 }
 
 impl Fault {
@@ -74,6 +85,7 @@ impl Fault {
 #[derive(Clone, Default)]
 pub struct State {
     files: BTreeMap<Arc<str>, SimFile>,
+    changes: u64,
     rows: Rows,
 }
 
@@ -84,11 +96,12 @@ impl State {
             Event::Change(name, op) => {
                 let file = self.files.entry(name.clone()).or_default();
                 file.current.apply(&op.0);
-                file.pending.push(op.clone());
+                file.pending.push((self.changes, op.clone()));
+                self.changes += 1;
             }
             Event::Sync(name) => {
                 let file = self.files.entry(name.clone()).or_default();
-                file.pending.drain(..).for_each(|op| file.durable.apply(&op.0));
+                file.pending.drain(..).for_each(|(_, op)| file.durable.apply(&op.0));
             }
             Event::Commit(rows) => self.rows = rows.clone(),
         }
@@ -96,9 +109,40 @@ impl State {
 
     /// The machines after cuts that lost just one unsynced operation each.
     pub fn without_each(&self) -> Vec<Arc<Machine>> {
-        let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
-        let all_but = |lost: u64| self.after_with(Cut::AllButOne, lost, &mut Random::new(lost));
-        (0..unsynced).map(all_but).collect()
+        (0..self.unsynced())
+            .map(|lost| self.after_each(Cut::AllButOne, Some(lost), &mut Random::new(lost)))
+            .collect()
+    }
+
+    /// The machine after a cut that lost how far files had grown since their syncs, and nothing else; none where none had.
+    pub fn without_growth(&self) -> Option<Arc<Machine>> {
+        let mut left = State { rows: self.rows.clone(), ..State::default() };
+        let mut has_grown = false;
+        for (name, file) in &self.files {
+            let mut image = file.current.clone();
+            if image.len > file.durable.len {
+                has_grown = true;
+                image.apply(&Op::SetLen(file.durable.len));
+            }
+            let file = SimFile { current: image.clone(), durable: image, pending: Vec::new() };
+            left.files.insert(name.clone(), file);
+        }
+        has_grown.then(|| Machine::of(left))
+    }
+
+    fn unsynced(&self) -> u64 {
+        self.files.values().map(|f| f.pending.len() as u64).sum()
+    }
+
+    /// Which disks a kind of cut leaves: one drawn at random; with `each`, then also each prefix of all that is not synced, or
+    /// each lack of one operation.
+    pub fn turns(&self, cut: Cut, each: bool) -> impl Iterator<Item = Option<u64>> + use<> {
+        let count = match cut {
+            Cut::Prefix if each => self.unsynced() + 1,
+            Cut::AllButOne if each => self.unsynced(),
+            _ => 0,
+        };
+        std::iter::once(None).chain((0..count).map(Some))
     }
 
     /// A machine in this state.
@@ -115,21 +159,28 @@ impl State {
 
     /// The machine after a cut: what the device was left with.
     pub fn after(&self, cut: Cut, random: &mut Random) -> Arc<Machine> {
-        let unsynced: u64 = self.files.values().map(|f| f.pending.len() as u64).sum();
-        let chosen = random.below(unsynced);
-        self.after_with(cut, chosen, random)
+        self.after_each(cut, None, random)
     }
 
-    fn after_with(&self, cut: Cut, mut chosen: u64, random: &mut Random) -> Arc<Machine> {
-        let mut left = State { files: BTreeMap::new(), rows: self.rows.clone() };
+    /// The same of one of the [turns](Self::turns).
+    pub fn after_each(&self, cut: Cut, turn: Option<u64>, random: &mut Random) -> Arc<Machine> {
+        let mut chosen = random.below(self.unsynced());
+        let mut unsynced: Vec<_> = self.files.values().flat_map(|f| &f.pending).map(|op| op.0).collect();
+        unsynced.sort_unstable();
+        let end = turn.map(|kept| unsynced.get(kept as usize).copied().unwrap_or(u64::MAX));
+        if cut == Cut::AllButOne {
+            chosen = turn.unwrap_or(chosen);
+        }
+        let mut left = State { rows: self.rows.clone(), ..State::default() };
         for (name, file) in &self.files {
             let image = match cut {
                 Cut::All => file.current.clone(),
                 _ => {
                     let mut image = file.durable.clone();
                     let prefix = random.below(file.pending.len() as u64 + 1) as usize;
-                    for (i, op) in file.pending.iter().enumerate() {
-                        cut.leave(&mut image, &op.0, chosen == 0, i < prefix, random);
+                    for (i, (number, op)) in file.pending.iter().enumerate() {
+                        let in_prefix = end.map_or(i < prefix, |end| *number < end);
+                        cut.leave(&mut image, &op.0, chosen == 0, in_prefix, random);
                         chosen = chosen.wrapping_sub(1);
                     }
                     image
@@ -150,6 +201,13 @@ struct Inner {
     reads: u64,
     fault: Option<Fault>,
     fired: bool,
+    /// Operations that a full disk lets through.
+    spared: Vec<u64>,
+    /// The page that a lie is told of, and the file it was told of.
+    lied_of: Option<(Arc<str>, u64)>,
+    told_of: Option<Arc<str>>,
+    /// Pages before the last write to them, where a lie may need them.
+    before: BTreeMap<(Arc<str>, u64), PageBytes>,
     before_read: Option<Box<dyn FnOnce() + Send>>,
     before_sync: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -172,6 +230,10 @@ impl Machine {
             reads: 0,
             fault: None,
             fired: false,
+            spared: Vec::new(),
+            lied_of: None,
+            told_of: None,
+            before: BTreeMap::new(),
             before_read: None,
             before_sync: None,
         };
@@ -225,12 +287,30 @@ impl Machine {
         inner.operations = 0;
         inner.reads = 0;
         inner.fired = false;
-        inner.fault = fault;
+        inner.spared.clear();
+        inner.told_of = None;
+        (inner.lied_of, inner.fault) = (None, fault);
     }
 
-    /// Whether the fault has met an operation.
+    /// Everything works again, and reads as it is.
+    pub fn lift_fault(&self) {
+        let mut inner = self.inner.lock();
+        (inner.lied_of, inner.fault) = (None, None);
+    }
+
+    /// Whether the fault has met an operation, or a lie was one.
     pub fn fault_fired(&self) -> bool {
         self.inner.lock().fired
+    }
+
+    /// Whether a lie was told of a file whose name ends so.
+    pub fn lied_of(&self, suffix: &str) -> bool {
+        self.inner.lock().told_of.as_ref().is_some_and(|name| name.ends_with(suffix))
+    }
+
+    /// Those of the operations since the fault was set that a full disk lets through.
+    pub fn spared(&self) -> Vec<u64> {
+        self.inner.lock().spared.clone()
     }
 
     pub fn rows(&self) -> Rows {
@@ -276,6 +356,12 @@ impl Machine {
         self.inner.lock().state.files.get(name).map_or(0, |f| f.current.pages.count() * PAGE)
     }
 
+    /// The same of whole pages in a range.
+    pub fn stored_in(&self, name: &str, range: Range<u64>) -> u64 {
+        let pages = range.start / PAGE..range.end / PAGE;
+        self.inner.lock().state.files.get(name).map_or(0, |f| f.current.pages.count_in(pages) * PAGE)
+    }
+
     pub fn len(&self, name: &str) -> u64 {
         self.inner.lock().state.files.get(name).map_or(0, |f| f.current.len)
     }
@@ -291,6 +377,9 @@ impl Inner {
     fn operate_unless(&mut self, event: Event, spared: bool) -> io::Result<()> {
         let n = self.operations;
         self.operations += 1;
+        if spared {
+            self.spared.push(n);
+        }
         let fault = self.fault.filter(|f| !f.of_reads && f.meets(n) && !(spared && f.fresh_only));
         if let Some(lie) = fault.and_then(|f| f.lie) {
             self.fired = true;
@@ -308,6 +397,9 @@ impl Inner {
     }
 
     fn carry_out(&mut self, event: Event) {
+        if let Event::Change(name, change) = &event {
+            self.forget_lie(name, &change.0);
+        }
         self.state.apply(&event);
         if let Some(trace) = &mut self.trace {
             trace.push(event);
@@ -330,20 +422,85 @@ impl Inner {
             }
             (Some(_), Lie::Lost) => {}
             // No write.
-            (None, _) => self.carry_out(event),
+            _ => self.carry_out(event),
         }
         Ok(())
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    fn read(&mut self, name: &Arc<str>, into: &mut [u8], offset: u64) -> io::Result<()> {
         let n = self.reads;
         self.reads += 1;
-        match self.fault.filter(|f| f.of_reads && f.meets(n)) {
-            Some(fault) => {
-                self.fired = true;
-                Err(io::Error::from_raw_os_error(fault.errno))
+        let fault = self.fault.filter(|f| f.of_reads && f.meets(n));
+        if let Some(Fault { lie: None, errno, .. }) = fault {
+            self.fired = true;
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        match self.state.files.get(name) {
+            Some(file) => file.current.read(into, offset),
+            None => into.fill(0),
+        }
+        if let Some(Fault { lie: Some(lie), at, .. }) = fault {
+            self.lie_in(name, into, offset, lie, n, at);
+        }
+        Ok(())
+    }
+
+    /// Puts what a lie makes of one page into what was read by read `n`; the lie begins with read `at`.
+    fn lie_in(&mut self, name: &Arc<str>, into: &mut [u8], offset: u64, lie: Lie, n: u64, at: u64) {
+        let Some(image) = self.state.files.get(name).map(|file| file.current.clone()) else { return };
+        let end = offset + into.len() as u64;
+        let pages = offset / PAGE..end.div_ceil(PAGE);
+        if n == at {
+            let differs = |page: &u64| self.lie_of(name, &image, *page, lie, at) != page_of(&image, *page);
+            let chosen: Vec<_> = pages.clone().filter(differs).collect();
+            let chosen = chosen.get(Random::new(at).below(chosen.len() as u64) as usize);
+            self.lied_of = chosen.map(|page| (name.clone(), *page));
+        }
+        let Some((_, page)) = self.lied_of.clone().filter(|(of, page)| of == name && pages.contains(page))
+        else {
+            return;
+        };
+        self.fired = true;
+        self.told_of = Some(name.clone());
+        let mut told = Image::default();
+        told.write(&self.lie_of(name, &image, page, lie, at), page * PAGE);
+        let (from, to) = ((page * PAGE).max(offset), ((page + 1) * PAGE).min(end));
+        told.read(&mut into[(from - offset) as usize..(to - offset) as usize], from);
+    }
+
+    /// What a lie makes of a page.
+    fn lie_of(&self, name: &Arc<str>, image: &Image, page: u64, lie: Lie, seed: u64) -> PageBytes {
+        let mut bytes = page_of(image, page);
+        match lie {
+            Lie::Flipped => {
+                // Where there is something.
+                let some: Vec<_> = (0..bytes.len()).filter(|i| bytes[*i] != 0).collect();
+                let mut random = Random::new(seed);
+                if let Some(at) = some.get(random.below(some.len() as u64) as usize) {
+                    bytes[*at] ^= 1 << random.below(8);
+                }
             }
-            None => Ok(()),
+            Lie::Stale => bytes = self.before.get(&(name.clone(), page)).copied().unwrap_or([0; _]),
+            Lie::Neighbours => bytes = page_of(image, page + 1),
+            Lie::Zeros => bytes.fill(0),
+            Lie::Lost | Lie::Astray => {}
+        }
+        bytes
+    }
+
+    /// Before a change: no lie is told of what is written again.
+    fn forget_lie(&mut self, name: &Arc<str>, op: &Op) {
+        let Some(lie) = self.fault.filter(|f| f.of_reads).and_then(|f| f.lie) else { return };
+        let pages = match op {
+            Op::Write(offset, bytes) => offset / PAGE..(offset + bytes.len() as u64).div_ceil(PAGE),
+            Op::Zeros(offset, len) | Op::Punch(offset, len) => offset / PAGE..(offset + len).div_ceil(PAGE),
+            Op::SetLen(_) => return,
+        };
+        self.lied_of.take_if(|(of, page)| of == name && pages.contains(page));
+        let file = self.state.files.get(name);
+        for page in pages.filter(|_| lie == Lie::Stale) {
+            let bytes = file.map_or([0; _], |file| page_of(&file.current, page));
+            self.before.insert((name.clone(), page), bytes);
         }
     }
 
@@ -364,6 +521,12 @@ impl Inner {
             Event::Commit(_) => {}
         }
     }
+}
+
+fn page_of(image: &Image, page: u64) -> PageBytes {
+    let mut bytes = [0; _];
+    image.read(&mut bytes, page * PAGE);
+    bytes
 }
 
 /// A file of the machine.
@@ -404,17 +567,16 @@ impl Store for SimStore {
         if let Some(deed) = deed {
             deed();
         }
-        self.machine.inner.lock().read()?;
-        self.with_image(|i| i.read(into, offset));
-        Ok(())
+        self.machine.inner.lock().read(&self.name, into, offset)
     }
 
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
         let op = Op::write(offset, from);
-        // Where the log was prepared, space is there already.
+        // Where the log was prepared, space is there already; and everywhere, unless writes go to new places.
         let pages = offset / PAGE..(offset + from.len() as u64).div_ceil(PAGE);
-        let prepared =
-            LOG.contains(&offset) && self.with_image(|i| pages.clone().all(|page| i.pages.contains(page)));
+        let in_place = self.machine.inner.lock().fault.is_some_and(|f| f.in_place);
+        let prepared = (in_place || LOG.contains(&offset))
+            && self.with_image(|i| pages.clone().all(|page| i.pages.contains(page)));
         let event = Event::Change(self.name.clone(), Arc::new(Change(op)));
         self.machine.inner.lock().operate_unless(event, prepared)
     }
