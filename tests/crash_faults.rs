@@ -14,6 +14,7 @@ use common::shelf::{Anchors, Place, Shelf};
 use common::shrink::{named, run_or_shrink};
 use common::sim::{CUTS, Cut, Event, Fault, Lie, Machine};
 use common::{Random, seeds};
+use terrane::catalog::FoldWay;
 use terrane::crypto::Cipher;
 use terrane::layer::LayerError;
 use terrane::volume::{LiveVolume, Seal, Stack, VolumeError, seal_together};
@@ -32,6 +33,10 @@ enum Step {
     Punch,
     Seal,
     Finish,
+    /// The two lowest of the sealed layers become one: the snapshot of the lower is gone.
+    Fold,
+    /// As after `kill -9`.
+    Reopen,
 }
 
 fn steps(seed: u64) -> Vec<Step> {
@@ -133,6 +138,8 @@ impl Run {
                 Err(e) => Err(e),
             },
             Step::Finish => self.shelf.finish_seals(&self.volume).map_err(Into::into),
+            Step::Fold => self.fold(),
+            Step::Reopen => self.reopen(),
         };
         done.map_or_else(Outcome::Failed, |()| Outcome::Done)
     }
@@ -142,6 +149,30 @@ impl Run {
         let stack = self.volume.stack();
         let layers = stack.chain.layers().iter().chain(&stack.active);
         self.anchors = layers.map(|layer| (layer.id(), layer.anchor())).collect();
+    }
+
+    fn fold(&mut self) -> Result<(), VolumeError> {
+        if self.shelf.rows().folding.is_none() {
+            self.shelf.finish_seals(&self.volume)?;
+            if self.volume.stack().chain.layers().len() < 2 {
+                return Ok(());
+            }
+            let way = if self.random.one_in(2) { FoldWay::Up } else { FoldWay::Down };
+            self.shelf.begin_fold(0, way)?;
+        }
+        let layers = self.shelf.rows().sealed.len();
+        let done = self.shelf.fold(&self.volume, &mut || {});
+        if self.shelf.rows().sealed.len() < layers {
+            self.snapshots.remove(0);
+        }
+        done
+    }
+
+    fn reopen(&mut self) -> Result<(), VolumeError> {
+        self.shelf = self.shelf_on(&self.machine);
+        self.volume = self.shelf.open()?;
+        self.volume.active().learn_free_slots()?;
+        Ok(())
     }
 
     /// A process that remembers how far the layers were.
@@ -557,6 +588,105 @@ fn a_disk_that_lies_is_not_believed() {
     assert!(refused.get() > 0 && damaged.get() > 0, "no lie is seen at all");
     println!(
         "{} disks after a cut and a fault; {} refused, {} damaged",
+        disks.get(),
+        refused.get(),
+        damaged.get()
+    );
+}
+
+/// The steps, with openings and folds among them.
+fn steps_with_openings(seed: u64) -> Vec<Step> {
+    let mut steps = steps(seed);
+    for at in [45, 30, 15] {
+        steps.splice(at..at, [Step::Reopen, Step::Fold]);
+    }
+    steps.extend([
+        Step::Reopen,
+        Step::Fold,
+        Step::Write(0, 4096),
+        Step::Flush,
+        Step::Write(8192, 9000),
+        Step::Reopen,
+    ]);
+    steps
+}
+
+/// Runs a script with a lie about a read, to its end, or to the first opening after it; whether it was told.
+fn lie_about_a_read(steps: &[Step], fault: Fault, seen: &Seen) -> bool {
+    let mut run = Run::new();
+    run.machine.set_fault(Some(fault));
+    let mut opened = false;
+    for step in steps {
+        let was_latched = run.volume.active().is_latched();
+        match run.step(*step) {
+            Outcome::Done => {
+                assert!(!(was_latched && run.promises(*step)), "{step:?} answered after an error")
+            }
+            Outcome::Failed(_) => {}
+            Outcome::Stop => break,
+        }
+        match step {
+            Step::Reopen if run.machine.fault_fired() => {
+                opened = true;
+                break;
+            }
+            Step::Reopen => run.all_is_flushed(),
+            // Reads are counted until then.
+            _ if run.machine.fault_fired() => run.check_live(),
+            _ => {}
+        }
+    }
+    if !run.machine.fault_fired() {
+        return false;
+    }
+    // An opening gives up what a page that can't be read says, and writes that down: an error, from then on.
+    let gives_up = fault.for_ever && run.machine.lied_of(".map");
+    if opened || !gives_up {
+        run.check_lied(&run.shelf_on(&run.machine), run.flushed, seen);
+    }
+    run.machine.lift_fault();
+    if opened && gives_up {
+        run.check_lied(&run.shelf_on(&run.machine), run.flushed, seen);
+        return true;
+    }
+    let found = run.check_opened(&run.machine, run.flushed).expect("what was flushed is there again");
+    run.states.truncate(found + 1);
+    run.reopen().unwrap();
+    run.go_on(&[Step::Fold]);
+    run.check_reopened(Cut::None, None, run.states.len() - 1);
+    true
+}
+
+/// Whatever is read wrong, once or as long as it stands there: live answers are right or an error, and nothing that follows from it
+/// is made durable, so that everything flushed is there when the disk reads right again.
+#[test]
+fn what_reads_wrong_is_never_made_durable() {
+    let (seeds, _) = seeds(1);
+    let seen = Seen::default();
+    let mut told = 0;
+    for seed in seeds {
+        for (lie, for_ever) in [Lie::Flipped, Lie::Stale, Lie::Neighbours, Lie::Zeros]
+            .into_iter()
+            .flat_map(|l| [(l, false), (l, true)])
+        {
+            let fault = Fault { of_reads: true, lie: Some(lie), for_ever, ..ONCE };
+            let count = Cell::new(0);
+            run_or_shrink(&format!("seed {seed}"), &steps_with_openings(seed), |steps| {
+                let plain = Plain::run(steps, fault);
+                for at in 0..plain.reads {
+                    let fault = Fault { at, ..fault };
+                    let told = named(|| format!("{fault:?}"), || lie_about_a_read(steps, fault, &seen));
+                    count.set(count.get() + u64::from(told));
+                }
+            });
+            println!("{lie:?}, for ever {for_ever}: {} told", count.get());
+            told += count.get();
+        }
+    }
+    let Seen { disks, refused, damaged } = seen;
+    assert!(refused.get() > 0 && damaged.get() > 0, "no lie is seen at all");
+    println!(
+        "{} disks after a cut and a fault; {told} lies, {} refused, {} damaged",
         disks.get(),
         refused.get(),
         damaged.get()
