@@ -4,19 +4,19 @@
 //! As in `crash_volume`: a seeded script runs once on a simulated disk, then the disk is opened as a cut at each place of
 //! the trace leaves it. The fold goes on there, is cut again, and is brought to its end.
 //!
-//! `TERRANE_CRASH_SEEDS=n` runs n seeds; `tools/crash` does.
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds, and each prefix and each lack of one operation instead of one of them; `tools/crash` does.
 
 mod common;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use common::shelf::{Place, Shelf};
+use common::shrink::named;
 use common::sim::{CUTS, Cut, Event, Machine, State};
+use common::slots::{check_free, check_owners};
 use common::{Random, seeds};
 use terrane::catalog::FoldWay;
 use terrane::crypto::Cipher;
-use terrane::units::SectorNo;
 use terrane::volume::{LiveVolume, Stack};
 
 const DISK: u64 = 6 << 20;
@@ -120,7 +120,7 @@ impl Folded {
         let trace = machine.take_trace();
         assert!(window_of(&volume.stack()) == held, "the disk changed as the fold went on");
         self.check_above(&shelf, &volume);
-        no_slot_twice(&volume.stack());
+        check_owners(&volume.stack(), WINDOW_AT / 4096..(WINDOW_AT + WINDOW as u64) / 4096);
         let mut again = before;
         let chosen = random.below(trace.len() as u64 + 1) as usize;
         trace[..chosen].iter().for_each(|e| again.apply(e));
@@ -138,6 +138,11 @@ impl Folded {
         );
         self.check_above(&shelf, &volume);
         assert!(shelf.rows().folding.is_none());
+        if random.one_in(4) {
+            let volume = shelf.open().expect("a volume opens after a fold");
+            assert!(window_of(&volume.stack()) == held, "the disk changed when it was opened after the fold");
+            check_free(&machine, &volume.active());
+        }
         2
     }
 
@@ -170,43 +175,31 @@ impl Folded {
     }
 }
 
-fn no_slot_twice(stack: &Stack) {
-    for layer in stack.chain.layers().iter().chain(&stack.active) {
-        let mut owned = std::collections::HashSet::new();
-        for sector in WINDOW_AT / 4096..(WINDOW_AT + WINDOW as u64) / 4096 {
-            if let Some(slot) = layer.entry(SectorNo(sector)).unwrap().slot() {
-                assert!(owned.insert(slot), "slot {} has two owners", slot.0);
-            }
-        }
-    }
-}
-
 #[test]
 fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
     let mut states = 0;
-    for seed in seeds(1).0 {
+    let (seeds, full) = seeds(1);
+    for seed in seeds {
         // The lowest layer, one in the middle, the one under the active layer; both ways.
         for (number, way) in
             [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)]
         {
-            let folded = run(seed, 3, number, way);
+            let name = format!("seed {seed}, layer {number} {way:?}");
+            let folded = named(|| name.clone(), || run(seed, 3, number, way));
             let mut state = folded.start.clone();
             for n in 0..=folded.trace.len() {
                 if n > 0 {
                     state.apply(&folded.trace[n - 1]);
                 }
-                for cut in CUTS {
-                    let mut random = Random::new(seed ^ (n as u64) << 20 ^ (cut as u64) << 56);
-                    let machine = state.after(cut, &mut random);
-                    let check = AssertUnwindSafe(|| folded.check(&machine, n, cut, &mut random));
-                    match catch_unwind(check) {
-                        Ok(opened) => states += opened,
-                        Err(e) => {
-                            let all = folded.trace.len();
-                            println!("seed {seed}, layer {number} {way:?}, cut after {n} of {all}, {cut:?}");
-                            resume_unwind(e);
-                        }
-                    }
+                for (cut, turn) in CUTS.into_iter().flat_map(|c| state.turns(c, full).map(move |t| (c, t))) {
+                    let number = turn.map_or(0, |turn| turn + 1);
+                    let mut random = Random::new(seed ^ (n as u64) << 20 ^ number << 40 ^ (cut as u64) << 56);
+                    let machine = state.after_each(cut, turn, &mut random);
+                    let of = folded.trace.len();
+                    states += named(
+                        || format!("{name}, cut after {n} of {of}, {cut:?} {turn:?}"),
+                        || folded.check(&machine, n, cut, &mut random),
+                    );
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::Random;
 use common::shelf::{Place, Shelf};
+use common::shrink::named;
 use common::sim::{CUTS, Cut, Machine};
 use terrane::crypto::Cipher;
 use terrane::units::SectorNo;
@@ -171,6 +172,6 @@ fn threads_and_a_cut_leave_what_was_flushed() {
     const PLACES: usize = 150;
     let (seeds, _) = common::seeds(6);
     let count = seeds.end - seeds.start;
-    seeds.for_each(|seed| run(seed, PLACES));
+    seeds.for_each(|seed| named(|| format!("seed {seed}"), || run(seed, PLACES)));
     println!("{} disks after a cut", count * (PLACES as u64 + 1));
 }

@@ -5,29 +5,31 @@
 //! the disk as that cut leaves it is opened and held against the script's states: it must be the one after some prefix of
 //! the writes, at least up to the last answered flush. Recovery is cut too, and what was recovered is written and cut again.
 //!
-//! `TERRANE_CRASH_SEEDS=n` runs n seeds at every place of the trace instead of the gate's sample; `tools/crash` does.
+//! `TERRANE_CRASH_SEEDS=n` runs n seeds at every place of the trace instead of the gate's sample, and there each prefix and each
+//! lack of one operation instead of one of them; `tools/crash` does.
 
 mod common;
 
-use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use common::shelf::{Place, Shelf};
-use common::shrink::{failure, run_or_shrink};
+use common::shrink::{failure, named, run_or_shrink};
 use common::sim::{CUTS, Cut, Event, Machine, State};
+use common::slots::{check_free, check_owners};
 use common::{Random, seeds};
 use terrane::crypto::Cipher;
 use terrane::layer::Layer;
-use terrane::units::SectorNo;
 use terrane::volume::{LiveVolume, Stack};
 
 /// Three chunks, and a window of sectors over the border of the first two, so that each state can be read whole.
 const DISK: u64 = 6 << 20;
 const WINDOW_AT: u64 = (512 - 14) * 4096;
 const WINDOW: usize = 40 * 4096;
+const WINDOW_SECTORS: Range<u64> = 512 - 14..512 - 14 + 40;
 
 type Bytes = Arc<Vec<u8>>;
 
@@ -264,26 +266,6 @@ fn open(machine: &Arc<Machine>) -> Opened {
     Opened { shelf, volume, bytes }
 }
 
-/// No slot belongs to two sectors of a layer.
-fn check_owners(stack: &Stack) {
-    for layer in stack.chain.layers().iter().chain(&stack.active) {
-        let mut owned = HashSet::new();
-        let first = WINDOW_AT / 4096;
-        for sector in first..first + WINDOW as u64 / 4096 {
-            if let Some(slot) = layer.entry(SectorNo(sector)).expect("a map is readable after a cut").slot() {
-                assert!(owned.insert(slot), "slot {} has two owners", slot.0);
-            }
-        }
-    }
-}
-
-/// Of what was recovered each slot holds a sector or is free: none is lost, and with it space for ever.
-fn check_free(layer: &Layer) {
-    let (backed, holes, high) = layer.slot_counts();
-    let (free, held) = (backed + holes, layer.data_sectors());
-    assert_eq!(free + held, high, "{free} slots are free and {held} held of {high}");
-}
-
 struct Sweep<'a> {
     oracle: &'a Oracle,
     states: AtomicU64,
@@ -291,16 +273,16 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     /// A disk cut after `n` operations.
-    fn check(&self, state: &State, n: usize, cut: Cut, random: &mut Random) {
+    fn check(&self, state: &State, n: usize, (cut, turn): (Cut, Option<u64>), random: &mut Random) {
         self.states.fetch_add(1, Ordering::Relaxed);
         let allowed = self.oracle.allowed(n, cut);
-        let machine = state.after(cut, random);
+        let machine = state.after_each(cut, turn, random);
         let before = machine.start_trace();
         let opened = open(&machine);
         let recovery = machine.take_trace();
         let found = self.oracle.find(&opened.bytes, allowed.clone());
         self.check_snapshots(&opened, n);
-        check_owners(&opened.volume.stack());
+        check_owners(&opened.volume.stack(), WINDOW_SECTORS);
         self.cut_recovery(before, &recovery, n, allowed, random);
         self.go_on(&machine, opened, found, random);
     }
@@ -349,8 +331,7 @@ impl Sweep<'_> {
     fn go_on(&self, machine: &Arc<Machine>, opened: Opened, found: usize, random: &mut Random) {
         let Opened { volume, .. } = &opened;
         if random.one_in(3) {
-            volume.active().learn_free_slots().unwrap();
-            check_free(&volume.active());
+            check_free(machine, &volume.active());
         }
         let mut expected = self.oracle.states[found].2.to_vec();
         let mut allowed = vec![expected.clone()];
@@ -377,16 +358,26 @@ impl Sweep<'_> {
         }
         let cut = CUTS[random.below(CUTS.len() as u64) as usize];
         self.states.fetch_add(1, Ordering::Relaxed);
-        let again = open(&machine.state().after(cut, random));
+        let machine = machine.state().after(cut, random);
+        let again = open(&machine);
         assert!(
             allowed.iter().any(|a| *a == *again.bytes),
             "what was recovered, and {writes} writes after it, was lost or mixed by a second cut, {cut:?}"
         );
+        let stack = again.volume.stack();
+        let check = || {
+            check_owners(&stack, WINDOW_SECTORS);
+            check_free(&machine, &again.volume.active());
+        };
+        if let Some(why) = failure(check) {
+            panic!("after {writes} writes and a second cut, {cut:?}: {why}");
+        }
     }
 }
 
-/// Cuts at each of `places`, every kind of cut; returns how many disks were opened.
-fn sweep(seed: u64, start: &State, trace: &[Event], oracle: &Oracle, places: &[usize]) -> u64 {
+/// Cuts at each of `places`, every kind of cut (and, with `each`, [all turns](State::turns) of each, once a place); returns how many
+/// disks were opened.
+fn sweep(seed: u64, start: &State, trace: &[Event], oracle: &Oracle, places: &[usize], each: bool) -> u64 {
     let sweep = Sweep { oracle, states: AtomicU64::new(0) };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let failed = Mutex::new(None);
@@ -398,12 +389,17 @@ fn sweep(seed: u64, start: &State, trace: &[Event], oracle: &Oracle, places: &[u
                 for (turn, n) in places.iter().enumerate().skip(thread).step_by(threads) {
                     trace[done..*n].iter().for_each(|e| state.apply(e));
                     done = *n;
-                    for cut in CUTS {
-                        let mut random = Random::new(seed ^ (turn as u64) << 20 ^ (cut as u64) << 56);
-                        if let Some(why) = failure(|| sweep.check(&state, *n, cut, &mut random)) {
-                            let all = trace.len();
-                            let why =
-                                format!("seed {seed}, cut after {n} of {all} operations, {cut:?}: {why}");
+                    let each = each && turn.checked_sub(1).is_none_or(|before| places[before] != *n);
+                    for (cut, one) in CUTS.into_iter().flat_map(|c| state.turns(c, each).map(move |t| (c, t)))
+                    {
+                        let number = one.map_or(0, |one| one + 1);
+                        let mut random =
+                            Random::new(seed ^ (turn as u64) << 20 ^ number << 40 ^ (cut as u64) << 56);
+                        if let Some(why) = failure(|| sweep.check(&state, *n, (cut, one), &mut random)) {
+                            let (all, one) = (trace.len(), one.map_or("any".into(), |one| one.to_string()));
+                            let why = format!(
+                                "seed {seed}, cut after {n} of {all} operations, {cut:?} ({one}): {why}"
+                            );
                             failed.lock().get_or_insert(why);
                         }
                         if failed.lock().is_some() {
@@ -437,7 +433,7 @@ fn a_cut_leaves_a_prefix_of_the_writes() {
                 |n: usize| trace[n.saturating_sub(1)..].iter().take(2).any(|e| matches!(e, Event::Sync(_)));
             let is_chosen = |n: &usize| n % stride == seed as usize % stride || is_at_a_sync(*n);
             let places: Vec<_> = (0..=trace.len()).filter(is_chosen).collect();
-            states.fetch_add(sweep(seed, &start, &trace, &script.oracle, &places), Ordering::Relaxed);
+            states.fetch_add(sweep(seed, &start, &trace, &script.oracle, &places, full), Ordering::Relaxed);
         });
         if full {
             println!("{} so far, with seed {seed}", states.load(Ordering::Relaxed));
@@ -452,6 +448,44 @@ fn of_a_script_that_fails_the_steps_that_matter_are_left() {
     let run = |steps: &[u32]| assert!(!(steps.contains(&17) && steps.contains(&41)), "both");
     let found = failure(|| run_or_shrink("seed 1", &script, run)).unwrap();
     assert_eq!(found, "seed 1: the shortest of its scripts that fail has 2 of 60 steps, [17, 41]: both");
+}
+
+/// A size that was not durable yet is lost with all beyond it, while what lies below, in other files too, is kept: nothing that is
+/// durable may name what is beyond.
+#[test]
+fn a_lost_size_leaves_a_prefix() {
+    let (seeds, full) = seeds(1);
+    let mut shorter = 0;
+    // Files grow as long as a layer is young.
+    let seeds = seeds.flat_map(|seed| (0..if full { 200 } else { 20 }).map(move |part| (seed, part)));
+    for (seed, part) in seeds {
+        let (mut script, mut state) = Script::new(seed);
+        let mut random = Random::new(seed << 20 ^ part);
+        for _ in 0..6 {
+            (0..2).for_each(|_| script.step(&Step::random(&mut random)));
+            script.step(&Step::write_sectors(&mut random, 40, 0));
+            script.step(&Step::Checkpoint);
+        }
+        let trace = script.machine.take_trace();
+        let sweep = Sweep { oracle: &script.oracle, states: AtomicU64::new(0) };
+        for (n, event) in (1..).zip(&trace) {
+            state.apply(event);
+            let Some(machine) = state.without_growth() else { continue };
+            shorter += 1;
+            let check = || {
+                let opened = open(&machine);
+                sweep.oracle.find(&opened.bytes, sweep.oracle.allowed(n, Cut::Subset));
+                sweep.check_snapshots(&opened, n);
+                check_owners(&opened.volume.stack(), WINDOW_SECTORS);
+            };
+            if let Some(why) = failure(check) {
+                let of = trace.len();
+                panic!("seed {seed}, part {part}, cut after {n} of {of} operations, sizes lost: {why}");
+            }
+        }
+    }
+    assert!(shorter > 0, "no file grows");
+    println!("{shorter} disks after a cut");
 }
 
 /// Each flush takes a block of the log, so that a few thousand fill its halves: both get closed and used again.
@@ -483,7 +517,7 @@ fn a_cut_beside_a_full_half_leaves_a_prefix_too() {
         }
         let trace = script.machine.take_trace();
         places.sort_unstable();
-        states += sweep(seed, &start, &trace, &script.oracle, &places);
+        states += sweep(seed, &start, &trace, &script.oracle, &places, full);
     }
     println!("{states} disks after a cut");
 }
@@ -539,7 +573,9 @@ fn a_half_closed_twice_loses_nothing() {
         let (mut again, second) = recover(&state.machine());
         for m in 0..=second.len() {
             for cut in [Cut::None, Cut::All, Cut::Subset] {
-                recover(&again.after(cut, &mut random));
+                let left = again.after(cut, &mut random);
+                let of = (first.len(), second.len());
+                named(|| format!("cut after {n}, then {m}, of {of:?}, {cut:?}"), || recover(&left));
             }
             second.get(m).into_iter().for_each(|event| again.apply(event));
         }

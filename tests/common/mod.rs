@@ -6,6 +6,7 @@ pub mod pages;
 pub mod shelf;
 pub mod shrink;
 pub mod sim;
+pub mod slots;
 
 /// A small, fast, seeded random source: the same everywhere, so that a printed seed replays.
 #[derive(Clone)]
