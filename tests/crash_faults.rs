@@ -639,7 +639,8 @@ fn lie_about_a_read(steps: &[Step], fault: Fault, seen: &Seen) -> bool {
     if !run.machine.fault_fired() {
         return false;
     }
-    // An opening gives up what a page that can't be read says, and writes that down: an error, from then on.
+    // An opening gives up the span of a page that can't be read, since what the log says of it has nowhere to go, and what the page
+    // said must not come back beside that: an error, from then on.
     let gives_up = fault.for_ever && run.machine.lied_of(".map");
     if opened || !gives_up {
         run.check_lied(&run.shelf_on(&run.machine), run.flushed, seen);
@@ -658,7 +659,8 @@ fn lie_about_a_read(steps: &[Step], fault: Fault, seen: &Seen) -> bool {
 }
 
 /// Whatever is read wrong, once or as long as it stands there: live answers are right or an error, and nothing that follows from it
-/// is made durable, so that everything flushed is there when the disk reads right again.
+/// is made durable, so that everything flushed is there when the disk reads right again. Openings remember here how far each layer
+/// was: without that a recovery that reads the log's end wrong takes it for a cut, and writes that down.
 #[test]
 fn what_reads_wrong_is_never_made_durable() {
     let (seeds, _) = seeds(1);
