@@ -203,6 +203,19 @@ impl World {
         fs::read_dir(self.path("r/layers")).unwrap().count()
     }
 
+    /// What the file system gave to all layers' sectors and maps: their files without the logs, which come and go by themselves.
+    pub fn sectors_stored(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let layers = fs::read_dir(self.path("r/layers")).unwrap().map(|entry| entry.unwrap().path());
+        // A layer may go while it is looked at.
+        let taken = |path: PathBuf| fs::metadata(path).map_or(0, |found| found.blocks() * 512);
+        let of = |layer: PathBuf| {
+            let files = taken(layer.join("data")) + taken(layer.join("map"));
+            files.saturating_sub(data_below(&layer.join("data"), SLOTS))
+        };
+        layers.map(of).sum()
+    }
+
     /// The process that serves the region read-write.
     #[track_caller]
     pub fn server(&self) -> i32 {
@@ -326,6 +339,23 @@ impl Drop for World {
             assert!(clean, "left: {:?} {:?} {:?}", self.loops(), self.mounts(), self.processes());
         }
     }
+}
+
+/// Where the sectors of a layer's `data` begin.
+const SLOTS: u64 = 64 << 20;
+
+/// The bytes below a place of a file that are no holes.
+fn data_below(path: &Path, end: u64) -> u64 {
+    use rustix::fs::{SeekFrom, seek};
+    let Ok(file) = File::open(path) else { return 0 };
+    let (mut at, mut bytes) = (0, 0);
+    while let Ok(begin) = seek(&file, SeekFrom::Data(at))
+        && begin < end
+    {
+        at = seek(&file, SeekFrom::Hole(begin)).unwrap().min(end);
+        bytes += at - begin;
+    }
+    bytes
 }
 
 /// A file system, mostly on a loop device, unmounted when dropped.
