@@ -111,6 +111,33 @@ fn a_flipped_sector_is_named_and_the_rest_reads() {
     assert_eq!(errno(write_at(&world.file("other"), 100, b"fine")), 0);
 }
 
+/// Through the snapshot's own file, and through the volume above it: each says who it is, once.
+#[test]
+fn a_flipped_sector_of_a_snapshot_is_named() {
+    let world = written();
+    let snapshot = world.snapshot("web", "s1");
+    let layer = world.snapshot_layer("s1");
+    flip(&layer.join("data"), SLOTS + 5 * SECTOR as u64 + 77);
+    world.mount();
+    let volume = world.json(&["volume", "show", "web"])["id"].as_str().unwrap().to_owned();
+    let of_layer = format!("in layer {}", layer.file_name().unwrap().to_str().unwrap());
+    for (path, id) in [(world.snapshot_file("s1"), &snapshot), (world.file("web"), &volume)] {
+        let file = fs::File::open(&path).unwrap();
+        let mut sector = [0; SECTOR];
+        for _ in 0..3 {
+            assert_eq!(errno(file.read_exact_at(&mut sector, 5 * SECTOR as u64)), libc::EIO);
+        }
+        let log = world.log();
+        let told: Vec<_> = log.lines().filter(|line| line.contains(id.as_str())).collect();
+        assert_eq!(told.len(), 1, "{log}");
+        for word in [" ERROR ", "sector 5 is damaged", &of_layer] {
+            assert!(told[0].contains(word), "{word}: {log}");
+        }
+        assert_eq!(lost(&path, 1), 1);
+    }
+    serves_other(&world);
+}
+
 #[test]
 fn a_flipped_sector_under_a_partial_write() {
     let world = written();
