@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tamper::{Rule, can_tamper};
-use world::{MIB, SECTOR, World, is_gone, is_root, must, pattern, read_at, within, write_at};
+use world::{MIB, OnDisk, SECTOR, World, is_gone, is_root, must, pattern, read_at, within, write_at};
 
 fn cuts() -> Option<u64> {
     std::env::var("TERRANE_CUTS").ok().map(|n| n.parse().expect("a number of cuts"))
@@ -114,7 +114,35 @@ fn check_prefix(disk: &[u8], before: &[u64], done: &Written, first: u64, least: 
     held
 }
 
-/// A file system over an image, and a region on it; the cut is the file system's own.
+/// A file system over an image, and a region on it with a volume `web`.
+fn region_on_image(world: &World, mkfs: &[&str]) -> (String, OnDisk) {
+    let image = world.at("image");
+    fs::File::create(&image).unwrap().set_len(700 << 20).unwrap();
+    must(mkfs[0], &[&mkfs[1..], &[image.as_str()]].concat());
+    let device = must("losetup", &["-f", "--show", &image]);
+    let disk = OnDisk::new(&device, world.path("r"));
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    world.volume("web", "64M");
+    must("sync", &["-f", &world.at("r")]);
+    (device, disk)
+}
+
+/// The file system is cut, as by a loss of power.
+fn cut(world: &World) {
+    must("xfs_io", &["-x", "-c", "shutdown", &world.at("r")]);
+}
+
+/// Kills who served a region whose file system was cut; that is mounted anew.
+fn after_cut(world: &World, server: i32, disk: OnDisk, device: &str) -> OnDisk {
+    let pid = rustix::process::Pid::from_raw(server).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert!(within(20, || is_gone(server)), "the killed server stays");
+    must("umount", &["-l", &world.mnt()]);
+    drop(disk);
+    OnDisk::new(device, world.path("r"))
+}
+
+/// A region on a file system of its own, which is cut.
 fn cut_a_file_system(kind: &str, mkfs: &[&str]) {
     if !is_root() {
         return;
@@ -122,14 +150,7 @@ fn cut_a_file_system(kind: &str, mkfs: &[&str]) {
     let times = cuts().unwrap_or(3);
     let mut world = World::bare(None);
     world.expect_disorder();
-    let image = world.at("image");
-    fs::File::create(&image).unwrap().set_len(700 << 20).unwrap();
-    must(mkfs[0], &[&mkfs[1..], &[image.as_str()]].concat());
-    let device = must("losetup", &["-f", "--show", &image]);
-    let mut disk = Some(world::OnDisk::new(&device, world.path("r")));
-    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
-    world.volume("web", "64M");
-    must("sync", &["-f", &world.at("r")]);
+    let (device, mut disk) = region_on_image(&world, mkfs);
     let (mut held, mut first, mut snapshots) = (vec![0; SECTORS as usize], 1, 0);
     for turn in 0..times {
         world.mount();
@@ -142,20 +163,12 @@ fn cut_a_file_system(kind: &str, mkfs: &[&str]) {
             std::thread::sleep(Duration::from_millis(30 + turn * 37 % 400));
             let taken = (turn % 3 == 1).then(|| snapshot_beside(&world, &progress, format!("s{turn}")));
             progress.cutting.store(true, Ordering::SeqCst);
-            must("xfs_io", &["-x", "-c", "shutdown", &world.at("r")]);
+            cut(&world);
             progress.stop.store(true, Ordering::Release);
             (writer.join().unwrap(), taken)
         });
         drop(file);
-        rustix::process::kill_process(
-            rustix::process::Pid::from_raw(server).unwrap(),
-            rustix::process::Signal::KILL,
-        )
-        .unwrap();
-        assert!(within(20, || is_gone(server)), "the killed server stays");
-        must("umount", &["-l", &world.mnt()]);
-        drop(disk.take());
-        disk = Some(world::OnDisk::new(&device, world.path("r")));
+        disk = after_cut(&world, server, disk, &device);
         world.ok(&["region", "check"]);
         world.mount();
         let what = format!("{kind}, cut {turn}");
@@ -192,6 +205,38 @@ fn a_cut_of_ext4_leaves_a_prefix() {
 #[test]
 fn a_cut_of_xfs_leaves_a_prefix() {
     cut_a_file_system("xfs", &["mkfs.xfs", "-q", "-f"]);
+}
+
+/// Nobody flushes, and after a while what was answered is durable all the same.
+#[test]
+fn what_nobody_flushes_is_durable_after_a_while() {
+    if !is_root() {
+        return;
+    }
+    let mut world = World::bare(None);
+    world.expect_disorder();
+    let (device, disk) = region_on_image(&world, &["mkfs.ext4", "-q", "-F"]);
+    world.mount();
+    let (file, server) = (world::writable(&world.file("web")).unwrap(), world.server());
+    let is_flushed = || {
+        let output = world.run(&["status", "--region", "here", "--output", "json"]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        told["regions"][0]["mount"]["live"][0]["unflushed_bytes"] == 0
+    };
+    // A flush counts from its beginning on: the second begins when the first has ended.
+    for (at, len) in [(0, 3 * MIB), (8 * MIB, MIB)] {
+        file.write_all_at(&pattern(len as usize, at), at).unwrap();
+        assert!(within(60, is_flushed), "nothing flushes by itself");
+    }
+    cut(&world);
+    drop(file);
+    let disk = after_cut(&world, server, disk, &device);
+    world.mount();
+    let found = read_at(&world.file("web"), 0, 3 << 20).unwrap();
+    assert!(found == pattern(3 << 20, 0), "what was said to be flushed is gone");
+    world.unmount();
+    drop(disk);
+    must("losetup", &["-d", &device]);
 }
 
 /// Everything by which a command changes files.

@@ -233,6 +233,24 @@ fn an_idle_volume_gives_its_space_back() {
     assert!(given >= 1024, "{given} of 1024 slots are holes");
 }
 
+/// Much that nobody flushes is flushed at the keeper's next look, and not after its time alone.
+#[test]
+fn much_that_is_not_flushed_is_flushed() {
+    const MOST: u64 = 256 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let shelf = Shelf::new(Place::Folder(folder.path().into()), 2 * MOST, Cipher::XtsAes256);
+    let open = OpenVolume::new(shelf.open().unwrap());
+    let bytes = vec![1; 1 << 20];
+    let mut most = 0;
+    for at in (0..MOST + MOST / 4).step_by(bytes.len()) {
+        open.disk.write(at, &bytes).unwrap();
+        open.wrote(bytes.len() as u64);
+        open.attend().unwrap();
+        most = most.max(open.disk.active().unflushed_bytes());
+    }
+    assert!(most < MOST, "{most} bytes were not flushed");
+}
+
 /// Writers of neighbouring bytes, flushes and seals at once: each writer's bytes are its last.
 #[test]
 fn concurrent_writers_do_not_lose_neighbours() {
