@@ -9,9 +9,11 @@ mod world;
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use world::{MIB, OnDisk, SECTOR, World, is_root, must, pattern, read_at, tool, write_at};
+use world::{MIB, OnDisk, SECTOR, World, is_root, must, pattern, read_at, tool, within, write_at};
 
 /// How much longer than in the gate.
 fn times() -> u64 {
@@ -252,6 +254,35 @@ fn badblocks_finds_none() {
     );
 }
 
+/// stress-ng, which writes files of a file system and verifies them.
+fn stress(world: &World, more: &[&str]) -> Command {
+    let mut stress = Command::new("stress-ng");
+    stress
+        .args(["--hdd", "1", "--hdd-bytes", "8m", "--verify", "-q", "--temp-path", &world.at("fs")])
+        .args(more);
+    stress.stdin(Stdio::null());
+    stress
+}
+
+/// Kills the server while stress-ng writes past the cache; then all of stress-ng.
+fn kill_amid_writes(world: &World, device: &str) {
+    let stat = Path::new("/sys/block").join(device.trim_start_matches("/dev/")).join("stat");
+    let written = || -> u64 {
+        let stat = fs::read_to_string(&stat).unwrap();
+        stat.split_whitespace().nth(6).unwrap().parse().unwrap()
+    };
+    let before = written();
+    let mut load = stress(world, &["--hdd-opts", "direct", "--timeout", "120"]);
+    let mut load = load.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let is_writing = within(30, || written() > before + MIB / 512);
+    let goes_on = load.try_wait().unwrap().is_none();
+    world.kill_server();
+    let group = rustix::process::Pid::from_child(&load);
+    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    load.wait().unwrap();
+    assert!(is_writing && goes_on, "stress-ng was not writing: {is_writing}, {goes_on}");
+}
+
 /// File systems under load whose server is killed: their own checkers repair by the journal alone, and what was synced is there.
 fn killed_under(mkfs: &[&str], size: &str, check: &[&str]) {
     if !is_root() {
@@ -270,25 +301,14 @@ fn killed_under(mkfs: &[&str], size: &str, check: &[&str]) {
         let synced = pattern(3 << 20, round);
         fs::write(world.path("fs/synced"), &synced).unwrap();
         must("sync", &["-f", &world.at("fs")]);
-        let load = [
-            "--hdd",
-            "1",
-            "--hdd-bytes",
-            "8m",
-            "--temp-path",
-            &world.at("fs"),
-            "--verify",
-            "--timeout",
-            "1",
-            "-q",
-        ];
-        must("stress-ng", &load);
+        let verified = stress(&world, &["--timeout", "1"]).output().unwrap();
+        assert!(verified.status.success(), "{verified:?}");
         fs::write(world.path("fs/not-synced"), pattern(2 << 20, round + 100)).unwrap();
-        world.kill_server();
+        kill_amid_writes(&world, &device);
         must("umount", &["-l", disk.0.to_str().unwrap()]);
         std::mem::forget(disk);
         let _ = tool("losetup", &["-d", &device]);
-        assert!(world::within(30, || world.loops().is_empty()), "{:?}", world.loops());
+        assert!(within(30, || world.loops().is_empty()), "{:?}", world.loops());
         world.mount_again();
         let device = world.ok(&["attach", "web"]);
         // Mounting replays the journal; then nothing is left to repair.

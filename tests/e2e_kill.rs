@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use world::{MIB, Running, SECTOR, World, pattern, read_at, writable, write_at};
 
 /// Sectors a writer goes through.
@@ -34,6 +35,22 @@ fn write_until_death(path: &Path, from: u64, flush: bool, answered: &AtomicU64) 
         }
     }
     flushed
+}
+
+/// The disk is that after one count, of these.
+#[track_caller]
+fn check_moment(disk: &[u8], least: u64, most: u64) {
+    let count = |sector: &[u8]| u64::from_le_bytes(sector[..8].try_into().unwrap());
+    let places = || disk[..PLACES as usize * SECTOR].chunks_exact(SECTOR).enumerate();
+    let newest = places().map(|(_, sector)| count(sector)).max().unwrap();
+    assert!((least..=most).contains(&newest), "it holds count {newest}, not one of {least} to {most}");
+    for (place, sector) in places() {
+        let expected = newest.saturating_sub((newest + PLACES - place as u64) % PLACES);
+        assert!(
+            sector == expected.to_le_bytes().repeat(SECTOR / 8),
+            "place {place} is not of count {newest}"
+        );
+    }
 }
 
 /// Every place holds the newest count that was answered for it, or the one that was under way.
@@ -65,6 +82,8 @@ fn answered_writes_survive() {
     write_at(&world.file("idle"), 0, &pattern(MIB as usize, 1)).unwrap();
     world.snapshot("idle", "quiet");
     let mut count = 0;
+    // Of each round's snapshot: the counts that it may be of, and the sum of all of it when it was first read.
+    let (mut moments, mut sums) = (Vec::new(), Vec::new());
     for round in 0..6u64 {
         let file = format!("--filename={}", path.display());
         let options =
@@ -78,7 +97,10 @@ fn answered_writes_survive() {
         let flushed = std::thread::scope(|scope| {
             let writer = scope.spawn(|| write_until_death(&path, count, round % 2 == 0, &answered));
             std::thread::sleep(Duration::from_millis(300 + 170 * round));
+            let least = answered.load(Ordering::Acquire);
             world.snapshot("web", &format!("round{round}"));
+            // One more may be written and not answered.
+            moments.push((least, answered.load(Ordering::Acquire) + 1));
             std::thread::sleep(Duration::from_millis(100));
             world.kill_server();
             writer.join().unwrap()
@@ -107,8 +129,14 @@ fn answered_writes_survive() {
         world.mount_again();
         count = check_places(&path, answered);
         assert!(read_at(&world.snapshot_file("quiet"), 0, MIB as usize).unwrap() == pattern(MIB as usize, 1));
-        for earlier in 0..=round {
-            read_at(&world.snapshot_file(&format!("round{earlier}")), 0, 64 << 20).unwrap();
+        for (earlier, (least, most)) in moments.iter().enumerate() {
+            let found = read_at(&world.snapshot_file(&format!("round{earlier}")), 0, 64 << 20).unwrap();
+            check_moment(&found, *least, *most);
+            let sum: [u8; 32] = Sha256::digest(&found).into();
+            match sums.get(earlier) {
+                None => sums.push(sum),
+                Some(first) => assert!(sum == *first, "snapshot round{earlier} has changed in round {round}"),
+            }
         }
     }
     assert_eq!(world.problems(), Vec::<String>::new());
