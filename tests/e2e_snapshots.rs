@@ -6,8 +6,9 @@ mod world;
 
 use std::fs;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use world::{MIB, Running, SECTOR, World, errno, must, pattern, read_at, write_at};
+use world::{MIB, Running, SECTOR, World, errno, must, pattern, read_at, within, write_at};
 
 #[track_caller]
 fn holds(world: &World, snapshot: &str, seed: u64) {
@@ -83,26 +84,31 @@ fn a_group_is_one_moment() {
     let volumes = ["va", "vb", "vc"];
     volumes.iter().for_each(|name| drop(world.volume(name, "4M")));
     world.mount();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let (stop, world) = (&stop, &world);
+        let (stop, written, world) = (&stop, &written, &world);
         scope.spawn(move || {
             let files: Vec<_> =
                 volumes.iter().map(|name| world::writable(&world.file(name)).unwrap()).collect();
             let mut count = 0u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 count += 1;
                 for file in &files {
                     std::os::unix::fs::FileExt::write_all_at(file, &count.to_le_bytes(), 512).unwrap();
                 }
+                written.store(count, Ordering::Release);
             }
         });
         for n in 0..ROUNDS {
+            // One count may be under way: the second is of after the last group.
+            let before = written.load(Ordering::Acquire);
+            assert!(within(20, || written.load(Ordering::Acquire) >= before + 2), "the writer stands still");
             let ids = world.ok(&["snapshot", "create", "va", "vb", "vc", "--name", &format!("g{n}")]);
             assert_eq!(ids.lines().count(), 3);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
+    let mut last = 0;
     for n in 0..ROUNDS {
         let value = |name| {
             let bytes = read_at(&world.snapshot_file(&format!("g{n}-{name}")), 512, 8).unwrap();
@@ -110,6 +116,8 @@ fn a_group_is_one_moment() {
         };
         let (a, b, c) = (value("va"), value("vb"), value("vc"));
         assert!(a >= b && b >= c && a - c <= 1, "group {n}: {a} {b} {c}");
+        assert!(c > last, "group {n}: {c} is not later than {last}, of the group before");
+        last = a;
         let group = world.json(&["snapshot", "show", &format!("g{n}-va")])["group_id"].clone();
         assert!(group.as_str().unwrap().starts_with("grp-"));
         assert_eq!(group, world.json(&["snapshot", "show", &format!("g{n}-vc")])["group_id"]);
