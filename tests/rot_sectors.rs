@@ -180,6 +180,82 @@ fn sectors_of_a_plain_layer_in_each_way() {
     each_sector_in_each_way(true, Cipher::Plain, 8);
 }
 
+/// A disk of two layers, the lower one sealed: of each of its sectors both have other bytes, in the same slot.
+struct TwoLayers {
+    cipher: Cipher,
+    state: State,
+    layers: [Arc<Layer>; 2],
+    contents: [Vec<u8>; 2],
+}
+
+impl TwoLayers {
+    const SECTORS: u64 = 64;
+
+    fn new(cipher: Cipher) -> Self {
+        let machine = Machine::new();
+        let shelf = shelf_on(&machine, cipher);
+        let volume = shelf.open().unwrap();
+        let contents = [1, 2].map(|seed| {
+            let mut content = vec![0; Self::SECTORS as usize * SECTOR_LEN];
+            Random::new(seed).fill(&mut content);
+            volume.write(0, &content).unwrap();
+            if seed == 1 {
+                shelf.seal(&volume).unwrap();
+                shelf.finish_seals(&volume).unwrap();
+            }
+            content
+        });
+        volume.active().close().unwrap();
+        let layers = [volume.stack().chain.layers()[0].clone(), volume.active()];
+        Self { cipher, state: machine.state(), layers, contents }
+    }
+
+    /// The file and the place in it of a sector's bytes.
+    fn place(&self, layer: usize, sector: u64) -> (String, u64) {
+        let layer = &self.layers[layer];
+        let slot = layer.entry(SectorNo(sector)).unwrap().slot().expect("it was written");
+        (format!("{}.data", layer.id()), slot_offset(slot))
+    }
+
+    /// The bytes of a sector moved from layer to layer; which sectors of each are damaged then. The others read right.
+    fn damaged(&self, sector: u64, moves: &[(usize, usize)]) -> [Vec<u64>; 2] {
+        let machine = self.state.machine();
+        for (from, to) in moves {
+            let ((source, at), (target, there)) = (self.place(*from, sector), self.place(*to, sector));
+            machine.poke(&target, there, &self.state.machine().peek(&source, at, SECTOR_LEN));
+        }
+        let shelf = shelf_on(&machine, self.cipher);
+        let volume = shelf.open().expect("a slot is no reason to refuse a layer");
+        let disks = [Arc::new(shelf.snapshot(&volume, 0)), volume.stack()];
+        [0, 1].map(|of| {
+            let mut bytes = [0xaa; SECTOR_LEN];
+            let right = |sector: u64| &self.contents[of][sector as usize * SECTOR_LEN..][..SECTOR_LEN];
+            let is_bad = |sector: &u64| match disks[of].read(sector * 4096, &mut bytes) {
+                Ok(()) => {
+                    assert!(bytes == right(*sector), "sector {sector} of layer {of} reads wrong: {moves:?}");
+                    false
+                }
+                Err(e) => e.is_corruption(),
+            };
+            (0..Self::SECTORS).filter(is_bad).collect()
+        })
+    }
+}
+
+/// The bytes of one layer's sector in the other's place, either way, or both exchanged.
+#[test]
+fn sectors_moved_between_layers_are_told() {
+    for cipher in [Cipher::XtsAes256, Cipher::Plain] {
+        let disk = TwoLayers::new(cipher);
+        for sector in 0..TwoLayers::SECTORS {
+            assert_eq!(disk.place(0, sector).1, disk.place(1, sector).1);
+            assert_eq!(disk.damaged(sector, &[(0, 1)]), [vec![], vec![sector]]);
+            assert_eq!(disk.damaged(sector, &[(1, 0)]), [vec![sector], vec![]]);
+            assert_eq!(disk.damaged(sector, &[(0, 1), (1, 0)]), [vec![sector], vec![sector]]);
+        }
+    }
+}
+
 /// Parts of a layer's files: superblock 0, superblock 1, the log's halves, slots, map.
 const PARTS: [&str; 6] = ["superblock 0", "superblock 1", "log half 0", "log half 1", "slots", "map"];
 
