@@ -13,7 +13,7 @@ use std::path::Path;
 
 use bad_region::*;
 use hostile::{chmod, make_pipe};
-use world::{pattern, write_at};
+use world::{World, pattern, read_at, within, write_at};
 
 #[test]
 fn catalog_files() {
@@ -196,6 +196,57 @@ fn catalog_files() {
             words: &["layer"],
         },
     ]);
+}
+
+/// The commits of a killed mount that only the catalog's log has are taken away, and with them the rows of snapshots: the volume's layer is
+/// of a moment that its row does not know, so it is refused and told of. A repair has all of the volume, and a snapshot whose layer had
+/// its row there too.
+#[test]
+fn a_live_log_of_the_catalog_that_is_removed() {
+    for gone in [&["catalog.db-wal"][..], &["catalog.db-wal", "catalog.db-shm"]] {
+        let mut world = World::new();
+        world.expect_disorder();
+        world.volume("web", "8M");
+        world.mount();
+        let has = |path: &Path, seed| read_at(path, 0, 64 << 10).unwrap() == pattern(64 << 10, seed);
+        for seed in 1..4 {
+            write_at(&world.file("web"), 0, &pattern(64 << 10, seed)).unwrap();
+            if seed < 3 {
+                let name = format!("s{seed}");
+                world.snapshot("web", &name);
+                let is_sealed =
+                    || world.json(&["snapshot", "show", &name])["stored_bytes"].as_u64() > Some(0);
+                assert!(within(20, is_sealed), "the seal of {name} is not finished");
+            }
+        }
+        world.kill_server();
+        assert!(
+            fs::metadata(world.path("r/catalog.db-wal")).unwrap().len() > 4096,
+            "no commit is in the log"
+        );
+        gone.iter().for_each(|name| remove(&world.path("r").join(name)));
+        world.unmount();
+
+        let checked = world.run(CHECK);
+        let told = String::from_utf8_lossy(&checked.stdout);
+        assert_eq!(checked.status.code(), Some(6), "{told}");
+        assert!(told.contains("a header of the moment") && told.contains("volume web"), "{told}");
+        world.mount();
+        assert_eq!(world.json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
+        assert_eq!(File::open(world.file("web")).unwrap_err().raw_os_error(), Some(libc::EIO));
+        assert!(world.log().contains("a header of the moment"), "{}", world.log());
+        world.unmount();
+
+        world.ok(&["region", "check", "--repair", "--yes"]);
+        world.ok(CHECK);
+        let snapshots = world.json(&["snapshot", "list"]);
+        let names: Vec<_> =
+            snapshots.as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+        world.mount();
+        assert!(has(&world.file("web"), 3), "the volume");
+        assert!(names.iter().any(|name| has(&world.snapshot_file(name), 2)), "the later snapshot");
+        world.unmount();
+    }
 }
 
 /// A rollback journal that a power cut might have left of a transaction over several databases, the journal of which is said to
