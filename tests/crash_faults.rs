@@ -146,9 +146,8 @@ impl Run {
 
     fn all_is_flushed(&mut self) {
         self.flushed = self.states.len() - 1;
-        let stack = self.volume.stack();
-        let layers = stack.chain.layers().iter().chain(&stack.active);
-        self.anchors = layers.map(|layer| (layer.id(), layer.anchor())).collect();
+        let active = self.volume.active();
+        self.anchors = Anchors::from([(active.id(), active.anchor())]);
     }
 
     fn fold(&mut self) -> Result<(), VolumeError> {

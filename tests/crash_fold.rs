@@ -13,7 +13,7 @@ use std::sync::Arc;
 use common::shelf::{Place, Shelf};
 use common::shrink::named;
 use common::sim::{CUTS, Cut, Event, Machine, State};
-use common::slots::{check_free, check_owners};
+use common::slots::{check_free, check_owners, check_sealed};
 use common::{Random, seeds};
 use terrane::catalog::FoldWay;
 use terrane::crypto::Cipher;
@@ -142,6 +142,7 @@ impl Folded {
             let volume = shelf.open().expect("a volume opens after a fold");
             assert!(window_of(&volume.stack()) == held, "the disk changed when it was opened after the fold");
             check_free(&machine, &volume.active());
+            check_sealed(&machine, &volume.stack());
         }
         2
     }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use common::shelf::{Place, Shelf};
 use common::shrink::{failure, named, run_or_shrink};
 use common::sim::{CUTS, Cut, Event, Machine, State};
-use common::slots::{check_free, check_owners};
+use common::slots::{check_free, check_owners, check_sealed};
 use common::{Random, seeds};
 use terrane::crypto::Cipher;
 use terrane::layer::Layer;
@@ -368,6 +368,7 @@ impl Sweep<'_> {
         let check = || {
             check_owners(&stack, WINDOW_SECTORS);
             check_free(&machine, &again.volume.active());
+            check_sealed(&machine, &stack);
         };
         if let Some(why) = failure(check) {
             panic!("after {writes} writes and a second cut, {cut:?}: {why}");

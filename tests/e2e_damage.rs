@@ -121,14 +121,16 @@ fn a_flipped_sector_of_a_snapshot_is_named() {
     world.mount();
     let volume = world.json(&["volume", "show", "web"])["id"].as_str().unwrap().to_owned();
     let of_layer = format!("in layer {}", layer.file_name().unwrap().to_str().unwrap());
-    for (path, id) in [(world.snapshot_file("s1"), &snapshot), (world.file("web"), &volume)] {
+    let of_snapshot = format!("snapshot {snapshot} of volume {volume}: ");
+    let of_volume = format!("ERROR volume {volume}: ");
+    for (path, who) in [(world.snapshot_file("s1"), &of_snapshot), (world.file("web"), &of_volume)] {
         let file = fs::File::open(&path).unwrap();
         let mut sector = [0; SECTOR];
         for _ in 0..3 {
             assert_eq!(errno(file.read_exact_at(&mut sector, 5 * SECTOR as u64)), libc::EIO);
         }
         let log = world.log();
-        let told: Vec<_> = log.lines().filter(|line| line.contains(id.as_str())).collect();
+        let told: Vec<_> = log.lines().filter(|line| line.contains(who.as_str())).collect();
         assert_eq!(told.len(), 1, "{log}");
         for word in [" ERROR ", "sector 5 is damaged", &of_layer] {
             assert!(told[0].contains(word), "{word}: {log}");

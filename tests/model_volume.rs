@@ -236,7 +236,7 @@ fn an_idle_volume_gives_its_space_back() {
 /// Much that nobody flushes is flushed at the keeper's next look, and not after its time alone.
 #[test]
 fn much_that_is_not_flushed_is_flushed() {
-    const MOST: u64 = 256 << 20;
+    const MOST: u64 = 64 << 20;
     let folder = tempfile::tempdir().unwrap();
     let shelf = Shelf::new(Place::Folder(folder.path().into()), 2 * MOST, Cipher::XtsAes256);
     let open = OpenVolume::new(shelf.open().unwrap());

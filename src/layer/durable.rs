@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, HALF_BYTES, SLOTS_OFFSET, Superblock};
+use super::bytes::{BARE_RECORD_LEN, FLAG_CLEAN, HALF_BYTES, SLOTS_OFFSET, Superblock, slot_offset};
 use super::engine::Layer;
 use super::error::{LayerError, Result, no_space_or};
 use super::log::{Log, half_offset};
@@ -359,15 +359,33 @@ impl Layer {
     }
 
     /// The seal of a layer that was [opened again](Layer::reopen): only what the fold itself has freed is given back. To look for
-    /// more would read the whole map, however little was folded.
+    /// more would read the whole map, however little was folded; that is done after a fold that was cut, since what it had freed
+    /// until then is not known.
     pub fn finish_fold(&self) -> Result<SealedMark> {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
-            self.punch(&self.slots.take_all_punchable());
-            self.sync_holes();
+            match self.unpunched.swap(false, Ordering::AcqRel) {
+                true => self.punch_sealed(&|| ()),
+                false => {
+                    self.punch(&self.slots.take_all_punchable());
+                    self.sync_holes();
+                }
+            }
             self.release_log();
         }
         Ok(mark)
+    }
+
+    /// What lies behind the highest slot that any durable word names, after a cut: slots written ahead, and writes that were lost.
+    pub(super) fn punch_beyond(&self) {
+        let from = slot_offset(SlotNo(self.slots.high()));
+        let punched = self.data.len().and_then(|len| match len > from {
+            true => self.data.punch(from, len - from),
+            false => Ok(()),
+        });
+        if let Err(e) = punched {
+            tracing::warn!(layer = %self.id, error = %e, "space of writes that a cut took is kept");
+        }
     }
 
     /// Best effort: what is not given back costs space only.

@@ -645,14 +645,15 @@ impl Layer {
         let min = self.slots.punchable_min();
         while goes_on() {
             let runs = self.slots.take_punchable(min, PUNCHES_AT_ONCE);
-            if runs.is_empty() {
+            // What was refused once is free as before, and not asked for again and again.
+            if runs.is_empty() || !self.punch(&runs) {
                 return;
             }
-            self.punch(&runs);
         }
     }
 
-    pub(super) fn punch(&self, runs: &[std::ops::Range<u64>]) {
+    /// Whether all of them are holes now.
+    pub(super) fn punch(&self, runs: &[std::ops::Range<u64>]) -> bool {
         let mut holes = Vec::with_capacity(runs.len());
         for run in runs {
             let len = (run.end - run.start) * SECTOR_BYTES;
@@ -665,6 +666,7 @@ impl Layer {
             }
         }
         self.slots.punched(&holes);
+        holes.len() == runs.len()
     }
 
     /// Free slots: (backed, holes), and the number no slot has reached.

@@ -107,10 +107,12 @@ impl Layer {
             // Sealed by a process that was ended before it had given all free slots back.
             layer.slots.raise(slots_high);
             layer.unpunched.store(true, std::sync::atomic::Ordering::Release);
+            layer.punch_beyond();
             return Ok(layer);
         };
         // 7, 8.
         layer.install_list(&list)?;
+        layer.punch_beyond();
         Ok(layer)
     }
 

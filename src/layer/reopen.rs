@@ -25,7 +25,10 @@ impl Layer {
         let (sb, _) = layer.superblock.lock().clone();
         if !sb.is_sealed() {
             return match layer.size_bytes() == size_bytes {
-                true => Ok(layer),
+                true => {
+                    layer.unpunched.store(true, Ordering::Release);
+                    Ok(layer)
+                }
                 false => Err(LayerError::corrupted(
                     format!("layer {} in a fold", layer.id()),
                     format!("{size_bytes} bytes"),

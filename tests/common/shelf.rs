@@ -169,12 +169,7 @@ impl Shelf {
     }
 
     fn recover_sealed(&self, number: usize, id: LayerId) -> Result<Arc<Layer>, LayerError> {
-        let layer = self.recover(id)?;
-        if !layer.is_ended() {
-            let what = format!("layer {id}, which was committed as sealed,");
-            let (expected, found) = ("an end of its log".into(), "none".into());
-            return Err(LayerError::Corrupted { what, expected, found });
-        }
+        let layer = Layer::recover_ended(self.parts(id), None)?;
         self.finish(number, &layer)?;
         Ok(Arc::new(layer))
     }
