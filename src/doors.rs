@@ -6,6 +6,8 @@ use std::path::Path;
 
 use crate::copy::words;
 use crate::crypto::Prf;
+use crate::ids::{RegionId, VolumeId};
+use crate::region::{Anchors, Config, MachineClock};
 use crate::volume::{Answer, Order, Owner};
 
 /// `region.toml`; what was taken is written and taken again.
@@ -71,4 +73,32 @@ pub fn layers_owner(text: &str) -> bool {
     let owner = Owner::parse(text);
     assert_eq!(Owner::parse(&owner.to_text()), owner, "what we write we read");
     owner.pid != 0
+}
+
+/// What a machine keeps beside its root keys, in `dir`: the entry of a region, the anchors of its catalog and of a volume, what is
+/// remembered of the clock. As which of them the bytes were taken.
+pub fn machine_files(dir: &Path, bytes: &[u8]) -> [bool; 4] {
+    let config = Config::at(dir).expect("a path");
+    let region: RegionId = "000102030405060708090a0b0c0d0e0f".parse().expect("an id");
+    let volume: VolumeId = "vol-00000000000000001".parse().expect("an id");
+    let (anchors, clock) = (Anchors::new(&config, region, true), MachineClock::new(&config));
+    let folder = dir.join("anchors").join(region.to_string());
+    let entry = dir.join("regions").join(format!("{region}.toml"));
+    for path in [&entry, &folder.join("catalog"), &folder.join(volume.to_string()), &dir.join("clock")] {
+        std::fs::write(path, bytes).expect("the folders are there");
+    }
+    let taken = anchors.volume(volume);
+    if let Ok(Some(anchor)) = &taken {
+        anchors.set_volume(volume, anchor).expect("what was read is written");
+        assert_eq!(anchors.volume(volume).ok().flatten().as_ref(), Some(anchor));
+    }
+    let is_remembered = clock.doubt().is_ok();
+    assert_eq!(clock.behind().is_ok(), is_remembered);
+    clock.certain();
+    [
+        matches!(config.entry(region), Ok(Some(_))),
+        anchors.check_catalog("here", 7).is_ok(),
+        taken.is_ok(),
+        is_remembered,
+    ]
 }

@@ -115,4 +115,4 @@ fn the_fuzzer_has_what_the_targets_use() {
     assert!(used >= 3, "{used}: their imports were not seen");
 }
 
-targets!(superblock log pages header bookmark copy_words owner region_toml key_file control typed envelope proof catalog);
+targets!(superblock log pages header bookmark copy_words owner region_toml key_file machine_files control typed envelope proof catalog);

@@ -237,7 +237,10 @@ impl Filesystem for Requests {
     ) {
         prefer_huge_requests(data);
         let files = self.handles.files();
-        let Some(file) = files.get(handle.0) else { return reply.error(refused(Refusal::UnknownHandle)) };
+        let Some(file) = files.get(handle.0) else {
+            let refusal = self.answer("write", || Err(Refusal::UnknownHandle.into()));
+            return answer_write((reply, refusal));
+        };
         let write = || self.answer("write", || self.files.write(file, offset, data, flags));
         if data.len() > SMALL_WRITE || is_synced(flags) {
             return answer_write((reply, write()));

@@ -313,7 +313,10 @@ impl Layer {
     pub fn finish_seal_beside(&self, between: &dyn Fn()) -> Result<SealedMark> {
         let mark = self.settle_seal()?;
         if self.unpunched.swap(false, Ordering::AcqRel) {
-            self.punch_sealed(between);
+            self.punch_sealed(&mut || {
+                between();
+                true
+            });
         }
         Ok(mark)
     }
@@ -359,21 +362,25 @@ impl Layer {
     }
 
     /// The seal of a layer that was [opened again](Layer::reopen): only what the fold itself has freed is given back. To look for
-    /// more would read the whole map, however little was folded; that is done after a fold that was cut, since what it had freed
-    /// until then is not known.
-    pub fn finish_fold(&self) -> Result<SealedMark> {
+    /// more would read the whole map, however little was folded; that is done where the fold was `resumed`, since what it had freed
+    /// before a cut is not known. None: `goes_on` said no, and the fold is to be resumed.
+    pub fn finish_fold(
+        &self,
+        resumed: bool,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<SealedMark>> {
         let (mark, newly) = self.checkpoint_ended()?;
         if newly {
-            match self.unpunched.swap(false, Ordering::AcqRel) {
-                true => self.punch_sealed(&|| ()),
-                false => {
-                    self.punch(&self.slots.take_all_punchable());
-                    self.sync_holes();
-                }
+            let is_done = match resumed | self.unpunched.swap(false, Ordering::AcqRel) {
+                true => self.punch_sealed(goes_on),
+                false => self.punch_all(goes_on),
+            };
+            if !is_done {
+                return Ok(None);
             }
             self.release_log();
         }
-        Ok(mark)
+        Ok(Some(mark))
     }
 
     /// What lies behind the highest slot that any durable word names, after a cut: slots written ahead, and writes that were lost.
@@ -388,17 +395,24 @@ impl Layer {
         }
     }
 
-    /// Best effort: what is not given back costs space only.
-    fn punch_sealed(&self, between: &dyn Fn()) {
+    /// Best effort: what is not given back costs space only. False: it was told to end.
+    fn punch_sealed(&self, goes_on: &mut dyn FnMut() -> bool) -> bool {
         if let Err(e) = self.learn_free_slots() {
             tracing::warn!(layer = %self.id, error = %e, "free space of a sealed layer is kept");
-            return;
+            return true;
         }
+        self.punch_all(goes_on)
+    }
+
+    fn punch_all(&self, goes_on: &mut dyn FnMut() -> bool) -> bool {
         for runs in self.slots.take_all_punchable().chunks(PUNCHES_AT_ONCE) {
             self.punch(runs);
-            between();
+            if !goes_on() {
+                return false;
+            }
         }
         self.sync_holes();
+        true
     }
 
     /// Holes before the row that says that the seal is finished: nobody looks for them again.

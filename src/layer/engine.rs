@@ -645,14 +645,14 @@ impl Layer {
         let min = self.slots.punchable_min();
         while goes_on() {
             let runs = self.slots.take_punchable(min, PUNCHES_AT_ONCE);
-            // What was refused once is free as before, and not asked for again and again.
+            // What was refused is free as before, and comes first again: where all is, there is no end to it.
             if runs.is_empty() || !self.punch(&runs) {
                 return;
             }
         }
     }
 
-    /// Whether all of them are holes now.
+    /// Whether any of them is a hole now.
     pub(super) fn punch(&self, runs: &[std::ops::Range<u64>]) -> bool {
         let mut holes = Vec::with_capacity(runs.len());
         for run in runs {
@@ -666,7 +666,7 @@ impl Layer {
             }
         }
         self.slots.punched(&holes);
-        holes.len() == runs.len()
+        !holes.is_empty()
     }
 
     /// Free slots: (backed, holes), and the number no slot has reached.

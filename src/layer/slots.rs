@@ -286,8 +286,7 @@ impl Slots {
         if self.inner.lock().is_crowded() { 1 } else { PUNCH_MIN }
     }
 
-    /// Free runs of at least `min` slots to give back to the file system: some `count` of them, fewer only where there are no
-    /// more. They can't be taken until [`Slots::punched`].
+    /// Free runs of at least `min` slots to give back to the file system: `count` of them, fewer only where there are no more. They can't be taken until [`Slots::punched`].
     pub fn take_punchable(&self, min: usize, count: usize) -> Vec<Range<u64>> {
         self.inner.lock().punchable(min, count)
     }
@@ -375,8 +374,14 @@ impl Inner {
             let Some(segment) = self.segments.get_mut(number as usize).and_then(|s| s.as_deref_mut()) else {
                 continue;
             };
-            segment.listed = false;
-            for run in segment.to_punch(min) {
+            let runs = segment.to_punch(min);
+            let now = runs.len().min(count - out.len());
+            // The rest another time.
+            segment.listed = now < runs.len();
+            if segment.listed {
+                self.freed_in.insert(number);
+            }
+            for run in &runs[..now] {
                 let range = number * SEGMENT + run.start as u64..number * SEGMENT + run.end as u64;
                 self.claim(range.clone());
                 out.push(range);
@@ -527,6 +532,25 @@ mod tests {
         let mut out = Vec::new();
         slots.take_small(1, Some(SlotNo(0)), &mut out);
         assert_eq!(out, [SlotNo(7)]);
+    }
+
+    #[test]
+    fn no_more_runs_are_taken_than_were_asked_for() {
+        let slots = Slots::new(0);
+        slots.take_run(1024).unwrap();
+        let freed: Vec<_> = (0..1000).step_by(2).map(SlotNo).collect();
+        slots.give_back(&freed);
+        let mut punched = 0;
+        loop {
+            let runs = slots.take_punchable(1, 16);
+            assert!(runs.len() <= 16);
+            punched += runs.len();
+            slots.punched(&runs);
+            if runs.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((punched, slots.free()), (500, (0, 500)));
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct VolumeAnchor {
 
 /// The anchors of one region.
 #[derive(Clone, Debug)]
-pub(super) struct Anchors {
+pub(crate) struct Anchors {
     dir: PathBuf,
     /// Where nothing is kept: the region is not in the configuration.
     kept: bool,

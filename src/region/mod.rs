@@ -28,6 +28,7 @@ mod passphrase;
 mod rebuild;
 mod root_key;
 
+pub(crate) use anchor::Anchors;
 pub use anchor::VolumeAnchor;
 pub use check::{accept_older, check, missing_layers, unknown_folders};
 pub use clock::Clock;

@@ -241,9 +241,13 @@ impl OpenVolume {
         }
         // A snapshot waits for what is on its way, and so does a flush.
         active.begin_write_back();
-        if active.is_pressed() {
-            active.punch_free();
-        }
+        active.punch_free_while(&|| {
+            // Whatever else is due comes first, and is looked at again soon.
+            let is_due = active.unflushed_bytes() >= UNFLUSHED_MAX
+                || self.since_flush() >= FLUSH_AFTER
+                || active.needs_checkpoint();
+            active.is_pressed() && !is_due && !self.is_stopping()
+        });
         Ok(())
     }
 

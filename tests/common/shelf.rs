@@ -276,7 +276,7 @@ impl Shelf {
                 into.lock_for_seal()?.end()?;
                 into.flush()?;
                 // As the host does: who goes on does not know what was freed before.
-                Some(if *self.began_fold.lock() { into.finish_fold()? } else { into.finish_seal()? })
+                into.finish_fold(!*self.began_fold.lock(), &mut || true)?
             }
             None => into.flush().map(|()| None)?,
         };

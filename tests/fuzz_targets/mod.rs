@@ -27,6 +27,12 @@ pub const ALL: &[Target] = &[
     Target { name: "owner", run: texts::owner, seeds: texts::owner_seeds, runs: 20_000 },
     Target { name: "region_toml", run: texts::region_toml, seeds: region_tomls, runs: 10_000 },
     Target { name: "key_file", run: texts::key_file, seeds: key_files, runs: 10_000 },
+    Target {
+        name: "machine_files",
+        run: texts::machine_files,
+        seeds: texts::machine_file_seeds,
+        runs: 2_000,
+    },
     Target { name: "control", run: texts::control, seeds: messages, runs: 30_000 },
     Target { name: "typed", run: texts::typed, seeds: words, runs: 20_000 },
     Target { name: "envelope", run: texts::envelope, seeds: envelopes, runs: 10_000 },

@@ -128,6 +128,36 @@ pub fn owner_seeds() -> Vec<Vec<u8>> {
     ["1234\n/mnt/of somebody\n", "77\n\n", ""].map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
+/// What a machine keeps in its configuration; as any of it.
+pub fn machine_files(bytes: &[u8]) {
+    is_machine_file(bytes);
+}
+
+fn is_machine_file(bytes: &[u8]) -> bool {
+    let dir = tempfile::tempdir().expect("a folder");
+    for folder in ["regions", "anchors/000102030405060708090a0b0c0d0e0f"] {
+        std::fs::create_dir_all(dir.path().join(folder)).expect("a folder");
+    }
+    doors::machine_files(dir.path(), bytes).contains(&true)
+}
+
+pub fn machine_file_seeds() -> Vec<Vec<u8>> {
+    let entry = "name = \"here\"\ndirectory = \"/r\"\nroot_key_file = \"/k\"\n";
+    let anchor = "format = \"terrane-anchor\"\nformat_version = 1\nfeatures = []\n\
+        layer = \"00000000000000000000000000000001\"\nturn = 1\ngeneration = 9\nconfirmed_seq = 5\n";
+    let reading =
+        |wall: &str| format!("wall = \"{wall}\"\nboot = \"b\"\nsince_boot_seconds = 9\nawake_seconds = 9\n");
+    let clock = format!(
+        "format = \"terrane-clock\"\nformat_version = 1\nfeatures = []\n[believed]\n{}[away]\nran_seconds = 1\n\
+         passed_seconds = 2\n[away.last]\n{}",
+        reading("2026-12-01T00:00:00Z"),
+        reading("2027-12-01T00:00:00Z")
+    );
+    let seeds = [entry, anchor, &clock].map(|text| text.as_bytes().to_vec()).to_vec();
+    assert!(seeds.iter().all(|seed| is_machine_file(seed)), "a seed is not what it stands for");
+    seeds
+}
+
 /// In whose folder the header lies.
 const OF: LayerId = LayerId([7; 16]);
 

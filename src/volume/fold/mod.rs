@@ -169,7 +169,7 @@ impl Host {
         };
         failed?;
         match finished {
-            true => self.conclude(&fold, job),
+            true => self.conclude(&fold, job, watch),
             false => Ok(false),
         }
     }
@@ -206,14 +206,25 @@ impl Host {
     }
 
     /// Everything was moved: seals the layer that stays, if it was, and gives it the other's place. False: its volume was closed
-    /// meanwhile.
-    fn conclude(self: &Arc<Self>, fold: &Fold, job: Job) -> Result<bool> {
+    /// meanwhile, or it was told to stop.
+    fn conclude(self: &Arc<Self>, fold: &Fold, job: Job, watch: Watch) -> Result<bool> {
         let sealed = match &job.into {
             Into::Live(layer) => {
                 layer.flush()?;
                 None
             }
-            Into::Sealed { layer, resumed } => Some((layer, seal_again(layer, *resumed)?)),
+            Into::Sealed { layer, resumed } => {
+                let progress = FoldProgress {
+                    gone: fold.gone(),
+                    kept: fold.kept(),
+                    moved_bytes: fold.moved_bytes,
+                    failures: 0,
+                };
+                match seal_again(layer, *resumed, &mut || watch(progress))? {
+                    Some(mark) => Some((layer, mark)),
+                    None => return Ok(false),
+                }
+            }
         };
         let _one = self.changing.lock();
         // Until here it may have been sealed or closed. What a sealed layer says of its moment is not to be changed.
@@ -417,10 +428,10 @@ fn is_vouched(fold: &Fold, kept: &Layer) -> bool {
         && now.confirmed >= reached.confirmed
 }
 
-fn seal_again(layer: &Layer, resumed: bool) -> Result<SealedMark> {
+fn seal_again(layer: &Layer, resumed: bool, goes_on: &mut dyn FnMut() -> bool) -> Result<Option<SealedMark>> {
     layer.lock_for_seal()?.end()?;
     layer.flush()?;
-    Ok(if resumed { layer.finish_seal()? } else { layer.finish_fold()? })
+    Ok(layer.finish_fold(resumed, goes_on)?)
 }
 
 /// Takes away the layer that a fold has emptied, once no header names it any more.
