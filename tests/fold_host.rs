@@ -136,6 +136,47 @@ fn a_fold_ends_in_no_layer_that_was_sealed_meanwhile() {
     assert_eq!(world.holdings("north").0, 2, "what had lost its name is gone");
 }
 
+/// Told to stop while it gives back the space of what it moved over, here and there: it goes on, in the same process or the next.
+#[test]
+fn a_fold_that_was_stopped_while_it_gave_space_back_goes_on() {
+    for same_process in [true, false] {
+        let world = World::new(&["north"]);
+        let mut disk = disk(&world);
+        let first = disk.change(&world, "first", |c| c.write(0, &vec![1; 8 * MIB]));
+        let second = disk.change(&world, "second", |c| {
+            (0..8 * MIB).step_by(2 * SECTOR).for_each(|at| c.write(at, &[2; SECTOR]));
+        });
+        let host = world.owner("north");
+        delete(&host, first).unwrap();
+        let layers = world.holdings("north").0;
+        let mut asked = 0;
+        let mut stop = |host: &Arc<Host>| {
+            host.fold(false, &mut |progress| {
+                asked += u64::from(progress.gives_back);
+                !progress.gives_back || asked % 3 != 2
+            })
+            .unwrap();
+            assert_eq!(world.holdings("north").0, layers, "it was to stop before its end");
+            world.equal("north", second, &disk.model);
+        };
+        stop(&host);
+        stop(&host);
+        let host = if same_process {
+            host
+        } else {
+            drop(host);
+            world.owner("north")
+        };
+        fold(&host);
+        assert_eq!((asked, world.holdings("north").0), (5, layers - 1));
+        world.equal("north", second, &disk.model);
+        let kept = world.snapshot("north", second).layer.unwrap();
+        let data = world.region("north").layer_dir(kept).join("data");
+        let stored = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(data).unwrap()) * 512;
+        assert!(stored < 11 * MIB as u64, "{stored} bytes are stored of 8 MiB, 4 of which were moved");
+    }
+}
+
 /// The catalog is not vouched for: who writes into it that more was moved must not make the rest be thrown away.
 #[test]
 fn how_far_a_fold_is_is_not_believed_of_the_catalog() {

@@ -405,11 +405,11 @@ impl Layer {
     }
 
     fn punch_all(&self, goes_on: &mut dyn FnMut() -> bool) -> bool {
-        for runs in self.slots.take_all_punchable().chunks(PUNCHES_AT_ONCE) {
-            self.punch(runs);
-            if !goes_on() {
+        for (i, runs) in self.slots.take_all_punchable().chunks(PUNCHES_AT_ONCE).enumerate() {
+            if i > 0 && !goes_on() {
                 return false;
             }
+            self.punch(runs);
         }
         self.sync_holes();
         true

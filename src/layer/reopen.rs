@@ -20,7 +20,8 @@ impl Layer {
     pub fn reopen(parts: Parts, size_bytes: u64) -> Result<Self> {
         let layer = Self::recover(parts.clone(), None)?;
         if layer.is_ended() && !layer.sealed.load(Ordering::Acquire) {
-            layer.finish_seal()?;
+            // Whoever goes on with the fold looks for all that is free at its end.
+            layer.settle_seal()?;
         }
         let (sb, _) = layer.superblock.lock().clone();
         if !sb.is_sealed() {

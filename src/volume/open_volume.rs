@@ -1,5 +1,6 @@
 //! A volume as a process has it live: its disk, its next layer, the seals not finished, who has it open, and its keeper.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -241,12 +242,13 @@ impl OpenVolume {
         }
         // A snapshot waits for what is on its way, and so does a flush.
         active.begin_write_back();
+        let some = Cell::new(false);
         active.punch_free_while(&|| {
-            // Whatever else is due comes first, and is looked at again soon.
+            // Some at each look; more, where nothing else is due.
             let is_due = active.unflushed_bytes() >= UNFLUSHED_MAX
                 || self.since_flush() >= FLUSH_AFTER
                 || active.needs_checkpoint();
-            active.is_pressed() && !is_due && !self.is_stopping()
+            active.is_pressed() && !self.is_stopping() && !(some.replace(true) && is_due)
         });
         Ok(())
     }

@@ -103,7 +103,8 @@ fn carry_out(
         let since = Instant::now();
         // What is left is folded by the next such command, or the next mount; it has said why in the log.
         let _ = host.fold(false, &mut |fold| {
-            since.elapsed() < if fold.failures == 0 { folding } else { FAILING_TIME.min(folding) }
+            let time = if fold.failures == 0 { folding } else { FAILING_TIME.min(folding) };
+            fold.gives_back || since.elapsed() < time
         });
     }
     match host.close() {

@@ -57,6 +57,8 @@ pub struct FoldProgress {
     pub kept: LayerId,
     /// Bytes moved so far.
     pub moved_bytes: u64,
+    /// All was moved, and the space it had is being given back: a fold that is stopped here does that anew.
+    pub gives_back: bool,
     /// Folds that could not be carried out so far.
     pub failures: usize,
 }
@@ -75,7 +77,7 @@ struct Job {
 enum Into {
     /// The active layer of a live volume.
     Live(Arc<Layer>),
-    /// A sealed layer, opened again; whether by an earlier process, which knew what it had freed.
+    /// A sealed layer, opened again; whether for an earlier try, which knew what it had freed.
     Sealed { layer: Box<Layer>, resumed: bool },
 }
 
@@ -125,8 +127,13 @@ impl Host {
                     }
                     first = first.and(Err(error));
                     // There may be thousands that fail.
-                    let so_far =
-                        FoldProgress { gone: parent, kept: parent, moved_bytes: 0, failures: failed.len() };
+                    let so_far = FoldProgress {
+                        gone: parent,
+                        kept: parent,
+                        moved_bytes: 0,
+                        gives_back: false,
+                        failures: failed.len(),
+                    };
                     if !watch(so_far) {
                         return first;
                     }
@@ -153,6 +160,7 @@ impl Host {
                 gone: fold.gone(),
                 kept: fold.kept(),
                 moved_bytes: fold.moved_bytes,
+                gives_back: false,
                 failures: 0,
             };
             // A volume is closed where its key may not be used any more: then its layer goes, too.
@@ -183,7 +191,7 @@ impl Host {
                 return true;
             }
             since = Instant::now();
-            watch(FoldProgress { gone, kept, moved_bytes, failures: 0 })
+            watch(FoldProgress { gone, kept, moved_bytes, gives_back: false, failures: 0 })
         };
         bookmarks::keep(&self.region, job, &mut go_on)
     }
@@ -218,6 +226,7 @@ impl Host {
                     gone: fold.gone(),
                     kept: fold.kept(),
                     moved_bytes: fold.moved_bytes,
+                    gives_back: true,
                     failures: 0,
                 };
                 match seal_again(layer, *resumed, &mut || watch(progress))? {
