@@ -10,6 +10,7 @@ use super::error::{CopyError, Result};
 use super::link::{Link, Sectors};
 use super::words::Words;
 use crate::crypto::ProofKey;
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo};
 use crate::volume::pace::Pace;
 use crate::volume::{Stop, VolumeError, each_chunk};
@@ -43,7 +44,7 @@ pub struct Shipping<'a> {
 /// What a worker works with.
 pub(super) struct Buffers {
     pub carried: Box<Chunk>,
-    pub plain: Zeroizing<Vec<u8>>,
+    pub plain: Zeroizing<PageBuffer>,
     pub tags: Vec<u64>,
 }
 
@@ -51,7 +52,7 @@ impl Buffers {
     pub fn new() -> Self {
         Self {
             carried: Box::new([Carried::Nothing; CHUNK_SECTORS as usize]),
-            plain: Zeroizing::new(vec![0; CHUNK_BYTES as usize]),
+            plain: Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize)),
             tags: Vec::with_capacity(CHUNK_SECTORS as usize),
         }
     }

@@ -20,6 +20,7 @@ use super::ahead::Ahead;
 use super::error::Result;
 use crate::crypto::ProofKey;
 use crate::layer::Layer;
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_BYTES, ChunkNo, SECTOR_LEN, SectorNo};
 use crate::volume::proof::Leaves;
 use crate::volume::{Chain, HostError, Stack, Stop, VolumeError, each_chunk};
@@ -69,7 +70,7 @@ impl Look<'_> {
         let (read, is_damaged) = (AtomicU64::new(0), AtomicBool::new(false));
         let differs = Mutex::new(None::<SectorNo>);
         let next = |at| Ok(chosen.get(chosen.partition_point(|chunk| *chunk < at)).copied().map(ChunkNo));
-        let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
+        let work = |buffer: &mut Zeroizing<PageBuffer>, chunk: ChunkNo, _: &Stop| {
             if differs.lock().is_some() {
                 return Ok(());
             }
@@ -83,7 +84,7 @@ impl Look<'_> {
             }
             Ok(())
         };
-        let make = || Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+        let make = || Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
         each_chunk(next, make, work, || watch(read.load(Ordering::Relaxed)))?;
         Ok(match differs.into_inner() {
             Some(sector) => Found::Differs(sector),

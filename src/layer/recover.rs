@@ -13,6 +13,7 @@ use super::log::BLOCK;
 use super::store::Store;
 use crate::crypto::LayerKeys;
 use crate::ids::LayerId;
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{SECTOR_LEN, SectorNo, by_chunk, sectors_of_bytes};
 
 /// What this machine last saw of a layer, kept beside the root key: an older state is refused.
@@ -33,7 +34,7 @@ struct List {
     /// It ends with the close of a recovery that was cut.
     closed_twice: bool,
     /// Both halves as read.
-    halves: [Vec<u8>; 2],
+    halves: [PageBuffer; 2],
 }
 
 impl List {
@@ -311,7 +312,7 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
         // What was never prepared is a hole: zeros, which hold no record.
         let end =
             parts.data.data_end(offset..offset + HALF_BYTES).map_err(LayerError::io("reading the log"))?;
-        let mut bytes = vec![0; (end - offset).next_multiple_of(BLOCK) as usize];
+        let mut bytes = PageBuffer::new((end - offset).next_multiple_of(BLOCK) as usize);
         parts.data.read_at(&mut bytes, offset).map_err(io).map(|()| bytes)
     };
     let halves = [read_half(0)?, read_half(1)?];
@@ -319,7 +320,7 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     let mut next = sb.log;
     let mut end = Position { half: next.half, pos: 0 };
     let mut closed_twice = false;
-    let at = |halves: &[Vec<u8>; 2], end: Position| {
+    let at = |halves: &[PageBuffer; 2], end: Position| {
         let rest = halves[end.half].get(end.pos as usize..)?;
         Record::parse(rest, parts.keys.log(), sectors)
     };
@@ -356,11 +357,14 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     Ok(List { records, end, next, closed_twice, halves })
 }
 
+/// Sectors of a record that are read at once.
+const PIECE_SECTORS: usize = 256;
+
 /// Step 5: slots of records not known to be durable may be lost: the list is cut at the first, so that what remains is a
 /// prefix. (None of them was used again: a slot is free only once a durable record says that its successor is.)
 fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
     let confirmed = list.records.iter().map(|(_, r)| r.confirmed).max().unwrap_or(0);
-    let mut buffer = Vec::new();
+    let mut buffer = PageBuffer::new(PIECE_SECTORS * SECTOR_LEN);
     for i in 0..list.records.len() {
         let (at, record) = &list.records[i];
         if record.seq <= confirmed || slots_hold(parts, record, &mut buffer)? {
@@ -375,18 +379,18 @@ fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
     Ok(())
 }
 
-fn slots_hold(parts: &Parts, record: &Record, buffer: &mut Vec<u8>) -> Result<bool> {
+fn slots_hold(parts: &Parts, record: &Record, buffer: &mut [u8]) -> Result<bool> {
     let mut tags = record.tags.as_slice();
     for run in &record.runs {
         let State::Data(slot) = run.state else { continue };
         let (run_tags, rest) = tags.split_at(run.count as usize);
         tags = rest;
-        for (i, piece) in run_tags.chunks(256).enumerate() {
-            let first = i as u64 * 256;
-            buffer.resize(piece.len() * SECTOR_LEN, 0);
+        for (i, piece) in run_tags.chunks(PIECE_SECTORS).enumerate() {
+            let first = (i * PIECE_SECTORS) as u64;
+            let bytes = &mut buffer[..piece.len() * SECTOR_LEN];
             let slot = crate::units::SlotNo(slot.0 + first);
-            parts.data.read_at(buffer, slot_offset(slot)).map_err(LayerError::io("reading sectors"))?;
-            if parts.keys.check_sectors(SectorNo(run.sector + first), buffer, piece).is_err() {
+            parts.data.read_at(bytes, slot_offset(slot)).map_err(LayerError::io("reading sectors"))?;
+            if parts.keys.check_sectors(SectorNo(run.sector + first), bytes, piece).is_err() {
                 return Ok(false);
             }
         }

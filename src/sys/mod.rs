@@ -1,8 +1,8 @@
 //! The few calls to the system that need `unsafe`, and the order in which files are made durable.
 //!
-//! Owns mounts, loop devices, mappings, large blocks of memory, process hygiene, the limit of open files and crash-safe file replacement.
-//! Knows nothing of regions, layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate but the cipher
-//! kernels may.
+//! Owns mounts, loop devices, mappings, memory that is large or begins at a page, process hygiene, the limit of open files and crash-safe
+//! file replacement. Knows nothing of regions, layers or keys. Each file that needs `unsafe` says so at its head; no other file of the crate
+//! but the cipher kernels may.
 
 pub mod asking;
 pub mod crashsafe;
@@ -13,5 +13,6 @@ pub mod mapping;
 pub mod mount;
 pub mod open_files;
 pub mod owned;
+pub mod page_buffer;
 pub mod process;
 pub mod writeback;

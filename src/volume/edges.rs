@@ -2,38 +2,31 @@
 
 use std::cell::RefCell;
 
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::SECTOR_LEN;
 
+/// Bytes that are wiped when they go, also by a panic: what the disk held would stay in memory.
+type Room = Zeroizing<PageBuffer>;
+
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    static ROOM: RefCell<Option<Room>> = const { RefCell::new(None) };
 }
 
 /// Longer room does not stay with a thread: few requests are both long and odd.
 const KEPT: usize = 64 << 10;
 
-/// Bytes that are wiped when they go, also by a panic: what the disk held would stay in memory.
-#[derive(Default)]
-struct Room(Vec<u8>);
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        // The slice: a Vec is wiped byte by byte.
-        self.0[..].zeroize();
-    }
-}
-
 /// Lends room for so many sectors, of any content.
 pub(super) fn with_room<T>(sectors: u64, request: impl FnOnce(&mut [u8]) -> T) -> T {
     let len = sectors as usize * SECTOR_LEN;
+    let new = || Room::new(PageBuffer::new(len));
     if len > KEPT {
-        return request(&mut Room(vec![0; len]).0);
+        return request(&mut new());
     }
-    let mut room = ROOM.take();
-    room.0.resize(room.0.len().max(len), 0);
-    let done = request(&mut room.0[..len]);
-    room.0[..len].fill(0);
-    ROOM.set(room);
+    let mut room = ROOM.take().filter(|room| room.len() >= len).unwrap_or_else(new);
+    let done = request(&mut room[..len]);
+    room[..len].fill(0);
+    ROOM.set(Some(room));
     done
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::{CheckWatch, Finding, Findings};
 use crate::layer::{Layer, Walked};
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_SECTORS, ChunkNo, SECTOR_BYTES, SECTOR_LEN, SectorNo, SlotNo};
 use crate::volume::pace::Pace;
 use crate::volume::places::recorded;
@@ -91,7 +92,7 @@ pub(super) fn check_layer(target: &Target, meter: &Meter, watch: &mut CheckWatch
             let (to_check, alive, findings) = (to_check.clone(), alive.clone(), &findings);
             scope.spawn(move || {
                 let _alive = alive;
-                let mut buffer = Vec::new();
+                let mut buffer = PageBuffer::new(PIECE_SLOTS as usize * SECTOR_LEN);
                 for piece in &to_check {
                     let bytes = piece.len() as u64 * SECTOR_BYTES;
                     if meter.claim(bytes, &is_cancelled) {
@@ -199,9 +200,9 @@ fn hand_on(
 }
 
 /// Checks sectors whose slots lie close together.
-fn check_piece(layer: &Layer, piece: &[Wanted], buffer: &mut Vec<u8>, findings: &Mutex<Findings>) {
+fn check_piece(layer: &Layer, piece: &[Wanted], buffer: &mut [u8], findings: &Mutex<Findings>) {
     let (Some(first), Some(last)) = (piece.first(), piece.last()) else { return };
-    buffer.resize((last.slot - first.slot + 1) as usize * SECTOR_LEN, 0);
+    let buffer = &mut buffer[..(last.slot - first.slot + 1) as usize * SECTOR_LEN];
     let read = layer.read_unchecked(SlotNo(first.slot), buffer);
     for wanted in piece {
         let at = (wanted.slot - first.slot) as usize * SECTOR_LEN;

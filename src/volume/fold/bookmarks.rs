@@ -20,6 +20,7 @@ use crate::layer::{
     BOOKMARK_LEN_MAX, Bookmark, ChunkBits, Entry, Layer, SectorSet, State, Taken, TakenChunk,
 };
 use crate::region::Region;
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_LEN, SectorNo, SlotNo};
 use crate::volume::folder::header_by;
 use crate::volume::host_error::{HostError, Result};
@@ -111,7 +112,7 @@ fn keep_live(
 
 /// The tags that the sectors of a layer have in another. `None`: `go_on` said no.
 fn tags_in(lower: &Layer, upper: &Layer, go_on: GoOn) -> Result<Option<Vec<TakenChunk>>> {
-    let mut plain = Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+    let mut plain = Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
     let mut cipher = vec![0; CHUNK_BYTES as usize];
     let mut chunks = Vec::new();
     let (end, mut at) = (lower.sectors().div_ceil(CHUNK_SECTORS), 0);

@@ -8,6 +8,7 @@ use super::super::error::{Result, VolumeError};
 use super::super::live::hides_zero;
 use crate::catalog::FoldWay;
 use crate::layer::{Entry, Guard, Layer, LayerError, State};
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, REQUEST_BYTES_MAX, SECTOR_LEN, SectorNo, SlotNo};
 
 /// A fold of two layers.
@@ -41,7 +42,7 @@ impl Move<'_> {
     /// sealed meanwhile is [`LayerError::Ended`].
     pub fn run(&self, start: u64, watch: &mut dyn FnMut(u64, u64) -> bool) -> Result<bool> {
         let chunks = self.from.sectors().div_ceil(CHUNK_SECTORS);
-        let mut plain = Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+        let mut plain = Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
         let mut at = start;
         while let Some(chunk) = self.from.next_present(at..chunks)? {
             let moved = self.chunk(ChunkNo(chunk), &mut plain)?;

@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 
 use super::Leaves;
 use crate::crypto::ProofKey;
+use crate::sys::page_buffer::PageBuffer;
 use crate::units::{CHUNK_BYTES, ChunkNo, SECTOR_BYTES};
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::{Source, Stack, Stop, chunks_of_bytes, each_chunk};
@@ -36,7 +37,7 @@ pub fn measure<E: From<HostError> + Send>(
     let leaves = Mutex::new(Leaves::of_zeros(size));
     let read = AtomicU64::new(0);
     let next = |at| Ok(disk.next_present(at..chunks_of_bytes(size)).map_err(HostError::from)?.map(ChunkNo));
-    let work = |buffer: &mut Zeroizing<Vec<u8>>, chunk: ChunkNo, _: &Stop| {
+    let work = |buffer: &mut Zeroizing<PageBuffer>, chunk: ChunkNo, _: &Stop| {
         let len = (size - chunk.first_sector().byte()).min(CHUNK_BYTES);
         let bytes = &mut buffer[..len as usize];
         let stored = stored_sectors(disk, chunk, bytes.len())? * SECTOR_BYTES;
@@ -52,7 +53,7 @@ pub fn measure<E: From<HostError> + Send>(
         read.fetch_add(stored, Ordering::Relaxed);
         Ok(())
     };
-    let make = || Zeroizing::new(vec![0; CHUNK_BYTES as usize]);
+    let make = || Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
     each_chunk(next, make, work, || watch(read.load(Ordering::Relaxed)))?;
     // What came after it was last asked.
     watch(read.load(Ordering::Relaxed))?;
