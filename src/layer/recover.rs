@@ -35,6 +35,8 @@ struct List {
     closed_twice: bool,
     /// Both halves as read.
     halves: [PageBuffer; 2],
+    /// It was cut at this record, whose slots hold something else.
+    lost: Option<Record>,
 }
 
 impl List {
@@ -100,8 +102,10 @@ impl Layer {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
         }
-        let Examined { sb, mac, list } = examine(&parts, anchor)?;
-        list.as_ref().map_or(Ok(()), allows)?;
+        let examined = examine(&parts, anchor)?;
+        examined.list.as_ref().map_or(Ok(()), allows)?;
+        refuse_what_changes(&parts, &examined)?;
+        let Examined { sb, mac, list } = examined;
         let slots_high = sb.slots_high;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let Some(list) = list else {
@@ -206,6 +210,29 @@ struct Examined {
     list: Option<List>,
 }
 
+/// What is read wrong once must not be taken for the log's end, which would then be written down: the device is asked again.
+fn refuse_what_changes(parts: &Parts, seen: &Examined) -> Result<()> {
+    parts.data.drop_cache().map_err(LayerError::io("reading a layer"))?;
+    let mut is_same = read_superblocks(parts)?.newest.1 == seen.mac;
+    if let Some(list) = &seen.list {
+        for half in 0..2 {
+            is_same &= read_half(parts, half)?[..] == list.halves[half][..];
+        }
+        if let Some(record) = &list.lost {
+            is_same &= !slots_hold(parts, record, &mut piece_buffer())?;
+        }
+    }
+    if is_same {
+        return Ok(());
+    }
+    let what = format!("the log or superblock of layer {}", parts.id);
+    Err(LayerError::corrupted(
+        what,
+        "the same bytes each time it is read",
+        "others the second time; nothing was changed",
+    ))
+}
+
 /// Steps 3 to 6: reads only.
 fn examine(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
     // Its log area is there from the moment of its creation.
@@ -306,16 +333,7 @@ fn superblocks(id: LayerId, data: &dyn Store, keys: &LayerKeys) -> Result<Superb
 
 fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     let sectors = sectors_of_bytes(sb.size_bytes);
-    let read_half = |half: usize| {
-        let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
-        let io = LayerError::io("reading the log");
-        // What was never prepared is a hole: zeros, which hold no record.
-        let end =
-            parts.data.data_end(offset..offset + HALF_BYTES).map_err(LayerError::io("reading the log"))?;
-        let mut bytes = PageBuffer::new((end - offset).next_multiple_of(BLOCK) as usize);
-        parts.data.read_at(&mut bytes, offset).map_err(io).map(|()| bytes)
-    };
-    let halves = [read_half(0)?, read_half(1)?];
+    let halves = [read_half(parts, 0)?, read_half(parts, 1)?];
     let mut records = Vec::new();
     let mut next = sb.log;
     let mut end = Position { half: next.half, pos: 0 };
@@ -354,7 +372,17 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
             Kind::Write | Kind::Done => {}
         }
     }
-    Ok(List { records, end, next, closed_twice, halves })
+    Ok(List { records, end, next, closed_twice, halves, lost: None })
+}
+
+fn read_half(parts: &Parts, half: usize) -> Result<PageBuffer> {
+    let failed = || LayerError::io("reading the log");
+    let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
+    // What was never prepared is a hole: zeros, which hold no record.
+    let end = parts.data.data_end(offset..offset + HALF_BYTES).map_err(failed())?;
+    let mut bytes = PageBuffer::new((end - offset).next_multiple_of(BLOCK) as usize);
+    parts.data.read_at(&mut bytes, offset).map_err(failed())?;
+    Ok(bytes)
 }
 
 /// Sectors of a record that are read at once.
@@ -364,7 +392,7 @@ const PIECE_SECTORS: usize = 256;
 /// prefix. (None of them was used again: a slot is free only once a durable record says that its successor is.)
 fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
     let confirmed = list.records.iter().map(|(_, r)| r.confirmed).max().unwrap_or(0);
-    let mut buffer = PageBuffer::new(PIECE_SECTORS * SECTOR_LEN);
+    let mut buffer = piece_buffer();
     for i in 0..list.records.len() {
         let (at, record) = &list.records[i];
         if record.seq <= confirmed || slots_hold(parts, record, &mut buffer)? {
@@ -372,11 +400,15 @@ fn cut_at_first_lost(parts: &Parts, list: &mut List) -> Result<()> {
         }
         list.end = *at;
         list.next = LogStart { half: at.half, epoch: record.epoch, seq: record.seq, chain: record.chain };
-        list.records.truncate(i);
         list.closed_twice = false;
+        list.lost = list.records.drain(i..).next().map(|(_, record)| record);
         break;
     }
     Ok(())
+}
+
+fn piece_buffer() -> PageBuffer {
+    PageBuffer::new(PIECE_SECTORS * SECTOR_LEN)
 }
 
 fn slots_hold(parts: &Parts, record: &Record, buffer: &mut [u8]) -> Result<bool> {
@@ -419,8 +451,8 @@ fn refuse_damage(parts: &Parts, sb: &Superblock, list: &List, anchor: Option<Anc
     for bytes in &list.halves {
         // Records begin at multiples of 8. Most of a log is zeros: those are left out a block at a time.
         for (number, block) in bytes.chunks(BLOCK as usize).enumerate().filter(|(_, b)| !is_zero(b)) {
-            let starts = block.chunks_exact(8).enumerate();
-            for (i, _) in starts.filter(|(_, b)| b[..4] == RECORD_MAGIC.to_le_bytes()) {
+            let starts = block.as_chunks().0.iter().enumerate();
+            for (i, _) in starts.filter(|(_, b)| u64::from_le_bytes(**b) as u32 == RECORD_MAGIC) {
                 let at = number * BLOCK as usize + i * 8;
                 if let Some(record) = Record::parse(&bytes[at..], parts.keys.log(), sectors)
                     && epochs.contains(&record.epoch)

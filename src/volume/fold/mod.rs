@@ -43,6 +43,8 @@ pub(super) const SMALL_BYTES: u64 = 64 << 20;
 const WORTH_IT: u64 = 16;
 /// Moved between two flushes, each of which records how far the fold is.
 const STEP_BYTES: u64 = 64 << 20;
+/// What may be moved again, rather than flushed and recorded, when all was moved.
+const AGAIN_BYTES: u64 = 4 << 20;
 /// A fold that is slow is recorded as often.
 const STEP_TIME: Duration = Duration::from_secs(5);
 /// How often one that moves nothing yet asks whether to go on.
@@ -61,6 +63,13 @@ pub struct FoldProgress {
     pub gives_back: bool,
     /// Folds that could not be carried out so far.
     pub failures: usize,
+}
+
+impl FoldProgress {
+    fn of(fold: &Fold) -> Self {
+        let (gone, kept) = (fold.gone(), fold.kept());
+        Self { gone, kept, moved_bytes: fold.moved_bytes, gives_back: false, failures: 0 }
+    }
 }
 
 /// Says whether to go on.
@@ -156,15 +165,8 @@ impl Host {
             fold.next_chunk = next;
             fold.moved_bytes += sectors * SECTOR_BYTES;
             unflushed += sectors * SECTOR_BYTES;
-            let progress = FoldProgress {
-                gone: fold.gone(),
-                kept: fold.kept(),
-                moved_bytes: fold.moved_bytes,
-                gives_back: false,
-                failures: 0,
-            };
             // A volume is closed where its key may not be used any more: then its layer goes, too.
-            let go_on = self.is_served(&job.into) && watch(progress);
+            let go_on = self.is_served(&job.into) && watch(FoldProgress::of(&fold));
             if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
                 (unflushed, since) = (0, Instant::now());
                 failed = self.record_progress(&mut fold, job.into.layer());
@@ -176,22 +178,25 @@ impl Host {
             other => other?,
         };
         failed?;
-        match finished {
-            true => self.conclude(&fold, job, watch),
-            false => Ok(false),
+        if !finished {
+            return Ok(false);
         }
+        if unflushed >= AGAIN_BYTES && matches!(job.into, Into::Sealed { .. }) {
+            // To give space back takes a while: a fold that is stopped there does not move all this again.
+            self.record_progress(&mut fold, job.into.layer())?;
+        }
+        self.conclude(&fold, job, watch)
     }
 
     /// What is known of the moment that goes. False: `watch`, which is asked once a second, said no.
     fn keep_bookmarks(&self, job: &Job, watch: Watch) -> Result<bool> {
-        let (gone, kept, moved_bytes) = (job.fold.gone(), job.fold.kept(), job.fold.moved_bytes);
         let mut since = Instant::now();
         let mut go_on = || {
             if since.elapsed() < LOOK {
                 return true;
             }
             since = Instant::now();
-            watch(FoldProgress { gone, kept, moved_bytes, gives_back: false, failures: 0 })
+            watch(FoldProgress::of(&job.fold))
         };
         bookmarks::keep(&self.region, job, &mut go_on)
     }
@@ -222,13 +227,7 @@ impl Host {
                 None
             }
             Into::Sealed { layer, resumed } => {
-                let progress = FoldProgress {
-                    gone: fold.gone(),
-                    kept: fold.kept(),
-                    moved_bytes: fold.moved_bytes,
-                    gives_back: true,
-                    failures: 0,
-                };
+                let progress = FoldProgress { gives_back: true, ..FoldProgress::of(fold) };
                 match seal_again(layer, *resumed, &mut || watch(progress))? {
                     Some(mark) => Some((layer, mark)),
                     None => return Ok(false),
