@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use super::bytes::{
-    Entry, HALF_BYTES, Kind, LOG_OFFSET, LogStart, RECORD_MAGIC, Record, SLOTS_OFFSET, State, Superblock,
-    slot_offset,
+    Entry, HALF_BYTES, Kind, LogStart, RECORD_MAGIC, Record, SLOTS_OFFSET, State, Superblock, slot_offset,
 };
 use super::durable::SealedMark;
 use super::engine::{Layer, Parts, is_zero};
 use super::error::{LayerError, Result};
-use super::log::BLOCK;
+use super::log::{BLOCK, half_offset};
 use super::store::Store;
 use crate::crypto::LayerKeys;
 use crate::ids::LayerId;
@@ -215,9 +214,10 @@ fn refuse_what_changes(parts: &Parts, seen: &Examined) -> Result<()> {
     parts.data.drop_cache().map_err(LayerError::io("reading a layer"))?;
     let mut is_same = read_superblocks(parts)?.newest.1 == seen.mac;
     if let Some(list) = &seen.list {
-        for half in 0..2 {
-            is_same &= read_half(parts, half)?[..] == list.halves[half][..];
-        }
+        // What stands before the end has proven itself.
+        let (half, from) = (list.end.half, list.end.pos / BLOCK * BLOCK);
+        let behind = list.halves[half].get(from as usize..).unwrap_or_default();
+        is_same &= read_log(parts, half, from)?[..] == *behind;
         if let Some(record) = &list.lost {
             is_same &= !slots_hold(parts, record, &mut piece_buffer())?;
         }
@@ -333,7 +333,7 @@ fn superblocks(id: LayerId, data: &dyn Store, keys: &LayerKeys) -> Result<Superb
 
 fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     let sectors = sectors_of_bytes(sb.size_bytes);
-    let halves = [read_half(parts, 0)?, read_half(parts, 1)?];
+    let halves = [read_log(parts, 0, 0)?, read_log(parts, 1, 0)?];
     let mut records = Vec::new();
     let mut next = sb.log;
     let mut end = Position { half: next.half, pos: 0 };
@@ -375,13 +375,13 @@ fn list_records(parts: &Parts, sb: &Superblock) -> Result<List> {
     Ok(List { records, end, next, closed_twice, halves, lost: None })
 }
 
-fn read_half(parts: &Parts, half: usize) -> Result<PageBuffer> {
+/// A half of the log from a block on. What was never prepared is a hole: zeros, which hold no record.
+fn read_log(parts: &Parts, half: usize, from: u64) -> Result<PageBuffer> {
     let failed = || LayerError::io("reading the log");
-    let offset = LOG_OFFSET + half as u64 * HALF_BYTES;
-    // What was never prepared is a hole: zeros, which hold no record.
-    let end = parts.data.data_end(offset..offset + HALF_BYTES).map_err(failed())?;
-    let mut bytes = PageBuffer::new((end - offset).next_multiple_of(BLOCK) as usize);
-    parts.data.read_at(&mut bytes, offset).map_err(failed())?;
+    let offset = half_offset(half);
+    let end = parts.data.data_end(offset + from.min(HALF_BYTES)..offset + HALF_BYTES).map_err(failed())?;
+    let mut bytes = PageBuffer::new((end - offset).next_multiple_of(BLOCK).saturating_sub(from) as usize);
+    parts.data.read_at(&mut bytes, offset + from).map_err(failed())?;
     Ok(bytes)
 }
 
