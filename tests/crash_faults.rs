@@ -706,6 +706,7 @@ impl Run {
         while at < reads {
             let fault = Fault { of_reads: true, lie: Some(lie), at, ..ONCE };
             let machine = self.machine.state().after(Cut::None, &mut Random::new(at));
+            machine.remember_what_was(&self.machine);
             machine.set_fault(Some(fault));
             drop(self.shelf_on(&machine).open());
             told += u64::from(machine.fault_fired());
@@ -730,6 +731,8 @@ fn what_reads_wrong_once_is_no_cut() {
             run_or_shrink(&format!("seed {seed}, {lie:?}"), &steps(seed), |steps| {
                 let mut run = Run::new();
                 run.forgets = true;
+                // What is written over is kept from now on; nothing is read wrong yet.
+                run.machine.set_fault(Some(Fault { of_reads: true, lie: Some(lie), at: u64::MAX, ..ONCE }));
                 for (number, step) in steps.iter().enumerate() {
                     assert!(matches!(run.step(*step), Outcome::Done), "{step:?} fails by itself");
                     if matches!(step, Step::Flush) {

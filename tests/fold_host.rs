@@ -150,9 +150,10 @@ fn a_fold_that_was_stopped_while_it_gave_space_back_goes_on() {
         delete(&host, first).unwrap();
         let layers = world.holdings("north").0;
         let mut asked = 0;
-        let mut stop = |host: &Arc<Host>, least_moved: u64| {
+        let mut stop = |host: &Arc<Host>, has_moved: bool| {
             host.fold(false, &mut |progress| {
-                assert!(progress.moved_bytes >= least_moved, "it moves again what it had moved");
+                let is_anew = has_moved && progress.moved_bytes != 4 * MIB as u64;
+                assert!(!is_anew, "it moves again what it had moved: {progress:?}");
                 asked += u64::from(progress.gives_back);
                 !progress.gives_back || asked % 3 != 2
             })
@@ -160,8 +161,8 @@ fn a_fold_that_was_stopped_while_it_gave_space_back_goes_on() {
             assert_eq!(world.holdings("north").0, layers, "it was to stop before its end");
             world.equal("north", second, &disk.model);
         };
-        stop(&host, 0);
-        stop(&host, 4 * MIB as u64);
+        stop(&host, false);
+        stop(&host, true);
         let host = if same_process {
             host
         } else {

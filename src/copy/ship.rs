@@ -132,7 +132,7 @@ pub(super) fn read_chunk(
             snapshot: names.snapshot.clone(),
             region: names.source_region.clone(),
         };
-        match layer.read_slots(first, slot, tags, into) {
+        match layer.read_still_slots(first, slot, tags, into) {
             Ok(()) => {}
             // The source has all of it.
             Err(_) if is_of_base => {

@@ -101,10 +101,8 @@ impl Layer {
             store.sync().map_err(LayerError::io("syncing a layer"))?;
             store.drop_cache().map_err(LayerError::io("reading a layer"))?;
         }
-        let examined = examine(&parts, anchor)?;
-        examined.list.as_ref().map_or(Ok(()), allows)?;
-        refuse_what_changes(&parts, &examined)?;
-        let Examined { sb, mac, list } = examined;
+        let Examined { sb, mac, list } = examine_twice(&parts, anchor)?;
+        list.as_ref().map_or(Ok(()), allows)?;
         let slots_high = sb.slots_high;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let Some(list) = list else {
@@ -209,28 +207,45 @@ struct Examined {
     list: Option<List>,
 }
 
-/// What is read wrong once must not be taken for the log's end, which would then be written down: the device is asked again.
-fn refuse_what_changes(parts: &Parts, seen: &Examined) -> Result<()> {
-    parts.data.drop_cache().map_err(LayerError::io("reading a layer"))?;
-    let mut is_same = read_superblocks(parts)?.newest.1 == seen.mac;
-    if let Some(list) = &seen.list {
-        // What stands before the end has proven itself.
-        let (half, from) = (list.end.half, list.end.pos / BLOCK * BLOCK);
-        let behind = list.halves[half].get(from as usize..).unwrap_or_default();
-        is_same &= read_log(parts, half, from)?[..] == *behind;
-        if let Some(record) = &list.lost {
-            is_same &= !slots_hold(parts, record, &mut piece_buffer())?;
+/// How often it is tried to read a layer alike twice.
+const READINGS: usize = 3;
+
+/// What two readings in turn agree on. What is read wrong once must not be taken for the log's end, which would then be written down,
+/// nor for damage.
+fn examine_twice(parts: &Parts, anchor: Option<Anchor>) -> Result<Examined> {
+    for _ in 0..READINGS {
+        let seen = examine(parts, anchor);
+        // The second reading is of the device.
+        parts.data.drop_cache().map_err(LayerError::io("reading a layer"))?;
+        match seen {
+            Ok(seen) => match still_reads(parts, &seen) {
+                Ok(true) => return Ok(seen),
+                Err(e) if !e.is_corruption() => return Err(e),
+                _ => {}
+            },
+            Err(e) if e.is_corruption() => {
+                examine(parts, anchor)?;
+            }
+            Err(e) => return Err(e),
         }
+        tracing::warn!(layer = %parts.id, "it does not read alike twice: the device, or the way to it, is failing");
     }
-    if is_same {
-        return Ok(());
-    }
-    let what = format!("the log or superblock of layer {}", parts.id);
-    Err(LayerError::corrupted(
-        what,
-        "the same bytes each time it is read",
-        "others the second time; nothing was changed",
-    ))
+    let unlike = std::io::Error::other("each reading says something else; nothing was changed");
+    Err(LayerError::io("reading the log")(unlike))
+}
+
+/// Whether the superblock, what lies behind the log's end, and the slots it ends at are as they were. What stands before the end has
+/// proven itself.
+fn still_reads(parts: &Parts, seen: &Examined) -> Result<bool> {
+    let is_same = read_superblocks(parts)?.newest.1 == seen.mac;
+    let Some(list) = &seen.list else { return Ok(is_same) };
+    let (half, from) = (list.end.half, list.end.pos / BLOCK * BLOCK);
+    let behind = list.halves[half].get(from as usize..).unwrap_or_default();
+    let is_lost = match &list.lost {
+        Some(record) => !slots_hold(parts, record, &mut piece_buffer())?,
+        None => true,
+    };
+    Ok(is_same && is_lost && read_log(parts, half, from)?[..] == *behind)
 }
 
 /// Steps 3 to 6: reads only.

@@ -42,6 +42,10 @@ pub trait Store: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Forgets cached bytes, so that the next read shows what the device holds.
     fn drop_cache(&self) -> io::Result<()>;
+    /// The same of a range, and of what is cached together with it.
+    fn drop_cached(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        self.drop_cache()
+    }
     /// Bytes the file occupies.
     fn stored_bytes(&self) -> io::Result<u64>;
     /// An end beyond which all of `range` is a hole, and so reads as zeros.
@@ -49,6 +53,9 @@ pub trait Store: Send + Sync {
         Ok(range.end)
     }
 }
+
+/// The page cache forgets whole folios, which are at most so many bytes.
+const FOLIO_MAX: u64 = 2 << 20;
 
 /// A file of the host's file system.
 pub struct FileStore {
@@ -171,6 +178,12 @@ impl Store for FileStore {
 
     fn drop_cache(&self) -> io::Result<()> {
         Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (begin, end) = (offset / FOLIO_MAX * FOLIO_MAX, (offset + len).next_multiple_of(FOLIO_MAX));
+        let len = std::num::NonZeroU64::new(end - begin);
+        Ok(rustix::fs::fadvise(&self.file, begin, len, rustix::fs::Advice::DontNeed)?)
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {

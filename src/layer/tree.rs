@@ -234,11 +234,20 @@ impl Tree {
             return Ok(page);
         }
         let mut page = Page::boxed();
-        self.map
-            .read_at(page.bytes_mut(), page_offset(n, page_ref.place()))
-            .map_err(LayerError::io("reading the map"))?;
-        let well_formed = n < LEAVES || page.is_valid_leaf();
-        if !page_ref.vouches(&self.keys, &page, n) || !well_formed {
+        let offset = page_offset(n, page_ref.place());
+        let mut read = || {
+            self.map.read_at(page.bytes_mut(), offset).map_err(LayerError::io("reading the map"))?;
+            Ok::<_, LayerError>(
+                page_ref.vouches(&self.keys, &page, n) && (n < LEAVES || page.is_valid_leaf()),
+            )
+        };
+        let mut is_right = read()?;
+        if !is_right {
+            // What the system keeps of it may be what is wrong: the device is asked before a page is damaged, or lost.
+            let _ = self.map.drop_cached(offset, PAGE_LEN as u64);
+            is_right = read()?;
+        }
+        if !is_right {
             let chunks = covered_by(n);
             let (first, end) = (chunks.start * CHUNK_SECTORS, chunks.end * CHUNK_SECTORS);
             let last = end.min(self.sectors).saturating_sub(1);

@@ -129,6 +129,7 @@ impl Stack {
         };
         let mut source = resolve()?;
         let mut layer_id = None;
+        let mut is_of_device = false;
         for _ in 0..OVERTAKEN_MAX {
             let Source::Slot { layer, slot, tag } = source else {
                 into.fill(0);
@@ -142,7 +143,11 @@ impl Stack {
             layer_id = Some(self.layer(layer).id());
             let now = resolve()?;
             if now == source {
-                break;
+                if std::mem::replace(&mut is_of_device, true) {
+                    break;
+                }
+                // What the system keeps of it may be what is wrong.
+                self.layer(layer).forget_cached(slot, 1);
             }
             source = now;
         }

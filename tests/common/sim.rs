@@ -64,7 +64,7 @@ pub struct Fault {
     pub lie: Option<Lie>,
     /// The number of the operation.
     pub at: u64,
-    /// All from there on, too; of a lie about a read, all of that page, until it is written again.
+    /// All from there on, too. A lie about a read is told again until that page is written, or (once) the cache that keeps it is dropped.
     pub for_ever: bool,
     pub errno: i32,
     /// Writes do half of their work first; a sync that fails makes the file what the device holds, as Linux may.
@@ -292,6 +292,11 @@ impl Machine {
         (inner.lied_of, inner.fault) = (None, fault);
     }
 
+    /// From now on stale reads are of what was written over on that machine, up to now.
+    pub fn remember_what_was(&self, other: &Machine) {
+        self.inner.lock().before.clone_from(&other.inner.lock().before);
+    }
+
     /// Everything works again, and reads as it is.
     pub fn lift_fault(&self) {
         let mut inner = self.inner.lock();
@@ -430,7 +435,8 @@ impl Inner {
     fn read(&mut self, name: &Arc<str>, into: &mut [u8], offset: u64) -> io::Result<()> {
         let n = self.reads;
         self.reads += 1;
-        let fault = self.fault.filter(|f| f.of_reads && f.meets(n));
+        let is_kept = |f: &Fault| f.lie.is_some() && n > f.at;
+        let fault = self.fault.filter(|f| f.of_reads && (f.meets(n) || is_kept(f)));
         if let Some(Fault { lie: None, errno, .. }) = fault {
             self.fired = true;
             return Err(io::Error::from_raw_os_error(errno));
@@ -486,6 +492,14 @@ impl Inner {
             Lie::Lost | Lie::Astray => {}
         }
         bytes
+    }
+
+    /// The device is asked again. What it says wrong each time stays wrong.
+    fn drop_cache(&mut self, name: &str, range: Range<u64>) {
+        if self.fault.is_some_and(|f| !f.for_ever) {
+            let pages = range.start / PAGE..range.end.div_ceil(PAGE);
+            self.lied_of.take_if(|(of, page)| **of == *name && pages.contains(page));
+        }
     }
 
     /// Before a change: no lie is told of what is written again.
@@ -608,6 +622,11 @@ impl Store for SimStore {
     }
 
     fn drop_cache(&self) -> io::Result<()> {
+        self.drop_cached(0, u64::MAX)
+    }
+
+    fn drop_cached(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.machine.inner.lock().drop_cache(&self.name, offset..offset.saturating_add(len));
         Ok(())
     }
 

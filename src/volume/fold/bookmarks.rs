@@ -151,7 +151,7 @@ fn read_data(layer: &Layer, chunk: ChunkNo, entries: &[Entry], plain: &mut [u8])
         let tags: Vec<u64> = run.iter().map(|entry| entry.tag()).collect();
         let first = SectorNo(chunk.first_sector().0 + index as u64);
         let into = &mut plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
-        layer.read_slots(first, slot, &tags, into).map_err(|e| match e {
+        layer.read_still_slots(first, slot, &tags, into).map_err(|e| match e {
             Err(error) => HostError::from(error),
             Ok(bad) => {
                 let sector = SectorNo(first.0 + bad as u64);

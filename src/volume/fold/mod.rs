@@ -182,8 +182,11 @@ impl Host {
             return Ok(false);
         }
         if unflushed >= AGAIN_BYTES && matches!(job.into, Into::Sealed { .. }) {
-            // To give space back takes a while: a fold that is stopped there does not move all this again.
-            self.record_progress(&mut fold, job.into.layer())?;
+            // To give space back takes a while: a fold that is stopped there does not move all this again. One that can't say so on a
+            // full disk gives space back all the same.
+            if let Err(error) = self.record_progress(&mut fold, job.into.layer()) {
+                tracing::warn!(%error, gone = %fold.gone(), "how far a fold is could not be written down");
+            }
         }
         self.conclude(&fold, job, watch)
     }

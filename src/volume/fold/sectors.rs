@@ -109,7 +109,7 @@ impl Move<'_> {
             );
             let first = SectorNo(chunk.first_sector().0 + index as u64);
             let into = &mut plain[index * SECTOR_LEN..][..run.len() * SECTOR_LEN];
-            self.from.read_slots(first, slot, &tags, into).map_err(|e| match e {
+            self.from.read_still_slots(first, slot, &tags, into).map_err(|e| match e {
                 Err(error) => error.into(),
                 Ok(bad) => VolumeError::DamagedSector {
                     sector: SectorNo(first.0 + bad as u64),
