@@ -142,12 +142,24 @@ fn numbers(path: &Path) -> Vec<u64> {
     bytes.chunks_exact(SECTOR).map(number).collect()
 }
 
-/// Boots, lets the guest write for so long, and kills it.
-fn write_and_cut(world: &World, seed: u64, first: u64, millis: u64) -> Written {
+/// What a machine meets amid its writes.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    /// It loses power.
+    Cut,
+    /// Its disk gives errors for all that is asked, until the writer has ended; then it works again.
+    Fail,
+}
+
+/// Boots, lets the guest write for so long, and has it meet its fate.
+fn write_until(world: &World, seed: u64, first: u64, millis: u64, fate: Fate) -> Written {
     let terrane = assert_cmd::cargo::cargo_bin!("terrane");
     let writer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/guest_writer.py");
-    let mut variables = String::from("TASK=write\nexport TERRANE TERRANE_CONFIG_DIR\n");
+    let mut variables = String::from("export TERRANE TERRANE_CONFIG_DIR\n");
+    let task = if fate == Fate::Cut { "write" } else { "fail" };
     for (name, value) in [
+        ("TASK", task.to_owned()),
+        ("AFTER", format!("{}.{:03}", 2 + millis / 1000, millis % 1000)),
         ("TERRANE", terrane.to_str().unwrap().to_owned()),
         ("TERRANE_CONFIG_DIR", world.at("config")),
         ("REGION", world.at("r")),
@@ -167,7 +179,7 @@ fn write_and_cut(world: &World, seed: u64, first: u64, millis: u64) -> Written {
     while let Some(line) = guest.line(until) {
         match line.split_once(' ').map(|(what, n)| (what, n.parse::<u64>())) {
             Some(("synced", Ok(n))) => {
-                if done.synced < first {
+                if done.synced < first && fate == Fate::Cut {
                     until = Instant::now() + Duration::from_millis(millis);
                 }
                 done.synced = n;
@@ -184,10 +196,19 @@ fn write_and_cut(world: &World, seed: u64, first: u64, millis: u64) -> Written {
         }
     }
     assert!(done.synced >= first, "the guest wrote nothing: {said:#?}");
+    if fate == Fate::Fail {
+        let eio = format!("failed {}", libc::EIO);
+        let told: Vec<_> = said.iter().filter(|line| **line == eio || *line == "guest done").collect();
+        assert_eq!(
+            told,
+            [&eio, "guest done"],
+            "what the writer met, and whether all could be unmounted: {said:#?}"
+        );
+    }
     done
 }
 
-fn cut_machines(mkfs: &[&str]) {
+fn end_machines(mkfs: &[&str], fate: Fate) {
     if !can_boot() {
         return;
     }
@@ -206,7 +227,7 @@ fn cut_machines(mkfs: &[&str]) {
     for turn in 0..times {
         drop(disk.take());
         must("losetup", &["-d", &device]);
-        let done = write_and_cut(&world, turn * 7919 + 3, first, 300 + turn * 173 % 1500);
+        let done = write_until(&world, turn * 7919 + 3, first, 300 + turn * 173 % 1500, fate);
         device = attach();
         disk = Some(OnDisk::new(&device, world.path("r")));
         world.ok(&["region", "check"]);
@@ -236,16 +257,22 @@ fn cut_machines(mkfs: &[&str]) {
     }
     drop(disk);
     must("losetup", &["-d", &device]);
-    let _ =
-        writeln!(std::io::stdout(), "{times} machines cut, {} snapshots, {first} writes", snapshots.len());
+    let _ = writeln!(std::io::stdout(), "{times} machines, {} snapshots, {first} writes", snapshots.len());
 }
 
 #[test]
 fn a_machine_that_loses_power_leaves_a_prefix() {
-    cut_machines(&["mkfs.ext4", "-q", "-F"]);
+    end_machines(&["mkfs.ext4", "-q", "-F"], Fate::Cut);
 }
 
 #[test]
 fn a_machine_that_loses_power_leaves_a_prefix_on_xfs() {
-    cut_machines(&["mkfs.xfs", "-q", "-f"]);
+    end_machines(&["mkfs.xfs", "-q", "-f"], Fate::Cut);
+}
+
+/// The kernel itself drops what it could not write, and gives the error once: the writer has EIO, and what was flushed is there when the
+/// disk works again.
+#[test]
+fn a_disk_that_fails_amid_writes_leaves_a_prefix() {
+    end_machines(&["mkfs.ext4", "-q", "-F"], Fate::Fail);
 }

@@ -5,6 +5,7 @@ mod world;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use rustix::process::Signal;
 use world::{
@@ -36,6 +37,22 @@ fn a_place_that_is_none_is_refused_and_nothing_is_left() {
     world.fails(&["mount", &world.at("second")], 5, &["already mounted", &pid, &world.mnt()]);
     world.fails(&["mount", &world.at("second"), "--output", "json"], 5, &["\"exit\":5"]);
     world.fails(&["mount", &world.at("second"), "--threads", "0"], 2, &["threads"]);
+}
+
+/// Whoever mounts while he holds a lock, or in a pipe that somebody reads to its end, has it back when the command returns.
+#[test]
+fn a_mount_keeps_nothing_open_of_who_mounted() {
+    let world = World::new();
+    let lock = world.path("lock");
+    let mount = world.command(&["mount", &world.mnt()]);
+    let mut script = Command::new("sh");
+    script.args(["-c", r#"exec 9>"$0" && flock 9 && exec "$@""#]).arg(&lock);
+    script.arg(mount.get_program()).args(mount.get_args());
+    script.envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert!(script.status().unwrap().success());
+    assert!(world.server() > 0, "it serves");
+    let free = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(fs::File::open(&lock).unwrap(), free).expect("the lock of who mounted is free");
 }
 
 #[test]

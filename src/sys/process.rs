@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,7 @@ pub fn background() -> io::Result<Background> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop((reader, hand));
+            close_inherited()?;
             rustix::process::setsid()?;
             Ok(Background::Serving(Readiness { writer, handed }))
         }
@@ -81,6 +82,22 @@ pub fn background() -> io::Result<Background> {
             Ok(Background::Foreground(Waiting { reader, hand, pid }))
         }
     }
+}
+
+/// Closes what whoever started this program had open, but for the standard three: a lock, or a pipe that somebody reads to its end, is
+/// not to be held for as long as a disk is there. What this program opens is closed by an exec; what came to it through one is not.
+fn close_inherited() -> io::Result<()> {
+    let open = fs::read_dir("/proc/self/fd")?.map(|entry| entry.map(|entry| entry.file_name()));
+    let numbers = open.collect::<io::Result<Vec<_>>>()?;
+    for number in numbers.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok()).filter(|n| *n > 2) {
+        // SAFETY: asks for a flag; a number that nothing is open under any more gives an error.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            // SAFETY: no part of this program opened it, or owns it.
+            unsafe { libc::close(number) };
+        }
+    }
+    Ok(())
 }
 
 /// What the serving process said.

@@ -19,5 +19,25 @@ case $TASK in
         insmod "$modules/fs/fuse/fuse.ko"
         mount /dev/ubda "$REGION" && "$TERRANE" mount "$MOUNT" && python3 "$WRITER" "$FILE" "$FIRST" "$SEED" "$SECTORS"
         ;;
+    fail)
+        # The disk answers nothing but errors amid the writes, and then works again.
+        insmod "$modules/fs/fuse/fuse.ko"
+        insmod "$modules/drivers/md/dm-mod.ko"
+        length=$(blockdev --getsz /dev/ubda)
+        become() {
+            dmsetup suspend --nolockfs --noflush disk && dmsetup load disk --table "$1" && dmsetup resume disk
+        }
+        dmsetup create disk --table "0 $length linear /dev/ubda 0"
+        mount /dev/mapper/disk "$REGION" && "$TERRANE" mount "$MOUNT" || exit
+        python3 "$WRITER" "$FILE" "$FIRST" "$SEED" "$SECTORS" &
+        sleep "$AFTER"
+        become "0 $length error"
+        wait
+        become "0 $length linear /dev/ubda 0"
+        umount "$MOUNT"
+        while ! umount "$REGION"; do sleep 0.1; done
+        # The file system's own recovery.
+        mount /dev/mapper/disk "$REGION" && umount "$REGION" && echo "guest done"
+        ;;
 esac
 poweroff -f
