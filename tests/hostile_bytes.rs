@@ -67,6 +67,14 @@ fn run(target: &Target) {
     }
 }
 
+fn targets_of_the_tool() -> Vec<String> {
+    let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/fuzz");
+    let output = std::process::Command::new(tool).arg("--help").output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let list = said.lines().find_map(|line| line.strip_prefix("targets: ")).expect("its list");
+    list.split(' ').map(str::to_owned).collect()
+}
+
 macro_rules! targets {
     ($($name:ident)*) => {
         $(#[test]
@@ -78,6 +86,7 @@ macro_rules! targets {
         fn every_target_is_run() {
             let run = [$(stringify!($name)),*];
             assert!(fuzz_targets::ALL.iter().all(|target| run.contains(&target.name)));
+            assert_eq!(targets_of_the_tool(), run, "tools/fuzz has others");
         }
     };
 }
