@@ -20,7 +20,7 @@ loader = importlib.machinery.SourceFileLoader("mutants", sys.argv[1])
 mutants = importlib.util.module_from_spec(importlib.util.spec_from_loader("mutants", loader))
 loader.exec_module(mutants)
 mutants.ROOT = mutants.TREE = pathlib.Path.cwd()
-mutants.copy_tree, mutants.LIMIT = (lambda: None), 1
+mutants.copy_tree, mutants.LIMIT = (lambda: None), 2
 mutants.MUTANTS = [
     (does, f"it {does}", ("guard", "the_test"), [("rule", sys.argv[3], does)], *expected)
     for does, *expected in (word.split("=") for word in sys.argv[2].split())
@@ -81,7 +81,7 @@ fn a_mutant_is_seen_by_a_test_that_ran_and_failed() {
         ("quits", "DIES: no result, exit 101"),
         ("boasts", "DIES: no result, exit -9"),
         ("dies", "DIES: no result, exit -11"),
-        ("hangs", "HANGS: no end after 1 s"),
+        ("hangs", "HANGS: no end after 2 s"),
         ("hangs=HANGS", "seen by guard::the_test, which hangs"),
         ("dies=DIES", "seen by guard::the_test, which dies"),
         ("fails=HANGS", "FAILS: it fails"),
