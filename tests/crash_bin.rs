@@ -5,9 +5,9 @@ mod fs_support;
 
 use std::sync::Arc;
 
-use fs_support::common::Random;
 use fs_support::common::image::Cut;
 use fs_support::common::shrink::failure;
+use fs_support::common::{Random, seeds};
 use fs_support::script::{ALL, SNAPSHOT, Script, Step, write};
 use fs_support::world::{Content, REGIONS, World, name, new_regions};
 use fs_support::{FsMount, FsState};
@@ -136,20 +136,22 @@ fn no_cut_leaves_a_snapshot_between_there_in_the_bin_and_gone() {
     does(Found::Gone, &purge);
     drop(world);
     let trace = script.disk.take_trace();
-    let mut random = Random::new(6);
-    let places = (from..=trace.len).filter(|n| !trace.is_zeros(*n));
-    let count = places
-        .inspect(|n| {
+    let places: Vec<_> = (from..=trace.len).filter(|n| !trace.is_zeros(*n)).collect();
+    assert!(places.len() > 50, "only {} places", places.len());
+    let mut disks = 0;
+    for seed in seeds(1).0 {
+        let mut random = Random::new(seed);
+        for n in places.iter().copied() {
             let cut = Cut::any(&mut random);
-            let left = trace.after(*n, cut, *n as u64);
-            let allowed = allowed(Found::There("snap2"), &done, *n);
+            let left = trace.after(n, cut, random.next());
+            let allowed = allowed(Found::There("snap2"), &done, n);
             if let Some(why) = failure(|| check(&left, &mount, id, &allowed, &content)) {
-                panic!("cut after {n} of {from}..={} operations, {cut:?}: {why}", trace.len);
+                panic!("seed {seed}, cut after {n} of {from}..={} operations, {cut:?}: {why}", trace.len);
             }
-        })
-        .count();
-    println!("{count} places");
-    assert!(count > 50, "only {count} places");
+            disks += 1;
+        }
+    }
+    println!("{disks} disks after a cut of deletions, restorations and a purge");
 }
 
 /// How a region is dated: by a clock that was ahead, or by the one that is right.
@@ -214,21 +216,23 @@ fn a_cut_amid_a_clock_put_back_leaves_all_or_nothing() {
     drop(host);
     drop(world);
     let trace = script.disk.take_trace();
-    let mut random = Random::new(7);
     let mut found = [0; 2];
-    for n in (from..=trace.len).filter(|n| !trace.is_zeros(*n)) {
-        let cut = Cut::any(&mut random);
-        let left = trace.after(n, cut, n as u64);
-        let why = failure(|| {
-            let is_later = is_dated_later(&left, &mount, kept, binned);
-            found[usize::from(is_later)] += 1;
-            assert!(!is_later || n < answered, "it was answered");
-            assert!(is_later || n > from, "it was not begun");
-        });
-        if let Some(why) = why {
-            panic!("cut after {n} of {from}..={} operations, {cut:?}: {why}", trace.len);
+    for seed in seeds(1).0 {
+        let mut random = Random::new(seed);
+        for n in (from..=trace.len).filter(|n| !trace.is_zeros(*n)) {
+            let cut = Cut::any(&mut random);
+            let left = trace.after(n, cut, random.next());
+            let why = failure(|| {
+                let is_later = is_dated_later(&left, &mount, kept, binned);
+                found[usize::from(is_later)] += 1;
+                assert!(!is_later || n < answered, "it was answered");
+                assert!(is_later || n > from, "it was not begun");
+            });
+            if let Some(why) = why {
+                panic!("seed {seed}, cut after {n} of {from}..={} operations, {cut:?}: {why}", trace.len);
+            }
         }
     }
-    println!("{found:?}");
+    println!("{} disks after a cut of a clock put back: {found:?}", found[0] + found[1]);
     assert!(found[0] > 0 && found[1] > 0, "{found:?}");
 }
