@@ -279,12 +279,12 @@ impl Layer {
     ) -> Result<(), std::result::Result<usize, LayerError>> {
         let read = self.read_slots(first, slot, tags, into);
         let Err(Ok(_)) = read else { return read };
-        self.forget_cached(slot, tags.len() as u64);
+        self.forget_slots(slot, tags.len() as u64);
         self.read_slots(first, slot, tags, into)
     }
 
     /// The next read of these slots is of what the device holds, where the system can forget what it keeps of them.
-    pub fn forget_cached(&self, slot: SlotNo, count: u64) {
+    pub fn forget_slots(&self, slot: SlotNo, count: u64) {
         let _ = self.data.drop_cached(slot_offset(slot), count * SECTOR_LEN as u64);
     }
 

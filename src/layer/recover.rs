@@ -136,6 +136,7 @@ impl Layer {
     /// Opens a layer as its recovery would find it, to check it: reads only, and what is read stays in memory. Whether its log has
     /// ended. The caller sees to it that nobody writes to it.
     pub fn inspect(parts: Parts, anchor: Option<Anchor>) -> Result<(Self, bool)> {
+        parts.data.drop_cache().map_err(LayerError::io("reading a layer"))?;
         let Examined { sb, mac, list } = examine(&parts, anchor)?;
         let layer = Self::assemble(parts, sb, mac, [0; 2]);
         let mut ended = true;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::bytes::{Entry, slot_offset};
 use super::engine::Layer;
 use super::error::{LayerError, Result};
+use super::recover::newest_superblock;
 use super::tree::Step;
 use crate::units::{CHUNK_SECTORS, ChunkNo, SectorNo, SlotNo};
 
@@ -17,6 +18,26 @@ pub enum Walked<'a> {
 }
 
 impl Layer {
+    /// Forgets what is cached of its files, here and in the kernel, so that what is read next is what the device holds; an error too
+    /// where that holds neither the superblock it was opened by nor a newer one. Beside who writes to it nothing is lost: the kernel
+    /// keeps what it has not written back, and in memory (tmpfs) all.
+    pub fn forget_cached(&self) -> Result<()> {
+        self.tree.forget();
+        for store in [&self.data, &self.map] {
+            store.drop_cache().map_err(LayerError::io("reading a layer"))?;
+        }
+        let opened_by = self.superblock.lock().0.generation;
+        let (found, _) = newest_superblock(self.id, &*self.data, &self.keys)?;
+        if found.generation >= opened_by {
+            return Ok(());
+        }
+        Err(LayerError::corrupted(
+            format!("the superblock of layer {}", self.id),
+            format!("generation {opened_by} or newer"),
+            format!("generation {}", found.generation),
+        ))
+    }
+
     /// Shows every chunk that may have sectors in slots, in order, and every damaged page; until `visit` says no.
     pub fn walk(&self, visit: &mut dyn FnMut(Walked) -> bool) -> Result<()> {
         let end = self.sectors().div_ceil(CHUNK_SECTORS);

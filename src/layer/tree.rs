@@ -170,9 +170,7 @@ pub struct Tree {
 /// What nobody will ask for again makes room at once: most layers of a long-lived process go with a fold.
 impl Drop for Tree {
     fn drop(&mut self) {
-        if *self.is_cached.get_mut() {
-            self.cache.pages.retain(|(tree, ..), _| *tree != self.number);
-        }
+        self.forget();
     }
 }
 
@@ -220,6 +218,13 @@ impl Tree {
     /// New roots, once what they refer to is durable.
     pub fn publish(&self, top: Top) {
         self.roots.store(Arc::new(Roots::new(top)));
+    }
+
+    /// Drops its pages from the cache.
+    pub fn forget(&self) {
+        if self.is_cached.load(Ordering::Relaxed) {
+            self.cache.pages.retain(|(tree, ..), _| *tree != self.number);
+        }
     }
 
     /// To follow the publishing of new roots: what nobody will ask for again, but who took the old ones just before, makes room.

@@ -147,7 +147,7 @@ impl Stack {
                     break;
                 }
                 // What the system keeps of it may be what is wrong.
-                self.layer(layer).forget_cached(slot, 1);
+                self.layer(layer).forget_slots(slot, 1);
             }
             source = now;
         }

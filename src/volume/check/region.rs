@@ -256,11 +256,12 @@ fn check_sealed(
         match open(host, &row) {
             Ok(target) => {
                 meter.count(&target, row.stored_bytes);
+                found.append(check_layer(&target, meter, watch));
+                // After that, which has let go of the superblocks in the cache too.
                 if !row.state.is_folding() && !superblocks_are_whole(&target.layer) {
                     let what = "one of its two superblocks is damaged; the other serves".into();
                     found.add(Finding { layer: row.id, sector: None, what });
                 }
-                found.append(check_layer(&target, meter, watch));
                 check_bookmarks(host, &target.layer, &mut found);
             }
             Err(e) => not_checked = Some(e),

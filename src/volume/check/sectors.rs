@@ -79,9 +79,14 @@ impl Meter {
     }
 }
 
-/// Checks all of a layer. What is found when it was told to end is not all there is.
+/// Checks all of a layer, as the device holds it: what is cached may be whole where that is not. What is found when it was told to
+/// end is not all there is.
 pub(super) fn check_layer(target: &Target, meter: &Meter, watch: &mut CheckWatch) -> Findings {
-    let findings = Mutex::new(Findings::default());
+    let mut findings = Findings::default();
+    if let Err(error) = target.layer.forget_cached() {
+        findings.add(Finding { layer: target.layer.id(), sector: None, what: error.to_string() });
+    }
+    let findings = Mutex::new(findings);
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, WORKERS_MAX));
     let cancel = watch.cancel;
     let is_cancelled = || cancel.load(Ordering::Relaxed);
