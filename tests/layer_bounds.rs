@@ -142,6 +142,21 @@ fn pages_in_memory_are_bounded() {
     assert!(layer.entry(SectorNo(1)).unwrap().is_absent());
 }
 
+/// What is written all over a large disk waits in memory for its checkpoint: that is due long before the log's half is full.
+#[test]
+fn chunks_that_wait_for_a_checkpoint_are_bounded() {
+    const MOST: u64 = 1 << 15;
+    let shelf = shelf(&Machine::new(), DISK);
+    let layer = Layer::create(shelf.parts(LayerId::random()), 2 * MOST * CHUNK_BYTES).unwrap();
+    let mut write = (0..2 * MOST).map(|chunk| {
+        layer.write(ChunkNo(chunk).first_sector(), &[7; 4096], &[], &|_| Ok(false)).unwrap();
+        layer.needs_checkpoint()
+    });
+    assert_eq!(write.position(|is_due| is_due), Some(MOST as usize));
+    layer.checkpoint_closed().unwrap();
+    assert!(!layer.needs_checkpoint());
+}
+
 fn at_each_sync(machine: &Arc<Machine>, deed: Arc<dyn Fn() + Send + Sync>) {
     let again = machine.clone();
     machine.before_next_sync(move || {

@@ -79,6 +79,9 @@ pub struct Layer {
 /// Bytes encrypted and written at once: what is read twice then stays in the processor's nearer caches, and a thread keeps no
 /// second copy of its request.
 const TILE: usize = 256 << 10;
+/// Changed chunks after which a half is closed if the other is free: entries wait in memory, of a disk that is written all over some 150
+/// bytes each.
+const HALF_CHUNKS_MAX: usize = 1 << 15;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -631,14 +634,19 @@ impl Layer {
 
     /// Makes room for a record, closing a full half; false where both are full and a checkpoint must come first [10].
     fn make_room(&self, log: &mut Log, len: usize, entries: u64) -> Result<bool> {
-        if log.has_room(len, entries) {
+        let has_room = log.has_room(len, entries);
+        let is_due = log.other_free && self.overlay.current_chunks() >= HALF_CHUNKS_MAX;
+        if has_room && !is_due {
             return Ok(true);
         }
         if !log.other_free {
             return Ok(false);
         }
-        self.close_half(log, 0)?;
-        Ok(true)
+        match self.close_half(log, 0) {
+            // The other half can't be prepared on a full file system: this one has room yet.
+            Err(LayerError::NoSpace) if has_room => Ok(true),
+            closed => closed.map(|()| true),
+        }
     }
 
     /// Closes the live half: its entries wait, frozen, for their checkpoint.

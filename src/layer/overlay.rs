@@ -2,6 +2,7 @@
 //! being checkpointed (*frozen*). What is here goes before what the map's pages say.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::RwLock;
 
@@ -54,7 +55,11 @@ impl ChunkDelta {
         if let Changed::Sparse(list) = &mut self.changed {
             match list.binary_search_by_key(&(index as u16), |x| x.0) {
                 Ok(at) => list[at].1 = entry,
-                Err(at) if list.len() < SPARSE_MAX => list.insert(at, (index as u16, entry)),
+                Err(at) if list.len() < SPARSE_MAX => {
+                    // Most chunks of a disk that is written all over have one.
+                    list.reserve_exact(usize::from(list.is_empty()));
+                    list.insert(at, (index as u16, entry));
+                }
                 Err(_) => self.widen(),
             }
         }
@@ -134,12 +139,14 @@ impl Known {
 /// All changed entries of a layer. Changes are made under the log's lock; readers take one shard's.
 pub struct Overlay {
     shards: Vec<RwLock<Shard>>,
+    /// Chunks of the live half.
+    current: AtomicUsize,
 }
 
 impl Overlay {
     /// Nothing changed.
     pub fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect() }
+        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), current: AtomicUsize::new(0) }
     }
 
     fn shard(&self, chunk: ChunkNo) -> &RwLock<Shard> {
@@ -190,7 +197,10 @@ impl Overlay {
         let mut shard = self.shard(chunk).write();
         let Shard { current, frozen } = &mut *shard;
         let before = frozen.get(&chunk.0);
-        let delta = current.entry(chunk.0).or_default();
+        let delta = current.entry(chunk.0).or_insert_with(|| {
+            self.current.fetch_add(1, Ordering::Relaxed);
+            ChunkDelta::default()
+        });
         if entries.len() as u64 == CHUNK_SECTORS {
             let mut entries = entries.peekable();
             let first = *entries.peek().expect("512 entries");
@@ -221,6 +231,12 @@ impl Overlay {
             assert!(shard.frozen.is_empty(), "what is frozen waits for its checkpoint");
             shard.frozen = std::mem::take(&mut shard.current);
         }
+        self.current.store(0, Ordering::Relaxed);
+    }
+
+    /// Chunks that changed in the live half.
+    pub fn current_chunks(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
     }
 
     /// The chunks that are frozen, ascending.
@@ -277,7 +293,9 @@ mod tests {
         let overlay = Overlay::new();
         let chunk = ChunkNo(7);
         overlay.install(chunk, 5, [entry(1), entry(2)].into_iter(), |_, old| assert_eq!(old, None));
+        assert_eq!(overlay.current_chunks(), 1);
         overlay.freeze();
+        assert_eq!(overlay.current_chunks(), 0);
         let mut seen = Vec::new();
         overlay.install(chunk, 6, [entry(3), entry(4)].into_iter(), |i, old| seen.push((i, old)));
         assert_eq!(seen, [(0, Some(entry(2))), (1, None)]);
