@@ -272,7 +272,7 @@ impl Layer {
         Ok(())
     }
 
-    /// The same of what nobody writes: what does not fit is asked of the device before it is called damaged.
+    /// As [`Layer::read_slots`], of what nobody writes: what does not fit is asked of the device before it is called damaged.
     pub fn read_still_slots(
         &self,
         first: SectorNo,

@@ -11,7 +11,6 @@ use zeroize::Zeroize;
 const PAGE: usize = 4096;
 
 /// So many bytes. Not wiped when it goes: that is for `Zeroizing` around it.
-#[derive(Debug)]
 pub struct PageBuffer {
     /// With what lies before the first page, and beyond.
     bytes: Vec<u8>,

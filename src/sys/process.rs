@@ -72,9 +72,9 @@ pub fn background() -> io::Result<Background> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop((reader, hand));
-            close_inherited()?;
+            let inherited = inherited()?;
             rustix::process::setsid()?;
-            Ok(Background::Serving(Readiness { writer, handed }))
+            Ok(Background::Serving(Readiness { writer, handed, inherited }))
         }
         pid => {
             drop((writer, handed));
@@ -84,20 +84,18 @@ pub fn background() -> io::Result<Background> {
     }
 }
 
-/// Closes what whoever started this program had open, but for the standard three: a lock, or a pipe that somebody reads to its end, is
-/// not to be held for as long as a disk is there. What this program opens is closed by an exec; what came to it through one is not.
-fn close_inherited() -> io::Result<()> {
+/// What whoever started this program had open, but for the standard three. What this program opens is closed by an exec; what came to it
+/// through one is not.
+fn inherited() -> io::Result<Vec<RawFd>> {
     let open = fs::read_dir("/proc/self/fd")?.map(|entry| entry.map(|entry| entry.file_name()));
-    let numbers = open.collect::<io::Result<Vec<_>>>()?;
-    for number in numbers.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok()).filter(|n| *n > 2) {
+    let names = open.collect::<io::Result<Vec<_>>>()?;
+    let numbers = names.iter().filter_map(|name| name.to_str()?.parse::<RawFd>().ok());
+    let came = |number: &RawFd| {
         // SAFETY: asks for a flag; a number that nothing is open under any more gives an error.
-        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: no part of this program opened it, or owns it.
-            unsafe { libc::close(number) };
-        }
-    }
-    Ok(())
+        let flags = unsafe { libc::fcntl(*number, libc::F_GETFD) };
+        *number > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    };
+    Ok(numbers.filter(came).collect())
 }
 
 /// What the serving process said.
@@ -157,6 +155,7 @@ impl Waiting {
 pub struct Readiness {
     writer: io::PipeWriter,
     handed: io::PipeReader,
+    inherited: Vec<RawFd>,
 }
 
 impl Readiness {
@@ -179,6 +178,12 @@ impl Readiness {
             if unsafe { libc::dup2(null.as_raw_fd(), standard) } < 0 {
                 return Err(io::Error::last_os_error());
             }
+        }
+        // A lock, or a pipe that somebody reads to its end, is not to be held for as long as a disk is there. Until now a passphrase may have
+        // been read from one (`/dev/fd/3`).
+        for number in &self.inherited {
+            // SAFETY: no part of this program opened it, or owns it, and since it was open all the while none has its number.
+            unsafe { libc::close(*number) };
         }
         self.writer.write_all(&[0])?;
         self.writer.write_all(words.as_bytes())
