@@ -197,3 +197,21 @@ fn without_a_terminal_it_is_said_at_once() {
         }
     }
 }
+
+/// A mount in the background keeps nothing open of who mounted, but reads the passphrase first where that comes so.
+#[test]
+fn a_passphrase_comes_through_an_inherited_descriptor() {
+    let world = closed();
+    fs::write(world.path("p"), PASSPHRASE).unwrap();
+    let inheriting = |args: &[&str]| {
+        let inner = world.command(args);
+        let mut script = Command::new("sh");
+        script.args(["-c", r#"exec 7<"$0" && exec "$@""#]).arg(world.path("p"));
+        script.arg(inner.get_program()).args(inner.get_args());
+        script.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        script.stdin(Stdio::null()).status().unwrap().success()
+    };
+    assert!(inheriting(&["region", "add", &world.at("r"), "--passphrase-file", "/dev/fd/7", "-q"]));
+    assert!(inheriting(&["mount", &world.mnt()]));
+    assert!(read_at(&world.file("web"), 0, 4096).unwrap() == [0; 4096]);
+}
