@@ -218,6 +218,11 @@ fn a_live_log_of_the_catalog_that_is_removed() {
                 assert!(within(20, is_sealed), "the seal of {name} is not finished");
             }
         }
+        // One for what comes next is made behind a snapshot: killed amid that, its folder would be without a row, and a check names it.
+        let is_made = |layer: std::path::PathBuf| layer.join("header.toml").exists();
+        let made =
+            || fs::read_dir(world.path("r/layers")).unwrap().filter(|l| is_made(l.as_ref().unwrap().path()));
+        assert!(within(20, || made().count() == 4), "the next layer is not made");
         world.kill_server();
         assert!(
             fs::metadata(world.path("r/catalog.db-wal")).unwrap().len() > 4096,

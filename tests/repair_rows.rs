@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use copy_support::{Disk, World};
 use terrane::catalog::{CatalogError, DiskKind, KeyState};
-use terrane::layer::PageCache;
+use terrane::ids::LayerId;
+use terrane::layer::{PageCache, SLOTS_OFFSET};
 use terrane::region::{Rebuilding, Region};
 use terrane::volume::{HostError, folder, recover_rows};
 
@@ -68,6 +69,32 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
         let snapshots = world.region("north").catalog().unwrap().read(|tx| tx.snapshots()).unwrap();
         assert!(snapshots.iter().any(|s| world.bytes("north", s.id) == disk.model), "{}", snapshots.len());
     }
+}
+
+/// What a killed maker of a layer leaves has no header yet and no sector: nothing is told as lost. With a sector it is.
+#[test]
+fn a_layer_whose_making_was_cut_is_no_loss() {
+    let world = World::new(&["north"]);
+    let mut disk = Disk::new(&world, "north", 8 * MIB, None, DiskKind::Data);
+    let named = disk.change(&world, "named", |c| c.write(0, &[1; MIB]));
+    let lay = |files: &[(&str, u64)]| {
+        let folder = world.path(&format!("north/layers/{}", LayerId::random()));
+        fs::create_dir(&folder).unwrap();
+        for (name, len) in files {
+            fs::File::create(folder.join(name)).unwrap().set_len(*len).unwrap();
+        }
+        folder
+    };
+    for cut in [&[][..], &[("data.new", 0)], &[("data", 0)], &[("data", SLOTS_OFFSET), ("map", 0)]] {
+        let folder = lay(cut);
+        assert_eq!(repair(&world), Vec::<String>::new(), "{cut:?}");
+        assert!(folder.exists(), "{cut:?}: a repair removes nothing");
+    }
+    let written = lay(&[("data", SLOTS_OFFSET + SECTOR as u64), ("map", 0)]);
+    let unusable = repair(&world);
+    let id = written.file_name().unwrap().to_str().unwrap();
+    assert!(unusable.len() == 1 && unusable[0].contains(id), "{unusable:?}");
+    assert_eq!(world.bytes("north", named), disk.model);
 }
 
 /// The layer a rollback makes before it is committed.

@@ -19,7 +19,7 @@ use crate::crypto::{Cipher, LayerKeys, ProofKey};
 use crate::ids::{AccountId, KeyId, LayerId, Point, SnapshotId, VolumeId};
 use crate::kms;
 use crate::layer::header::{self, Folding, Header, UntrustedHeader};
-use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SealedMark};
+use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SLOTS_OFFSET, SealedMark};
 use crate::region::Region;
 use crate::sys::crashsafe;
 use crate::sys::open_files;
@@ -564,9 +564,14 @@ pub(super) fn has_lost_header(region: &Region, layer: LayerId) -> bool {
     lacks(region, layer, &[HEADER])
 }
 
-/// Whether a layer's folder holds none of its files: a removal was cut short after the last of them.
-pub(super) fn is_emptied(region: &Region, layer: LayerId) -> bool {
-    lacks(region, layer, &[DATA, UNNAMED, MAP, HEADER])
+/// Whether a layer's folder without a header holds no sector: its making was cut short, of which the header is the last, or its
+/// removal.
+pub(super) fn holds_no_sector(region: &Region, layer: LayerId) -> bool {
+    let data = fs::symlink_metadata(region.layer_dir(layer).join(DATA));
+    match data {
+        Ok(found) => found.is_file() && found.len() <= SLOTS_OFFSET,
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 fn lacks(region: &Region, layer: LayerId, names: &[&str]) -> bool {

@@ -102,8 +102,10 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
     recovered.taken = took.collect();
     for (id, why) in headless {
         let is_taken = recovered.taken.iter().any(|(_, gone)| *gone == id);
-        match is_taken || folder::is_emptied(region, id) {
-            true => recovered.notes.push(format!("layer {id} was being removed: nothing of it is needed")),
+        match is_taken || folder::holds_no_sector(region, id) {
+            true => {
+                recovered.notes.push(format!("layer {id} was being made or removed: nothing of it is needed"))
+            }
             false => recovered.unusable.push(format!("layer {id}: {why}")),
         }
     }
