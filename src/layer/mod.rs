@@ -12,6 +12,7 @@ mod bytes;
 mod durable;
 mod engine;
 mod error;
+mod expect;
 pub mod header;
 mod log;
 mod overlay;

@@ -46,6 +46,8 @@ pub trait Store: Send + Sync {
     fn drop_cached(&self, _offset: u64, _len: u64) -> io::Result<()> {
         self.drop_cache()
     }
+    /// This range is likely read soon: begins to read it, where that can be done without waiting.
+    fn expect(&self, _offset: u64, _len: u64) {}
     /// Bytes the file occupies.
     fn stored_bytes(&self) -> io::Result<u64>;
     /// An end beyond which all of `range` is a hole, and so reads as zeros.
@@ -184,6 +186,11 @@ impl Store for FileStore {
         let (begin, end) = (offset / FOLIO_MAX * FOLIO_MAX, (offset + len).next_multiple_of(FOLIO_MAX));
         let len = std::num::NonZeroU64::new(end - begin);
         Ok(rustix::fs::fadvise(&self.file, begin, len, rustix::fs::Advice::DontNeed)?)
+    }
+
+    fn expect(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::WillNeed);
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {

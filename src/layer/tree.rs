@@ -234,6 +234,11 @@ impl Tree {
         }
     }
 
+    /// A chunk's page is likely asked for soon.
+    pub fn expect(&self, chunk: ChunkNo) {
+        self.map.expect(page_offset(LEAVES + chunk.0, 0), PAGE_STRIDE);
+    }
+
     fn load(&self, n: u64, page_ref: PageRef) -> Result<Arc<Page>> {
         if let Some(page) = self.cache.pages.get(&(self.number, n, page_ref)) {
             return Ok(page);

@@ -11,9 +11,11 @@
 //!    has decided it: it is done by whoever goes on.
 //! 7. Headers that name the layer that goes are mended; then its folder goes, then what the header says of it, then its row.
 
+mod ahead;
 mod bookmarks;
 mod order;
 mod sectors;
+mod steps;
 mod worker;
 
 use std::collections::HashSet;
@@ -35,6 +37,7 @@ use crate::ids::LayerId;
 use crate::layer::header::Folding;
 use crate::layer::{Anchor, Layer, LayerError, SealedMark};
 use crate::units::SECTOR_BYTES;
+use steps::Steps;
 
 /// A parent of at most this much data goes into its child, whichever is smaller.
 pub(super) const SMALL_BYTES: u64 = 64 << 20;
@@ -156,39 +159,55 @@ impl Host {
         if !self.keep_bookmarks(&job, watch)? {
             return Ok(false);
         }
-        let moving = Move { way: job.fold.way, from: &job.from, into: job.into.layer(), below: &job.below };
         let mut fold = job.fold.clone();
-        let mut unflushed = 0;
-        let mut since = Instant::now();
-        let mut failed = Ok(());
-        let finished = moving.run(fold.next_chunk, &mut |next, sectors| {
-            fold.next_chunk = next;
-            fold.moved_bytes += sectors * SECTOR_BYTES;
-            unflushed += sectors * SECTOR_BYTES;
-            // A volume is closed where its key may not be used any more: then its layer goes, too.
-            let go_on = self.is_served(&job.into) && watch(FoldProgress::of(&fold));
-            if !go_on || unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
-                (unflushed, since) = (0, Instant::now());
-                failed = self.record_progress(&mut fold, job.into.layer());
+        let (moved, unflushed) = self.move_all(&mut fold, &job, watch);
+        let finished = match moved {
+            Err(HostError::Volume(super::VolumeError::Layer(LayerError::Ended))) => {
+                return self.begin_anew(&fold);
             }
-            go_on && failed.is_ok()
-        });
-        let finished = match finished {
-            Err(super::VolumeError::Layer(LayerError::Ended)) => return self.begin_anew(&fold),
             other => other?,
         };
-        failed?;
         if !finished {
+            self.record_progress(&fold, job.into.layer())?;
             return Ok(false);
         }
         if unflushed >= AGAIN_BYTES && matches!(job.into, Into::Sealed { .. }) {
             // To give space back takes a while: a fold that is stopped there does not move all this again. One that can't say so on a
             // full disk gives space back all the same.
-            if let Err(error) = self.record_progress(&mut fold, job.into.layer()) {
+            if let Err(error) = self.record_progress(&fold, job.into.layer()) {
                 tracing::warn!(%error, gone = %fold.gone(), "how far a fold is could not be written down");
             }
         }
         self.conclude(&fold, job, watch)
+    }
+
+    /// Moves all sectors, each step flushed and recorded while the next one moves; whether it came to the end, and the bytes
+    /// moved since the last step.
+    fn move_all(&self, fold: &mut Fold, job: &Job, watch: Watch) -> (Result<bool>, u64) {
+        let into = job.into.layer();
+        let moving = Move { way: fold.way, from: &job.from, into, below: &job.below };
+        let mut unflushed = 0;
+        let mut since = Instant::now();
+        let moved = std::thread::scope(|scope| {
+            let mut steps = Steps::new(scope);
+            let mut failed = Ok(());
+            let finished = moving.run(fold.next_chunk, &mut |next, sectors| {
+                fold.next_chunk = next;
+                fold.moved_bytes += sectors * SECTOR_BYTES;
+                unflushed += sectors * SECTOR_BYTES;
+                if unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
+                    (unflushed, since) = (0, Instant::now());
+                    let step = fold.clone();
+                    failed = steps.next(move || self.record_progress(&step, into));
+                }
+                // A volume is closed where its key may not be used any more: then its layer goes, too.
+                failed.is_ok() && self.is_served(&job.into) && watch(FoldProgress::of(fold))
+            });
+            let recorded = failed.and(steps.end());
+            let finished = finished?;
+            recorded.map(|()| finished)
+        });
+        (moved, unflushed)
     }
 
     /// What is known of the moment that goes. False: `watch`, which is asked once a second, said no.
@@ -212,10 +231,10 @@ impl Host {
     }
 
     /// What was moved is durable, and the catalog knows how far the fold is.
-    fn record_progress(&self, fold: &mut Fold, into: &Layer) -> Result<()> {
+    fn record_progress(&self, fold: &Fold, into: &Layer) -> Result<()> {
         into.flush()?;
-        fold.mac = Some(vouch(fold, into, into.anchor()));
-        match self.region.catalog()?.write(|tx| tx.set_fold_progress(fold))? {
+        let fold = Fold { mac: Some(vouch(fold, into, into.anchor())), ..fold.clone() };
+        match self.region.catalog()?.write(|tx| tx.set_fold_progress(&fold))? {
             true => Ok(()),
             false => Err(overtaken()),
         }

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 use super::super::chain::Chain;
 use super::super::error::{Result, VolumeError};
 use super::super::live::hides_zero;
+use super::ahead::Ahead;
 use crate::catalog::FoldWay;
 use crate::layer::{Entry, Guard, Layer, LayerError, State};
 use crate::sys::page_buffer::PageBuffer;
@@ -43,15 +44,14 @@ impl Move<'_> {
     pub fn run(&self, start: u64, watch: &mut dyn FnMut(u64, u64) -> bool) -> Result<bool> {
         let chunks = self.from.sectors().div_ceil(CHUNK_SECTORS);
         let mut plain = Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
-        let mut at = start;
-        while let Some(chunk) = self.from.next_present(at..chunks)? {
-            let moved = self.chunk(ChunkNo(chunk), &mut plain)?;
-            at = chunk + 1;
+        let mut ahead = Ahead::new(self.from, self.into, start, chunks);
+        while let Some(chunk) = ahead.next()? {
+            let moved = self.chunk(chunk, &mut plain)?;
             // Both log halves full would stop every writer.
             if self.into.needs_checkpoint() {
                 self.into.checkpoint_closed()?;
             }
-            if !watch(at, moved) {
+            if !watch(chunk.0 + 1, moved) {
                 return Ok(false);
             }
         }
