@@ -104,6 +104,15 @@ pub(super) fn count(sectors: &Sectors) -> u64 {
     sectors.iter().filter(|is_in| **is_in).count() as u64
 }
 
+/// All that a chunk carries is asked for at once: the device reads its end while its beginning is decrypted.
+fn expect(difference: &Difference, carried: &Chunk) {
+    for run in carried.chunk_by(is_next_slot) {
+        if let Carried::Data { layer, slot, .. } = run[0] {
+            difference.layer(layer).expect_slots(slot, run.len() as u64);
+        }
+    }
+}
+
 /// Reads, checks and decrypts what a chunk carries into its place in `plain`; runs of slots by one read each. How many sectors
 /// that are damaged in the base were read from the source instead.
 pub(super) fn read_chunk(
@@ -114,6 +123,7 @@ pub(super) fn read_chunk(
     plain: &mut [u8],
     tags: &mut Vec<u64>,
 ) -> Result<u64> {
+    expect(difference, carried);
     let mut instead = 0;
     let mut at = 0;
     for run in carried.chunk_by(is_next_slot) {
