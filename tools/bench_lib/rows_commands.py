@@ -53,8 +53,8 @@ def _write(path, length, step):
 
 def _fold_and_check(context, region):
     """A disk written whole, a snapshot, each second MiB written again, a snapshot: the first copied under another key, all checked,
-    then the first deleted, so that the layers are folded."""
-    fold = rate(FOLD, goals=[Goal(0.5, COPY)])
+    then the first deleted, so that the layers are folded. Where there is a disk nothing of them is cached."""
+    fold = rate(FOLD, goals=[Goal(0.5, COPY)], notes=["both read from the disk where there is one, nothing cached"])
     check = rate(CHECK, goals=[Goal(0.5, CAT)], notes=["both read from the disk where there is one, nothing cached"])
     size = context.size
     for number in range(context.rounds):
@@ -67,6 +67,7 @@ def _fold_and_check(context, region):
         region.snapshot("disk", "next")
         region.unmount()
         machine.settle()
+        machine.forget(region.dir)
         fold.add(COPY, size / MIB / region.run("snapshot", "copy", "--wait", "base", "--to", region.name, "--key", "second", "--name", "copied"))
         region.run("snapshot", "delete", "copied")
         machine.settle()
@@ -78,6 +79,8 @@ def _fold_and_check(context, region):
         check.add(CAT, stored / (time.monotonic() - begin))
         machine.forget(region.dir)
         check.add(OURS, stored / region.run("region", "check"))
+        machine.settle()
+        machine.forget(region.dir)
         fold.add(OURS, size / 2 / MIB / region.run("snapshot", "delete", "base"))
         region.run("snapshot", "delete", "next")
         region.run("volume", "delete", "disk")
