@@ -21,14 +21,29 @@ pub struct ChunkDelta {
     changed: Changed,
 }
 
+/// Small: where a disk is written all over there are tens of thousands, each of one entry.
 #[derive(Clone)]
 enum Changed {
     /// Sorted by index.
     Sparse(Vec<(u16, Entry)>),
-    Dense {
-        present: [u64; 8],
-        entries: Box<[Entry; CHUNK_SECTORS as usize]>,
-    },
+    Dense(Box<Dense>),
+}
+
+#[derive(Clone)]
+struct Dense {
+    present: [u64; 8],
+    entries: [Entry; CHUNK_SECTORS as usize],
+}
+
+impl Dense {
+    fn has(&self, index: usize) -> bool {
+        self.present[index / 64] >> (index % 64) & 1 != 0
+    }
+
+    fn set(&mut self, index: usize, entry: Entry) {
+        self.present[index / 64] |= 1 << (index % 64);
+        self.entries[index] = entry;
+    }
 }
 
 impl Default for Changed {
@@ -44,9 +59,7 @@ impl ChunkDelta {
             Changed::Sparse(list) => {
                 list.binary_search_by_key(&(index as u16), |x| x.0).ok().map(|at| list[at].1)
             }
-            Changed::Dense { present, entries } => {
-                (present[index / 64] >> (index % 64) & 1 != 0).then(|| entries[index])
-            }
+            Changed::Dense(dense) => dense.has(index).then(|| dense.entries[index]),
         };
         found.or(self.base)
     }
@@ -63,21 +76,17 @@ impl ChunkDelta {
                 Err(_) => self.widen(),
             }
         }
-        if let Changed::Dense { present, entries } = &mut self.changed {
-            present[index / 64] |= 1 << (index % 64);
-            entries[index] = entry;
+        if let Changed::Dense(dense) = &mut self.changed {
+            dense.set(index, entry);
         }
     }
 
     fn widen(&mut self) {
-        let (mut present, mut entries) = ([0u64; 8], Box::new([Entry::ABSENT; CHUNK_SECTORS as usize]));
+        let mut dense = Box::new(Dense { present: [0; 8], entries: [Entry::ABSENT; CHUNK_SECTORS as usize] });
         if let Changed::Sparse(list) = &self.changed {
-            for (index, entry) in list {
-                present[*index as usize / 64] |= 1 << (index % 64);
-                entries[*index as usize] = *entry;
-            }
+            list.iter().for_each(|(index, entry)| dense.set(usize::from(*index), *entry));
         }
-        self.changed = Changed::Dense { present, entries };
+        self.changed = Changed::Dense(dense);
     }
 
     fn set_all(&mut self, entry: Entry) {
@@ -92,11 +101,9 @@ impl ChunkDelta {
         }
         match &self.changed {
             Changed::Sparse(list) => list.iter().for_each(|(i, e)| entries[*i as usize] = *e),
-            Changed::Dense { present, entries: from } => {
-                for (i, entry) in entries.iter_mut().enumerate() {
-                    if present[i / 64] >> (i % 64) & 1 != 0 {
-                        *entry = from[i];
-                    }
+            Changed::Dense(dense) => {
+                for (i, entry) in entries.iter_mut().enumerate().filter(|(i, _)| dense.has(*i)) {
+                    *entry = dense.entries[i];
                 }
             }
         }

@@ -14,8 +14,8 @@ DIRTY_SHARE = 0.001
 MIB = 1 << 20
 PHASES = [
     ["--rw=write", "--bs=1M", "--iodepth=4", f"--io_size={1 << 30}"],
-    # Each touches a chunk of its own, most likely: 16 KiB of map each.
-    ["--rw=randwrite", "--bs=4k", "--iodepth=32", f"--io_size={128 * MIB}"],
+    # Each touches a chunk of its own, most likely, with 16 KiB of map: four checkpoints of 2^15 chunks.
+    ["--rw=randwrite", "--bs=4k", "--iodepth=32", f"--io_size={512 * MIB}"],
     ["--rw=randwrite", "--bs=4k", "--ioengine=psync", "--fdatasync=1", "--number_ios=1000"],
     ["--rw=randread", "--bs=4k", "--iodepth=32", f"--io_size={128 * MIB}"],
     ["--rw=read", "--bs=1M", "--iodepth=4", f"--io_size={1 << 30}"],
@@ -27,7 +27,7 @@ def row_names(place):
 
 
 def space(options):
-    return 4 << 30
+    return 6 << 30
 
 
 def measure(context):
