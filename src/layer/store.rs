@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -184,13 +185,15 @@ impl Store for FileStore {
 
     fn drop_cached(&self, offset: u64, len: u64) -> io::Result<()> {
         let (begin, end) = (offset / FOLIO_MAX * FOLIO_MAX, (offset + len).next_multiple_of(FOLIO_MAX));
-        let len = std::num::NonZeroU64::new(end - begin);
+        let len = NonZeroU64::new(end - begin);
         Ok(rustix::fs::fadvise(&self.file, begin, len, rustix::fs::Advice::DontNeed)?)
     }
 
     fn expect(&self, offset: u64, len: u64) {
-        let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::WillNeed);
+        // None would be all up to the end of the file.
+        if let Some(len) = NonZeroU64::new(len) {
+            let _ = rustix::fs::fadvise(&self.file, offset, Some(len), rustix::fs::Advice::WillNeed);
+        }
     }
 
     fn stored_bytes(&self) -> io::Result<u64> {

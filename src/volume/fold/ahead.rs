@@ -2,18 +2,18 @@
 
 use std::collections::VecDeque;
 
-use crate::layer::{Layer, Result};
+use super::sectors::Move;
+use crate::layer::Result;
 use crate::units::ChunkNo;
 
-/// Chunks whose pages of entries are asked for at one time: they lie apart on the device.
-const PAGES: usize = 32;
-/// Chunks whose sectors are, of a MiB each.
+/// Chunks whose entries are asked for at one time: their pages lie apart on the device.
+const ENTRIES: usize = 32;
+/// Chunks whose sectors are, of up to a MiB each.
 const SECTORS: usize = 4;
 
 /// What is present in the layer that goes, in order.
 pub(super) struct Ahead<'a> {
-    from: &'a Layer,
-    into: &'a Layer,
+    moving: &'a Move<'a>,
     /// Where to look on, and where the disk ends.
     at: u64,
     end: u64,
@@ -23,23 +23,23 @@ pub(super) struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    pub fn new(from: &'a Layer, into: &'a Layer, start: u64, end: u64) -> Self {
-        Self { from, into, at: start, end, found: VecDeque::with_capacity(PAGES), expected: 0 }
+    pub fn new(moving: &'a Move<'a>, start: u64, end: u64) -> Self {
+        Self { moving, at: start, end, found: VecDeque::with_capacity(ENTRIES), expected: 0 }
     }
 
     /// The next chunk.
     pub fn next(&mut self) -> Result<Option<ChunkNo>> {
-        while self.found.len() < PAGES
-            && let Some(chunk) = self.from.next_present(self.at..self.end)?
+        while self.found.len() < ENTRIES
+            && let Some(chunk) = self.moving.from.next_present(self.at..self.end)?
         {
             self.at = chunk + 1;
             let chunk = ChunkNo(chunk);
-            self.from.expect_entries(chunk);
-            self.into.expect_entries(chunk);
+            self.moving.from.expect_entries(chunk);
+            self.moving.into.expect_entries(chunk);
             self.found.push_back(chunk);
         }
         while self.expected < SECTORS.min(self.found.len()) {
-            self.from.expect_sectors(self.found[self.expected])?;
+            self.moving.expect(self.found[self.expected]);
             self.expected += 1;
         }
         self.expected = self.expected.saturating_sub(1);

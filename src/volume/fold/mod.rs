@@ -44,8 +44,9 @@ pub(super) const SMALL_BYTES: u64 = 64 << 20;
 /// A child that takes a volume's writes is joined with a larger parent once it holds 1/16 of that: as much as may lie in
 /// both by the space bound (rule 16).
 const WORTH_IT: u64 = 16;
-/// Moved between two flushes, each of which records how far the fold is.
-const STEP_BYTES: u64 = 64 << 20;
+/// Moved between two flushes, each of which records how far the fold is. While one is under way the next step moves: together they
+/// are as much as may be undurable ([`crate::layer::UNFLUSHED_MAX`]).
+const STEP_BYTES: u64 = 32 << 20;
 /// What may be moved again, rather than flushed and recorded, when all was moved.
 const AGAIN_BYTES: u64 = 4 << 20;
 /// A fold that is slow is recorded as often.
@@ -160,17 +161,14 @@ impl Host {
             return Ok(false);
         }
         let mut fold = job.fold.clone();
-        let (moved, unflushed) = self.move_all(&mut fold, &job, watch);
-        let finished = match moved {
+        let unflushed = match self.move_all(&mut fold, &job, watch) {
+            Ok(Some(unflushed)) => unflushed,
+            Ok(None) => return Ok(false),
             Err(HostError::Volume(super::VolumeError::Layer(LayerError::Ended))) => {
                 return self.begin_anew(&fold);
             }
-            other => other?,
+            Err(other) => return Err(other),
         };
-        if !finished {
-            self.record_progress(&fold, job.into.layer())?;
-            return Ok(false);
-        }
         if unflushed >= AGAIN_BYTES && matches!(job.into, Into::Sealed { .. }) {
             // To give space back takes a while: a fold that is stopped there does not move all this again. One that can't say so on a
             // full disk gives space back all the same.
@@ -181,14 +179,14 @@ impl Host {
         self.conclude(&fold, job, watch)
     }
 
-    /// Moves all sectors, each step flushed and recorded while the next one moves; whether it came to the end, and the bytes
-    /// moved since the last step.
-    fn move_all(&self, fold: &mut Fold, job: &Job, watch: Watch) -> (Result<bool>, u64) {
+    /// Moves all sectors, each step flushed and recorded while the next one moves; the bytes moved since the last step. None: it was
+    /// told to stop, and has recorded how far it is.
+    fn move_all(&self, fold: &mut Fold, job: &Job, watch: Watch) -> Result<Option<u64>> {
         let into = job.into.layer();
         let moving = Move { way: fold.way, from: &job.from, into, below: &job.below };
-        let mut unflushed = 0;
+        let (mut unflushed, mut said) = (0, fold.next_chunk);
         let mut since = Instant::now();
-        let moved = std::thread::scope(|scope| {
+        let finished = std::thread::scope(|scope| {
             let mut steps = Steps::new(scope);
             let mut failed = Ok(());
             let finished = moving.run(fold.next_chunk, &mut |next, sectors| {
@@ -196,9 +194,10 @@ impl Host {
                 fold.moved_bytes += sectors * SECTOR_BYTES;
                 unflushed += sectors * SECTOR_BYTES;
                 if unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
-                    (unflushed, since) = (0, Instant::now());
                     let step = fold.clone();
                     failed = steps.next(move || self.record_progress(&step, into));
+                    // After the wait for the step before.
+                    (unflushed, said, since) = (0, next, Instant::now());
                 }
                 // A volume is closed where its key may not be used any more: then its layer goes, too.
                 failed.is_ok() && self.is_served(&job.into) && watch(FoldProgress::of(fold))
@@ -206,8 +205,14 @@ impl Host {
             let recorded = failed.and(steps.end());
             let finished = finished?;
             recorded.map(|()| finished)
-        });
-        (moved, unflushed)
+        })?;
+        if finished {
+            return Ok(Some(unflushed));
+        }
+        if said != fold.next_chunk {
+            self.record_progress(fold, into)?;
+        }
+        Ok(None)
     }
 
     /// What is known of the moment that goes. False: `watch`, which is asked once a second, said no.

@@ -44,7 +44,7 @@ impl Move<'_> {
     pub fn run(&self, start: u64, watch: &mut dyn FnMut(u64, u64) -> bool) -> Result<bool> {
         let chunks = self.from.sectors().div_ceil(CHUNK_SECTORS);
         let mut plain = Zeroizing::new(PageBuffer::new(CHUNK_BYTES as usize));
-        let mut ahead = Ahead::new(self.from, self.into, start, chunks);
+        let mut ahead = Ahead::new(self, start, chunks);
         while let Some(chunk) = ahead.next()? {
             let moved = self.chunk(chunk, &mut plain)?;
             // Both log halves full would stop every writer.
@@ -94,6 +94,17 @@ impl Move<'_> {
             };
         }
         Ok(actions)
+    }
+
+    /// What of a chunk is to be moved is read soon. What fails here fails again when its turn comes.
+    pub(super) fn expect(&self, chunk: ChunkNo) {
+        let mut there: Entries = [Entry::ABSENT; CHUNK_SECTORS as usize];
+        let Ok(actions) = self.actions(chunk, &mut there) else { return };
+        for run in actions.chunk_by(is_next_slot) {
+            if let Action::Take(slot, _) = run[0] {
+                self.from.expect_slots(slot, run.len() as u64);
+            }
+        }
     }
 
     fn read(&self, chunk: ChunkNo, actions: &Actions, plain: &mut [u8]) -> Result<()> {
