@@ -32,10 +32,11 @@ fn serve(world: &World) {
     host.close().unwrap();
 }
 
-/// A layer without a name, which only one with a damaged header stands on, is kept: with that header put right, all is there.
+/// A layer without a name, which only one with a damaged or lost header stands on, is kept: with that header put right, all is there.
+/// The volume's layer has no sector, as one that is being made.
 #[test]
 fn what_only_a_damaged_header_needs_outlives_a_repair() {
-    for is_of_a_snapshot in [true, false] {
+    for (is_of_a_snapshot, is_lost) in [(true, false), (true, true), (false, false), (false, true)] {
         let world = World::new(&["north"]);
         let mut disk = Disk::new(&world, "north", 8 * MIB, None, DiskKind::Data);
         let first = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
@@ -51,7 +52,10 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
         let layer = world.region("north").catalog().unwrap().read(above).unwrap();
         let header = world.path(&format!("north/layers/{layer}/header.toml"));
         let kept = fs::read(&header).unwrap();
-        copy_support::flip(&header, 100);
+        match is_lost {
+            true => fs::remove_file(&header).unwrap(),
+            false => copy_support::flip(&header, 100),
+        }
         let unusable = repair(&world);
         assert!(unusable.iter().any(|why| why.contains(&layer.to_string())), "{unusable:?}");
         serve(&world);
@@ -71,34 +75,34 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
     }
 }
 
-/// What a killed maker of a layer leaves has no header yet and no sector: nothing is told as lost. With a sector it is.
+/// What a killed maker of a layer leaves has no header yet and no sector: it is told as that, and stays.
 #[test]
-fn a_layer_whose_making_was_cut_is_no_loss() {
+fn a_layer_whose_making_was_cut_is_told_from_one_that_lost_its_header() {
+    const CUT_SHORT: &str = "its making was cut short";
     let world = World::new(&["north"]);
     let mut disk = Disk::new(&world, "north", 8 * MIB, None, DiskKind::Data);
     let named = disk.change(&world, "named", |c| c.write(0, &[1; MIB]));
-    let lay = |files: &[(&str, u64)]| {
-        let folder = world.path(&format!("north/layers/{}", LayerId::random()));
-        fs::create_dir(&folder).unwrap();
-        for (name, len) in files {
-            fs::File::create(folder.join(name)).unwrap().set_len(*len).unwrap();
-        }
-        folder
-    };
-    for cut in [&[][..], &[("data.new", 0)], &[("data", 0)], &[("data", SLOTS_OFFSET), ("map", 0)]] {
-        let folder = lay(cut);
-        assert_eq!(repair(&world), Vec::<String>::new(), "{cut:?}");
-        assert!(folder.exists(), "{cut:?}: a repair removes nothing");
+    let region = world.region("north");
+    let next = layer_upon(&region, disk.id, named);
+    let folder = world.path(&format!("north/layers/{next}"));
+    fs::remove_file(folder.join("header.toml")).unwrap();
+    drop(region);
+    for name in ["data", "map"] {
+        let unusable = repair(&world);
+        assert!(unusable.len() == 1 && unusable[0].contains(CUT_SHORT), "with {name}: {unusable:?}");
+        fs::remove_file(folder.join(name)).unwrap();
     }
-    let written = lay(&[("data", SLOTS_OFFSET + SECTOR as u64), ("map", 0)]);
+    // As a removal that came to its last file.
+    assert_eq!(repair(&world), Vec::<String>::new());
+    let written = fs::File::create(folder.join("data")).unwrap();
+    written.set_len(SLOTS_OFFSET + SECTOR as u64).unwrap();
     let unusable = repair(&world);
-    let id = written.file_name().unwrap().to_str().unwrap();
-    assert!(unusable.len() == 1 && unusable[0].contains(id), "{unusable:?}");
+    assert!(unusable.len() == 1 && !unusable[0].contains(CUT_SHORT), "{unusable:?}");
     assert_eq!(world.bytes("north", named), disk.model);
 }
 
 /// The layer a rollback makes before it is committed.
-fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::ids::SnapshotId) {
+fn layer_upon(region: &Region, volume: terrane::ids::VolumeId, to: terrane::ids::SnapshotId) -> LayerId {
     let (row, snapshot, point) = {
         let mut catalog = region.catalog().unwrap();
         let snapshot = catalog.read(|tx| tx.snapshot(to)).unwrap();
@@ -118,7 +122,7 @@ fn begin_rollback(region: &Region, volume: terrane::ids::VolumeId, to: terrane::
         turn: 100,
         proof_key: None,
     };
-    folder::make_layer(region, &Arc::new(PageCache::new(1)), &spec).unwrap();
+    folder::make_layer(region, &Arc::new(PageCache::new(1)), &spec).unwrap().0.id
 }
 
 /// A disabled key stays so, and is no obstacle: headers are mended with it, here that of a rollback that was cut short.
@@ -130,7 +134,7 @@ fn a_key_that_was_disabled_opens_nothing_after_a_repair() {
     let snapshot = disk.change(&world, "first", |c| c.write(0, &[1; MIB]));
     let _ = disk.change(&world, "second", |c| c.write(SECTOR, &[2; SECTOR]));
     let region = world.region("north");
-    begin_rollback(&region, disk.id, snapshot);
+    layer_upon(&region, disk.id, snapshot);
     let set = |state| region.catalog().unwrap().write(|tx| tx.set_key_state(key, state)).unwrap();
     set(KeyState::Disabled);
     drop(region);

@@ -564,11 +564,14 @@ pub(super) fn has_lost_header(region: &Region, layer: LayerId) -> bool {
     lacks(region, layer, &[HEADER])
 }
 
-/// Whether a layer's folder without a header holds no sector: its making was cut short, of which the header is the last, or its
-/// removal.
-pub(super) fn holds_no_sector(region: &Region, layer: LayerId) -> bool {
-    let data = fs::symlink_metadata(region.layer_dir(layer).join(DATA));
-    match data {
+/// Whether a layer's folder holds none of its files: a removal was cut short after the last of them.
+pub(super) fn is_emptied(region: &Region, layer: LayerId) -> bool {
+    lacks(region, layer, &[DATA, UNNAMED, MAP, HEADER])
+}
+
+/// Whether no slot was ever written in a layer's folder: of a new layer, the header of which comes last, or one without a sector.
+pub(super) fn has_no_slot(region: &Region, layer: LayerId) -> bool {
+    match fs::symlink_metadata(region.layer_dir(layer).join(DATA)) {
         Ok(found) => found.is_file() && found.len() <= SLOTS_OFFSET,
         Err(e) => e.kind() == io::ErrorKind::NotFound,
     }

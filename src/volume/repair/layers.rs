@@ -102,12 +102,14 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
     recovered.taken = took.collect();
     for (id, why) in headless {
         let is_taken = recovered.taken.iter().any(|(_, gone)| *gone == id);
-        match is_taken || folder::holds_no_sector(region, id) {
-            true => {
-                recovered.notes.push(format!("layer {id} was being made or removed: nothing of it is needed"))
-            }
-            false => recovered.unusable.push(format!("layer {id}: {why}")),
+        if is_taken || folder::is_emptied(region, id) {
+            recovered.notes.push(format!("layer {id} was being removed: nothing of it is needed"));
+            continue;
         }
+        // It counts as one that can't be used all the same: what a lost header was of may have been all that needed another.
+        let no_loss = folder::has_no_slot(region, id)
+            .then_some(" (it has no sector: its making was cut short, most likely)");
+        recovered.unusable.push(format!("layer {id}: {why}{}", no_loss.unwrap_or_default()));
     }
     Ok(found)
 }
