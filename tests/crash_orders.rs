@@ -44,7 +44,19 @@ struct Last<'m> {
 
 impl<'m> Last<'m> {
     fn run(mount: &'m FsMount, regions: &FsState, before: &[Step], last: &[Step]) -> Self {
+        Self::run_in_steps(mount, regions, before, last, None)
+    }
+
+    /// A fold flushes once it has moved so many bytes.
+    fn run_in_steps(
+        mount: &'m FsMount,
+        regions: &FsState,
+        before: &[Step],
+        last: &[Step],
+        fold_step: Option<u64>,
+    ) -> Self {
         let mut script = Script::new(mount, regions);
+        script.fold_step = fold_step;
         let mut steps = |steps: &[Step]| {
             steps.iter().for_each(|s| script.step(s).unwrap_or_else(|e| panic!("{s:?}: {e}")));
             script.disk.traced()
@@ -99,9 +111,8 @@ fn contents(world: &World) -> [Vec<(String, Content)>; 2] {
     [volumes.iter().map(volume).collect(), snapshots.iter().map(snapshot).collect()]
 }
 
-/// Rule 20: how far a fold is is written down once what it moved is durable.
-#[test]
-fn no_cut_amid_a_fold_loses_what_is_said_to_be_moved() {
+/// What is cut amid a fold of two chunks, after so many of them; how many places.
+fn cut_folds(chunks: u64, step: Option<u64>, cuts: &[Cut]) -> usize {
     let mount = FsMount::new();
     let regions = new_regions(&mount);
     let sweep = Sweep::new(&mount);
@@ -112,12 +123,26 @@ fn no_cut_amid_a_fold_loses_what_is_said_to_be_moved() {
         vec![Step::Create, write(8, 12), SNAPSHOT, ALL, write(0, 2), SNAPSHOT, REOPEN, DELETE],
         vec![Step::Create, ALL, SNAPSHOT, write(2, 2), REOPEN, DELETE],
     ] {
-        let fold = Last::run(&mount, &regions, &before, &[fold(1)]);
-        assert_eq!(fold.folds, [1]);
-        places +=
-            fold.at_each(1, Cut::None, |left, n| drop(sweep.recover(&sweep.disk(left), &fold.history, n)));
+        let fold = Last::run_in_steps(&mount, &regions, &before, &[fold(chunks)], step);
+        assert_eq!(fold.folds, [chunks]);
+        for cut in cuts {
+            places +=
+                fold.at_each(1, *cut, |left, n| drop(sweep.recover(&sweep.disk(left), &fold.history, n)));
+        }
     }
-    println!("{places} places");
+    places
+}
+
+/// Rule 20: how far a fold is is written down once what it moved is durable.
+#[test]
+fn no_cut_amid_a_fold_loses_what_is_said_to_be_moved() {
+    println!("{} places", cut_folds(1, None, &[Cut::None]));
+}
+
+/// Rule 20: the same of a step that is flushed and told of while the next one moves.
+#[test]
+fn no_cut_amid_the_steps_of_a_fold_loses_what_they_say_is_moved() {
+    println!("{} places", cut_folds(2, Some(1), &[Cut::None, Cut::All]));
 }
 
 /// Rule 20: headers that name the layer that goes are mended before its folder goes, so that a catalog lost at any place can

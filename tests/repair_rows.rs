@@ -78,7 +78,7 @@ fn what_only_a_damaged_header_needs_outlives_a_repair() {
 /// What a killed maker of a layer leaves has no header yet and no sector: it is told as that, and stays.
 #[test]
 fn a_layer_whose_making_was_cut_is_told_from_one_that_lost_its_header() {
-    const CUT_SHORT: &str = "its making was cut short";
+    const CUT_SHORT: &str = "its making or its removal was cut short";
     let world = World::new(&["north"]);
     let mut disk = Disk::new(&world, "north", 8 * MIB, None, DiskKind::Data);
     let named = disk.change(&world, "named", |c| c.write(0, &[1; MIB]));

@@ -4,13 +4,14 @@
 //! existing layers; another may only read what is sealed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::chain::Chain;
-use super::fold::{FoldWorker, settle_taken};
+use super::fold::{FoldWorker, STEP as FOLD_STEP, settle_taken};
 use super::folder::{self, LayerSpec, Opening};
 use super::footing;
 use super::host_error::{HostError, Result};
@@ -61,6 +62,8 @@ pub struct Host {
     /// When anchors were last written, and what.
     anchored: Mutex<HashMap<VolumeId, (Instant, VolumeAnchor)>>,
     folding: Mutex<Option<FoldWorker>>,
+    /// Bytes that a fold moves between two flushes.
+    pub(super) fold_step: AtomicU64,
     /// Layers, each with its child, whose fold met damage: reading it again would tell the same.
     pub(super) unfoldable: Mutex<HashSet<(LayerId, LayerId)>>,
     /// Why volumes could not be opened when they last were to be.
@@ -86,9 +89,15 @@ impl Host {
             headers: Mutex::default(),
             anchored: Mutex::default(),
             folding: Mutex::default(),
+            fold_step: AtomicU64::new(FOLD_STEP),
             unfoldable: Mutex::default(),
             unopened: Mutex::default(),
         })
+    }
+
+    /// Has folds flush and say how far they are as often as they have moved so much, for a disk that is smaller than a step.
+    pub fn set_fold_step(&self, bytes: u64) {
+        self.fold_step.store(bytes, Ordering::Relaxed);
     }
 
     /// The region.

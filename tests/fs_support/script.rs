@@ -175,6 +175,8 @@ pub struct Script<'m> {
     /// Volumes that process has open.
     opened: BTreeSet<usize>,
     names: usize,
+    /// Bytes that a fold moves between two flushes; none: more than these disks have.
+    pub fold_step: Option<u64>,
 }
 
 impl<'m> Script<'m> {
@@ -183,7 +185,15 @@ impl<'m> Script<'m> {
         let disk = mount.disk(state);
         let world = World::of(&disk);
         disk.start_trace();
-        Self { disk, world, history: History::default(), host: None, opened: BTreeSet::new(), names: 0 }
+        Self {
+            disk,
+            world,
+            history: History::default(),
+            host: None,
+            opened: BTreeSet::new(),
+            names: 0,
+            fold_step: None,
+        }
     }
 
     fn at(&self) -> usize {
@@ -242,14 +252,18 @@ impl<'m> Script<'m> {
                 None => Ok(()),
             },
             Step::Copy { of, from, to } => self.copy(of, REGIONS[from], REGIONS[to]),
-            Step::Fold { region, chunks } => self.with_owner(REGIONS[region], |host| {
-                let mut left = chunks;
-                let mut goes_on = |_| {
-                    left -= 1;
-                    left > 0
-                };
-                Ok(host.fold(false, &mut goes_on)?)
-            }),
+            Step::Fold { region, chunks } => {
+                let step = self.fold_step;
+                self.with_owner(REGIONS[region], |host| {
+                    step.into_iter().for_each(|bytes| host.set_fold_step(bytes));
+                    let mut left = chunks;
+                    let mut goes_on = |_| {
+                        left -= 1;
+                        left > 0
+                    };
+                    Ok(host.fold(false, &mut goes_on)?)
+                })
+            }
             Step::Reopen { clean } => self.close(clean),
         }
     }

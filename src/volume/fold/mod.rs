@@ -20,6 +20,7 @@ mod worker;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use bookmarks::settle_taken;
@@ -35,7 +36,7 @@ use super::open_volume::OpenVolume;
 use crate::catalog::{Fold, FoldWay, Layer as LayerRow, LayerState};
 use crate::ids::LayerId;
 use crate::layer::header::Folding;
-use crate::layer::{Anchor, Layer, LayerError, SealedMark};
+use crate::layer::{Anchor, Layer, LayerError, SealedMark, UNFLUSHED_MAX};
 use crate::units::SECTOR_BYTES;
 use steps::Steps;
 
@@ -44,9 +45,9 @@ pub(super) const SMALL_BYTES: u64 = 64 << 20;
 /// A child that takes a volume's writes is joined with a larger parent once it holds 1/16 of that: as much as may lie in
 /// both by the space bound (rule 16).
 const WORTH_IT: u64 = 16;
-/// Moved between two flushes, each of which records how far the fold is. While one is under way the next step moves: together they
-/// are as much as may be undurable ([`crate::layer::UNFLUSHED_MAX`]).
-const STEP_BYTES: u64 = 32 << 20;
+/// Bytes moved between two flushes, each of which records how far the fold is. While one is under way the next step moves: together
+/// they are as much as may be undurable.
+pub(super) const STEP: u64 = UNFLUSHED_MAX / 2;
 /// What may be moved again, rather than flushed and recorded, when all was moved.
 const AGAIN_BYTES: u64 = 4 << 20;
 /// A fold that is slow is recorded as often.
@@ -184,6 +185,7 @@ impl Host {
     fn move_all(&self, fold: &mut Fold, job: &Job, watch: Watch) -> Result<Option<u64>> {
         let into = job.into.layer();
         let moving = Move { way: fold.way, from: &job.from, into, below: &job.below };
+        let step_bytes = self.fold_step.load(Ordering::Relaxed);
         let (mut unflushed, mut said) = (0, fold.next_chunk);
         let mut since = Instant::now();
         let finished = std::thread::scope(|scope| {
@@ -193,7 +195,7 @@ impl Host {
                 fold.next_chunk = next;
                 fold.moved_bytes += sectors * SECTOR_BYTES;
                 unflushed += sectors * SECTOR_BYTES;
-                if unflushed >= STEP_BYTES || since.elapsed() >= STEP_TIME {
+                if unflushed >= step_bytes || since.elapsed() >= STEP_TIME {
                     let step = fold.clone();
                     failed = steps.next(move || self.record_progress(&step, into));
                     // After the wait for the step before.

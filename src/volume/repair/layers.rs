@@ -108,7 +108,7 @@ pub(super) fn find(region: &Region, recovered: &mut Recovered) -> Result<Vec<Fou
         }
         // It counts as one that can't be used all the same: what a lost header was of may have been all that needed another.
         let no_loss = folder::has_no_slot(region, id)
-            .then_some(" (it has no sector: its making was cut short, most likely)");
+            .then_some(" (it has no sector: its making or its removal was cut short, most likely)");
         recovered.unusable.push(format!("layer {id}: {why}{}", no_loss.unwrap_or_default()));
     }
     Ok(found)
