@@ -569,7 +569,8 @@ pub(super) fn is_emptied(region: &Region, layer: LayerId) -> bool {
     lacks(region, layer, &[DATA, UNNAMED, MAP, HEADER])
 }
 
-/// Whether no slot was ever written in a layer's folder: of a new layer, the header of which comes last, or one without a sector.
+/// Whether a layer's folder has no slot: the layer is new, its removal has come beyond the data, or it holds no sector. By the length
+/// of a file, which anybody may change: for words alone.
 pub(super) fn has_no_slot(region: &Region, layer: LayerId) -> bool {
     match fs::symlink_metadata(region.layer_dir(layer).join(DATA)) {
         Ok(found) => found.is_file() && found.len() <= SLOTS_OFFSET,
