@@ -190,6 +190,17 @@ impl WriteTx<'_> {
         )
     }
 
+    /// Puts a version of a key in the place of the row that it has, if any.
+    pub fn put_key_version(&self, row: &KeyVersion) -> Result<(), CatalogError> {
+        self.insert(
+            Kind::Key,
+            &format!("{} version {}", row.key, row.version),
+            "INSERT INTO key_versions (key, version, wrapped, created_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (key, version) DO UPDATE SET wrapped = ?3, created_at = ?4",
+            params![row.key.to_string(), row.version, row.wrapped, row.created_at.as_microsecond()],
+        )
+    }
+
     /// Allows or forbids a key's use.
     pub fn set_key_state(&self, id: KeyId, state: KeyState) -> Result<(), CatalogError> {
         self.update(

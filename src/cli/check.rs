@@ -39,7 +39,7 @@ pub struct CheckArgs {
     /// Read catalog, keys and the folders' names only, no layers
     #[arg(long, conflicts_with = "max_rate")]
     quick: bool,
-    /// Rebuild a lost or damaged catalog from what lies in keys/ and layers/, and list folders that no layer has
+    /// Rebuild a lost or damaged catalog, rows of keys and files in keys/ from what else is there, and list folders that no layer has
     #[arg(long, conflicts_with = "quick")]
     repair: bool,
     /// Remove the folders in layers/ that no layer of the catalog has

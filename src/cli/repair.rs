@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::App;
 use super::confirm::confirm;
 use crate::catalog::CatalogError;
-use crate::kms::KmsError;
+use crate::kms::{self, KmsError};
 use crate::region::{self, Rebuilding, Region, RegionError};
 use crate::volume::{Host, Recovered, recover_rows, unvouched_rows};
 
@@ -29,6 +29,8 @@ pub struct Repaired {
     /// Files and folders that could not be used, and why.
     unusable: Vec<String>,
     removed_folders: Vec<PathBuf>,
+    /// Rows of keys and files in keys/ that were written anew, each from the other.
+    mended_keys: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -37,10 +39,11 @@ struct Named {
     name: String,
 }
 
-/// Rebuilds the catalog where it is lost or damaged; removes folders without a row where that was asked for.
+/// Rebuilds the catalog where it is lost or damaged; writes what is lost of a key anew from its other place; removes folders without a row where that was asked for.
 pub fn run(app: &App, remove_unknown: bool, yes: bool) -> Result<Repaired> {
     if let Some(why) = catalog_damage(app)? {
         let rebuilt = rebuild(app, &why, yes)?;
+        let rebuilt = Repaired { mended_keys: mend_keys(app, &app.region()?)?, ..rebuilt };
         if remove_unknown {
             app.output().note(
                 "nothing was removed from layers/: see first what was recovered, then run --remove-unknown again",
@@ -50,7 +53,7 @@ pub fn run(app: &App, remove_unknown: bool, yes: bool) -> Result<Repaired> {
     }
     let region = app.region()?;
     app.output().note(format!("the catalog of region {} is whole", region.name()));
-    let mut repaired = Repaired::default();
+    let mut repaired = Repaired { mended_keys: mend_keys(app, &region)?, ..Repaired::default() };
     let unknown = region::unknown_folders(&region)?;
     if unknown.is_empty() {
         return Ok(repaired);
@@ -114,8 +117,15 @@ fn rebuild(app: &App, why: &str, yes: bool) -> Result<Repaired> {
         volumes: named(found.volumes),
         snapshots: named(found.snapshots),
         unusable: found.unusable,
-        removed_folders: Vec::new(),
+        ..Repaired::default()
     })
+}
+
+/// Destroys nothing: what is written over holds no key.
+fn mend_keys(app: &App, region: &Region) -> Result<Vec<String>> {
+    let mended = kms::mend_keys(region)?;
+    mended.iter().for_each(|what| app.output().note(what));
+    Ok(mended)
 }
 
 fn plan(why: &str, found: &Recovered) -> String {

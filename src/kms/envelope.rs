@@ -71,34 +71,16 @@ pub fn unwrap_data_key(
     Secret::try_from_slice(&opened).map_err(|_| damaged())
 }
 
-/// What is wrong with a key's versions, in sentences: each opens from its row and from its file, enabled or not.
-pub fn check_key(region: &Region, key: KeyId) -> Result<Vec<String>, KmsError> {
-    let root_key = region.root_key()?;
-    let mut problems = Vec::new();
-    let versions = region.catalog()?.read(|tx| tx.key_versions(key))?;
-    if versions.is_empty() {
-        problems.push(format!("key {key}: it has no version"));
-    }
-    for row in versions {
-        let aad = version_aad(region.id(), key, row.version);
-        let opens =
-            |wrapped: &[u8]| crypto::unwrap(root_key, &aad, wrapped).is_ok_and(|bytes| bytes.len() == 32);
-        if !opens(&row.wrapped) {
-            problems.push(format!("key {key} version {}: its row does not open", row.version));
-        }
-        match key_file::read(region, key, row.version)? {
-            Some(wrapped) if opens(&wrapped) => {}
-            _ => problems
-                .push(format!("key {key} version {}: its file in keys/ is missing or damaged", row.version)),
-        }
-    }
-    Ok(problems)
-}
-
 /// Whether a version's wrapped bytes open with the region's root key.
 pub(super) fn version_opens(region: &Region, version: &KeyVersion) -> Result<bool, KmsError> {
+    Ok(open_version(region, version)?.is_some())
+}
+
+/// A version's material; `None` if its wrapped bytes do not open as that version of that key of this region.
+pub(super) fn open_version(region: &Region, version: &KeyVersion) -> Result<Option<Secret<32>>, KmsError> {
     let aad = version_aad(region.id(), version.key, version.version);
-    Ok(crypto::unwrap(region.root_key()?, &aad, &version.wrapped).is_ok_and(|bytes| bytes.len() == 32))
+    let opened = crypto::unwrap(region.root_key()?, &aad, &version.wrapped);
+    Ok(opened.ok().and_then(|bytes| Secret::try_from_slice(&bytes).ok()))
 }
 
 /// Refuses a key that is not there or not enabled.
@@ -148,7 +130,7 @@ fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, S
     if let Some(material) = row.as_ref().and_then(|row| open(&row.wrapped)) {
         return Ok((version, material));
     }
-    if let Some(material) = key_file::read(region, key, version)?.and_then(|wrapped| open(&wrapped)) {
+    if let Some(material) = key_file::read(region, key, version)?.and_then(|filed| open(&filed.wrapped)) {
         tracing::warn!(
             "key {key} version {version}: its row is damaged or missing, its file in keys/ serves"
         );

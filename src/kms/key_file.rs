@@ -11,8 +11,10 @@
 //! wrapped_key = "…"              # associated data: region, key, version
 //! ```
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::KmsError;
@@ -24,6 +26,7 @@ use crate::sys::{crashsafe, open_files, owned};
 const FORMAT: &str = "terrane-key";
 const FORMAT_VERSION: i64 = 1;
 const BYTES_MAX: u64 = 4096;
+const MODE: u32 = 0o600;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +44,20 @@ struct Fields {
 /// Writes a version's file and syncs it and its folder; never replaces one.
 pub(super) fn write(region: &Region, version: &KeyVersion) -> Result<PathBuf, KmsError> {
     let path = path(region, version.key, version.version);
+    match crashsafe::create_file(&path, text(region, version).as_bytes(), MODE) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(KmsError::Io { path, source }),
+    }
+}
+
+/// The same, in the place of whatever has that name.
+pub(super) fn replace(region: &Region, version: &KeyVersion) -> Result<(), KmsError> {
+    let path = path(region, version.key, version.version);
+    crashsafe::write_file(&path, text(region, version).as_bytes(), MODE)
+        .map_err(|source| KmsError::Io { path, source })
+}
+
+fn text(region: &Region, version: &KeyVersion) -> String {
     let fields = Fields {
         format: FORMAT.into(),
         format_version: FORMAT_VERSION,
@@ -51,31 +68,60 @@ pub(super) fn write(region: &Region, version: &KeyVersion) -> Result<PathBuf, Km
         created_at: version.created_at.to_string(),
         wrapped_key: hex::encode(&version.wrapped),
     };
-    let text = toml::to_string(&fields).expect("plain fields are always TOML");
-    match crashsafe::create_file(&path, text.as_bytes(), 0o600) {
-        Ok(()) => Ok(path),
-        Err(source) => Err(KmsError::Io { path, source }),
+    toml::to_string(&fields).expect("plain fields are always TOML")
+}
+
+/// A version as its file has it.
+pub(super) struct Filed {
+    /// Whether it opens says whether it is that version's: it is bound to region, key and number.
+    pub wrapped: Vec<u8>,
+    /// `None`: that does not read.
+    pub created_at: Option<Timestamp>,
+    /// Whether the file says of itself whose it is. No key rests on that.
+    pub names_itself: bool,
+}
+
+impl Filed {
+    /// The row that it was written for. One that does not say when it was made counts as made now, so that no key is newer.
+    pub fn into_row(self, region: &Region, key: KeyId, version: u32) -> KeyVersion {
+        let created_at = self.created_at.unwrap_or_else(|| region.now());
+        KeyVersion { key, version, wrapped: self.wrapped, created_at }
     }
 }
 
-/// A version's wrapped bytes as its file has them; `None` if there is no such file or it is damaged. An error says that no more files
-/// can be open.
-pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<Vec<u8>>, KmsError> {
-    Ok(fields(region, key, version)?.and_then(|fields| hex::decode(&fields.wrapped_key)))
+/// A version as its file has it; `None` if there is no such file or it is damaged. An error says that no more files can be open.
+pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<Filed>, KmsError> {
+    Ok(fields(region, key, version)?.and_then(|fields| {
+        let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
+        Some(Filed {
+            wrapped: hex::decode(&fields.wrapped_key)?,
+            created_at: fields.created_at.parse().ok(),
+            names_itself: said == (region.id().to_string().as_str(), key.to_string().as_str(), version),
+        })
+    }))
 }
 
-/// A version as its file has it; `None` as for [`read`], or where it says that it is another's.
-pub(super) fn read_version(
-    region: &Region,
-    key: KeyId,
-    version: u32,
-) -> Result<Option<KeyVersion>, KmsError> {
-    let Some(fields) = fields(region, key, version)? else { return Ok(None) };
-    let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
-    let is_its = said == (region.id().to_string().as_str(), key.to_string().as_str(), version);
-    let (created_at, wrapped) = (fields.created_at.parse().ok(), hex::decode(&fields.wrapped_key));
-    let (Some(created_at), Some(wrapped)) = (created_at, wrapped) else { return Ok(None) };
-    Ok(is_its.then_some(KeyVersion { key, version, wrapped, created_at }))
+/// What lies in `keys/`.
+pub(super) struct Entry {
+    pub path: PathBuf,
+    /// The key and version that its name says it is of, if any.
+    pub named: Option<(KeyId, u32)>,
+}
+
+/// All that lies in `keys/`.
+pub(super) fn list(region: &Region) -> Result<Vec<Entry>, KmsError> {
+    let dir = region.keys_dir();
+    let io = |source| KmsError::Io { path: dir.clone(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let named = name.to_str().and_then(|name| {
+            let (key, version) = name.split_once('.')?;
+            Some((key.parse().ok()?, version.parse().ok()?))
+        });
+        found.push(Entry { path: dir.join(name), named });
+    }
+    Ok(found)
 }
 
 fn fields(region: &Region, key: KeyId, version: u32) -> Result<Option<Fields>, KmsError> {

@@ -14,10 +14,12 @@ mod envelope;
 mod error;
 mod key_file;
 mod keys;
+mod places;
 mod restore;
 
-pub use envelope::{WrappedKey, check_key, check_usable, new_data_key, unwrap_data_key, wrap_again};
+pub use envelope::{WrappedKey, check_usable, new_data_key, unwrap_data_key, wrap_again};
 pub use error::KmsError;
 pub(crate) use key_file::parse_key_file;
 pub use keys::{add_alias, create_key, initialise, remove_alias, rotate_key, set_key_enabled};
+pub use places::{check_keys, mend_keys};
 pub use restore::{Restored, restore};

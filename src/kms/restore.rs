@@ -1,7 +1,6 @@
 //! The first rows of a new catalog in a region whose old one is lost: keys from `keys/`.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use super::keys::{default_name, defaults, initialise, insert_defaults};
 use super::{KmsError, envelope, key_file};
@@ -87,27 +86,20 @@ fn old_account(old: &Salvaged) -> Option<AccountId> {
 
 type Versions = BTreeMap<KeyId, BTreeMap<u32, KeyVersion>>;
 
-/// Versions by key and number, and sentences on the other files.
+/// Versions by key and number, and sentences on the other files. Whose a file is says its name, and whether it opens so.
 fn read_all(region: &Region) -> Result<(Versions, Vec<String>), KmsError> {
-    let dir = region.keys_dir();
-    let io = |source| KmsError::Io { path: dir.clone(), source };
     let mut found = Versions::new();
     let mut unusable = Vec::new();
-    for entry in fs::read_dir(&dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let named = name.to_str().and_then(|name| {
-            let (key, version) = name.split_once('.')?;
-            Some((key.parse().ok()?, version.parse().ok()?))
-        });
-        let version = named.map(|(key, version)| key_file::read_version(region, key, version)).transpose()?;
-        match version.flatten() {
+    for key_file::Entry { path, named } in key_file::list(region)? {
+        let read = |(key, version)| {
+            let filed = key_file::read(region, key, version)?;
+            Ok::<_, KmsError>(filed.map(|filed| filed.into_row(region, key, version)))
+        };
+        match named.map(read).transpose()?.flatten() {
             Some(version) if envelope::version_opens(region, &version)? => {
                 found.entry(version.key).or_default().insert(version.version, version);
             }
-            _ => unusable.push(format!(
-                "{}: no key of this region that its root key opens",
-                dir.join(&name).display()
-            )),
+            _ => unusable.push(format!("{}: no key of this region that its root key opens", path.display())),
         }
     }
     unusable.sort();

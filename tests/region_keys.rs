@@ -1,0 +1,153 @@
+//! Guards against a key that is lost, though its row in the catalog or its file in `keys/` still has it; and against a check that
+//! does not see that only one of them is left.
+
+#[path = "common/world.rs"]
+mod world;
+
+use std::fs;
+use std::path::PathBuf;
+
+use rusqlite::types::Value;
+use world::{SECTOR, World, pattern, read_at, write_at};
+
+const LEN: usize = 16 * SECTOR;
+const CHECK: &[&str] = &["region", "check"];
+const REPAIR: &[&str] = &["region", "check", "--repair", "--yes"];
+
+/// A region with a volume `web` under a key of two versions; the key's id. The volume's layer is under the second, its snapshot's under the first.
+fn written() -> (World, String) {
+    let world = World::new();
+    let key = world.ok(&["key", "create", "--alias", "project"]);
+    world.ok(&["volume", "create", "--name", "web", "--size", "8M", "--key", "project"]);
+    world.mount();
+    write_at(&world.file("web"), 0, &pattern(LEN, 0)).unwrap();
+    world.ok(&["key", "rotate", "project"]);
+    // The layer that follows the first was made before it was needed.
+    for n in 1..4 {
+        write_at(&world.file("web"), 0, &pattern(LEN, n)).unwrap();
+        world.snapshot("web", &format!("s{n}"));
+    }
+    world.unmount();
+    (world, key)
+}
+
+#[derive(PartialEq)]
+struct Keys {
+    rows: Vec<Vec<Value>>,
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+fn keys(world: &World) -> Keys {
+    let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+    let mut rows = Vec::new();
+    for table in ["keys", "key_versions"] {
+        let mut statement = catalog.prepare(&format!("SELECT * FROM {table}")).unwrap();
+        let count = statement.column_count();
+        let found = statement.query_map([], |row| (0..count).map(|n| row.get(n)).collect()).unwrap();
+        rows.extend(found.map(Result::unwrap));
+    }
+    let files = fs::read_dir(world.path("r/keys")).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files.map(|path| (path.clone(), fs::read(path).unwrap_or_default())).collect();
+    files.sort();
+    Keys { rows, files }
+}
+
+fn sql(world: &World, statement: &str) {
+    let catalog = rusqlite::Connection::open(world.path("r/catalog.db")).unwrap();
+    assert_eq!(catalog.execute(statement, []).unwrap(), 1, "{statement}");
+}
+
+/// Rewrites a file's line of that name.
+fn line(path: &PathBuf, name: &str, value: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| match line.split_once(" = ") {
+        Some((of, _)) if of == name => format!("{name} = {value}\n"),
+        _ => format!("{line}\n"),
+    });
+    let changed: String = lines.collect();
+    assert_ne!(changed, text);
+    fs::write(path, changed).unwrap();
+}
+
+#[test]
+fn what_is_lost_at_one_place_is_written_anew_from_the_other() {
+    let (world, key) = written();
+    let before = keys(&world);
+    let file = |version: u32| world.path(&format!("r/keys/{key}.{version}"));
+    let row = |version: u32| format!("WHERE key = '{key}' AND version = {version}");
+    type Harm<'a> = Box<dyn Fn() + 'a>;
+    let harms: [(&str, u32, Harm); 10] = [
+        ("no file", 1, Box::new(|| fs::remove_file(file(1)).unwrap())),
+        ("a file of nothing", 2, Box::new(|| fs::write(file(2), "").unwrap())),
+        ("another's key", 1, Box::new(|| assert!(fs::copy(file(2), file(1)).unwrap() > 0))),
+        ("another region's", 1, Box::new(|| line(&file(1), "region", &format!("\"{}\"", "0".repeat(32))))),
+        ("another version's", 2, Box::new(|| line(&file(2), "key_version", "1"))),
+        ("no time", 1, Box::new(|| line(&file(1), "created_at", "\"yesterday\""))),
+        ("another time", 1, Box::new(|| line(&file(1), "created_at", "\"2026-05-01T00:00:00Z\""))),
+        (
+            "a row of zeros",
+            1,
+            Box::new(|| sql(&world, &format!("UPDATE key_versions SET wrapped = zeroblob(61) {}", row(1)))),
+        ),
+        ("no old row", 1, Box::new(|| sql(&world, &format!("DELETE FROM key_versions {}", row(1))))),
+        ("no current row", 2, Box::new(|| sql(&world, &format!("DELETE FROM key_versions {}", row(2))))),
+    ];
+    for (what, version, harm) in harms {
+        harm();
+        let said = world.run(CHECK);
+        let shown = String::from_utf8(said.stdout).unwrap();
+        assert_eq!(said.status.code(), Some(6), "{what}: {shown}");
+        let named = format!("key {key} version {version}: its ");
+        assert!(shown.contains(&named) && shown.contains("--repair"), "{what}: {shown}");
+        let shown = world.json(REPAIR);
+        assert_eq!(shown["problem_count"], 0, "{what}: {shown}");
+        let mended = shown["repaired"]["mended_keys"].as_array().unwrap();
+        assert!(mended.len() == 1 && mended[0].as_str().unwrap().starts_with(&named), "{what}: {shown}");
+        assert_eq!(shown["repaired"]["catalog_rebuilt"], false, "{what}: {shown}");
+        world.ok(CHECK);
+        assert!(keys(&world) == before, "{what}: not as it was");
+    }
+    // At both places: nothing can be done, and nothing is.
+    let kept = fs::read(file(1)).unwrap();
+    line(&file(1), "wrapped_key", "\"00\"");
+    sql(&world, &format!("UPDATE key_versions SET wrapped = x'00' {}", row(1)));
+    let harmed = keys(&world);
+    for args in [CHECK, REPAIR] {
+        let output = world.run(args);
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(6), "{shown}");
+        assert!(shown.contains(&format!("key {key} version 1: neither")), "{shown}");
+        assert!(keys(&world) == harmed);
+    }
+    fs::write(file(1), kept).unwrap();
+    world.ok(REPAIR);
+    assert!(keys(&world) == before, "not as it was");
+}
+
+/// Whose a file is says its name, and that it opens: not what else it says.
+#[test]
+fn a_lost_catalog_takes_no_key_whose_file_says_wrong_things() {
+    let (world, key) = written();
+    let file = world.path(&format!("r/keys/{key}.1"));
+    line(&file, "region", "\"nowhere\"");
+    line(&file, "key_id", "\"nobody\"");
+    line(&file, "key_version", "7");
+    line(&file, "created_at", "\"yesterday\"");
+    for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+        let _ = fs::remove_file(world.path("r").join(name));
+    }
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    let repaired = &shown["repaired"];
+    assert_eq!(repaired["keys"].as_array().unwrap().len(), 2, "{shown}");
+    assert_eq!(repaired["mended_keys"].as_array().unwrap().len(), 1, "{shown}");
+    world.ok(CHECK);
+    world.mount();
+    let snapshots = world.json(&["snapshot", "list"]);
+    let names = snapshots.as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap().to_owned());
+    let mut found: Vec<_> = names.map(|name| read_at(&world.snapshot_file(&name), 0, LEN).unwrap()).collect();
+    let mut written: Vec<_> = (1..4).map(|n| pattern(LEN, n)).collect();
+    found.sort();
+    written.sort();
+    assert!(found == written, "{snapshots}");
+}
