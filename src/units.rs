@@ -29,6 +29,13 @@ pub struct ChunkNo(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotNo(pub u64);
 
+impl SlotNo {
+    /// Whether `other` lies right behind it: both are read or written by one call.
+    pub fn is_right_before(self, other: Self) -> bool {
+        self.0 + 1 == other.0
+    }
+}
+
 impl SectorNo {
     /// The chunk this sector lies in.
     pub fn chunk(self) -> ChunkNo {

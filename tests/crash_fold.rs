@@ -8,10 +8,11 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use common::shelf::{Place, Shelf};
-use common::shrink::named;
+use common::shrink::{named, run_or_shrink};
 use common::sim::{CUTS, Cut, Event, Machine, State};
 use common::slots::{check_free, check_owners, check_sealed};
 use common::{Random, seeds};
@@ -45,68 +46,144 @@ struct Folded {
     above: Vec<Vec<u8>>,
 }
 
-fn change(volume: &LiveVolume, model: &mut [u8], random: &mut Random) {
-    let count = 1 + random.below(12) as usize;
-    let first = random.below((WINDOW / 4096 - count) as u64 + 1) as usize;
-    let (at, len) = (first * 4096, count * 4096);
-    let place = WINDOW_AT + at as u64;
-    match random.below(4) {
-        0 => {
-            model[at..at + len].fill(0);
-            volume.discard(place, len as u64).unwrap();
+/// What is done to the disk, in sectors of the window.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Write {
+        first: usize,
+        sectors: usize,
+        seed: u64,
+    },
+    /// Begins and ends within a sector.
+    Part {
+        first: usize,
+        sectors: usize,
+        seed: u64,
+    },
+    Discard {
+        first: usize,
+        sectors: usize,
+    },
+    Flush,
+    Seal,
+}
+
+/// When.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum When {
+    /// As this layer takes the writes, the lowest being 0.
+    In(usize),
+    /// As the fold has moved so many chunks.
+    Moved(usize),
+}
+
+/// Layers below the one that takes writes, and pauses of a fold at most.
+const LAYERS: usize = 3;
+const PAUSES: usize = 8;
+
+impl Step {
+    fn any_change(random: &mut Random) -> Self {
+        let sectors = 1 + random.below(12) as usize;
+        let first = random.below((WINDOW / 4096 - sectors) as u64 + 1) as usize;
+        match random.below(4) {
+            0 => Self::Discard { first, sectors },
+            1 => Self::Part { first, sectors, seed: random.next() },
+            _ => Self::Write { first, sectors, seed: random.next() },
         }
-        1 => {
-            let len = (len - 2000).max(1);
-            random.fill(&mut model[at + 700..at + 700 + len - 700]);
-            volume.write(place + 700, &model[at + 700..at + len]).unwrap();
+    }
+
+    /// Four changes in each layer, three above; amid the fold one at each pause, some flushed, and a snapshot at most.
+    fn script(seed: u64) -> Vec<(When, Self)> {
+        let mut random = Random::new(seed);
+        let mut steps = Vec::new();
+        for layer in 0..=LAYERS {
+            let count = if layer < LAYERS { 4 } else { 3 };
+            steps.extend((0..count).map(|_| (When::In(layer), Self::any_change(&mut random))));
         }
-        _ => {
-            random.fill(&mut model[at..at + len]);
-            volume.write(place, &model[at..at + len]).unwrap();
+        let mut sealed = false;
+        for pause in (0..PAUSES).map(When::Moved) {
+            steps.push((pause, Self::any_change(&mut random)));
+            if random.one_in(2) {
+                steps.push((pause, Self::Flush));
+            }
+            if random.one_in(5) && !sealed {
+                steps.push((pause, Self::Seal));
+                sealed = true;
+            }
         }
+        steps
+    }
+
+    /// Does it; whether all before it is durable now.
+    fn run(self, shelf: &Shelf, volume: &LiveVolume, model: &mut [u8]) -> bool {
+        let (first, sectors, within, seed) = match self {
+            Self::Write { first, sectors, seed } => (first, sectors, 0, Some(seed)),
+            Self::Part { first, sectors, seed } => (first, sectors, 700, Some(seed)),
+            Self::Discard { first, sectors } => (first, sectors, 0, None),
+            Self::Flush => {
+                volume.flush().unwrap();
+                return true;
+            }
+            Self::Seal => {
+                shelf.seal(volume).unwrap();
+                shelf.finish_seals(volume).unwrap();
+                return true;
+            }
+        };
+        let at = first * 4096 + within;
+        let bytes = &mut model[at..first * 4096 + sectors * 4096 - 2 * within];
+        let place = WINDOW_AT + at as u64;
+        match seed {
+            Some(seed) => {
+                Random::new(seed).fill(bytes);
+                volume.write(place, bytes).unwrap();
+            }
+            None => {
+                bytes.fill(0);
+                volume.discard(place, bytes.len() as u64).unwrap();
+            }
+        }
+        false
     }
 }
 
-/// Layer `number` of `count` is folded.
-fn run(seed: u64, count: usize, number: usize, way: FoldWay) -> Folded {
+/// Layer `number` is folded.
+fn run(script: &[(When, Step)], number: usize, way: FoldWay) -> Folded {
+    let steps = |when| script.iter().filter(move |s| s.0 == when).map(|s| s.1);
     let machine = Machine::new();
     let shelf = shelf(&machine);
     let volume = shelf.open().unwrap();
-    let mut random = Random::new(seed);
     let mut model = vec![0; WINDOW];
     let mut contents = Vec::new();
-    for _ in 0..count {
-        (0..4).for_each(|_| change(&volume, &mut model, &mut random));
-        shelf.seal(&volume).unwrap();
-        contents.push(model.clone());
+    for layer in 0..=LAYERS {
+        for step in steps(When::In(layer)) {
+            step.run(&shelf, &volume, &mut model);
+        }
+        if layer < LAYERS {
+            shelf.seal(&volume).unwrap();
+            contents.push(model.clone());
+        }
     }
-    (0..3).for_each(|_| change(&volume, &mut model, &mut random));
     volume.flush().unwrap();
     shelf.finish_seals(&volume).unwrap();
     let start = machine.start_trace();
     let mut states = vec![(0, 0, model.clone())];
     let mut flushes = vec![(0, 0)];
+    let mut pauses = (0..).map(When::Moved);
     shelf.begin_fold(number, way).unwrap();
-    let mut sealed_amid = false;
     shelf
         .fold(&volume, &mut || {
-            let began = machine.traced();
-            change(&volume, &mut model, &mut random);
-            states.push((began, machine.traced(), model.clone()));
-            if random.one_in(2) {
-                volume.flush().unwrap();
-                flushes.push((machine.traced(), states.len() - 1));
-            }
-            if random.one_in(5) && !sealed_amid {
-                shelf.seal(&volume).unwrap();
-                shelf.finish_seals(&volume).unwrap();
-                flushes.push((machine.traced(), states.len() - 1));
-                sealed_amid = true;
+            for step in pauses.next().into_iter().flat_map(steps) {
+                let began = machine.traced();
+                match step.run(&shelf, &volume, &mut model) {
+                    true => flushes.push((machine.traced(), states.len() - 1)),
+                    false => states.push((began, machine.traced(), model.clone())),
+                }
             }
         })
         .unwrap();
     let above = contents.split_off(number + 1);
-    assert!(window_of(&volume.stack()) == model, "seed {seed}: the fold itself changed the disk");
+    assert!(window_of(&volume.stack()) == model, "the fold itself changed the disk");
     Folded { start, trace: machine.take_trace(), states, flushes, above }
 }
 
@@ -176,9 +253,32 @@ impl Folded {
     }
 }
 
+/// Folds, and opens the disk as each kind of cut at each place leaves it; how many disks.
+fn cut_everywhere(script: &[(When, Step)], seed: u64, (number, way): (usize, FoldWay), full: bool) -> u64 {
+    let folded = run(script, number, way);
+    let mut state = folded.start.clone();
+    let mut states = 0;
+    for n in 0..=folded.trace.len() {
+        if n > 0 {
+            state.apply(&folded.trace[n - 1]);
+        }
+        for (cut, turn) in CUTS.into_iter().flat_map(|c| state.turns(c, full).map(move |t| (c, t))) {
+            let number = turn.map_or(0, |turn| turn + 1);
+            let mut random = Random::new(seed ^ (n as u64) << 20 ^ number << 40 ^ (cut as u64) << 56);
+            let machine = state.after_each(cut, turn, &mut random);
+            let of = folded.trace.len();
+            states += named(
+                || format!("cut after {n} of {of}, {cut:?} {turn:?}"),
+                || folded.check(&machine, n, cut, &mut random),
+            );
+        }
+    }
+    states
+}
+
 #[test]
 fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
-    let mut states = 0;
+    let states = Cell::new(0);
     let (seeds, full) = seeds(1);
     for seed in seeds {
         // The lowest layer, one in the middle, the one under the active layer; both ways.
@@ -186,26 +286,15 @@ fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
             [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)]
         {
             let name = format!("seed {seed}, layer {number} {way:?}");
-            let folded = named(|| name.clone(), || run(seed, 3, number, way));
-            let mut state = folded.start.clone();
-            for n in 0..=folded.trace.len() {
-                if n > 0 {
-                    state.apply(&folded.trace[n - 1]);
-                }
-                for (cut, turn) in CUTS.into_iter().flat_map(|c| state.turns(c, full).map(move |t| (c, t))) {
-                    let number = turn.map_or(0, |turn| turn + 1);
-                    let mut random = Random::new(seed ^ (n as u64) << 20 ^ number << 40 ^ (cut as u64) << 56);
-                    let machine = state.after_each(cut, turn, &mut random);
-                    let of = folded.trace.len();
-                    states += named(
-                        || format!("{name}, cut after {n} of {of}, {cut:?} {turn:?}"),
-                        || folded.check(&machine, n, cut, &mut random),
-                    );
-                }
+            run_or_shrink(&name, &Step::script(seed), |script| {
+                states.set(states.get() + cut_everywhere(script, seed, (number, way), full));
+            });
+            if full {
+                println!("{name}: {} disks so far", states.get());
             }
         }
     }
-    println!("{states} disks after a cut amid a fold");
+    println!("{} disks after a cut amid a fold", states.get());
 }
 
 /// Rule 15: data and map of a sealed layer, both as they were sealed once, put back after a fold has sealed them anew.
@@ -217,7 +306,9 @@ fn a_layer_from_before_a_fold_is_refused() {
     let mut random = Random::new(1);
     let mut model = vec![0; WINDOW];
     for _ in 0..2 {
-        (0..4).for_each(|_| change(&volume, &mut model, &mut random));
+        for _ in 0..4 {
+            Step::any_change(&mut random).run(&shelf, &volume, &mut model);
+        }
         shelf.seal(&volume).unwrap();
     }
     shelf.finish_seals(&volume).unwrap();

@@ -4,190 +4,16 @@
 //! Always, of each snapshot and volume: its own bytes, or a refusal in words; and where something is refused, a check of the
 //! region says so. What is put back consistently is refused where this machine saw newer, until it is accepted.
 
-mod copy_support;
+mod tampering_support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
-use copy_support::{Change, Disk, Random, World, copy_files as copy};
 use rusqlite::types::Value;
-use terrane::catalog::DiskKind;
-use terrane::ids::{SnapshotId, VolumeId};
-use terrane::region::{Region, accept_older};
-use terrane::volume::{CheckWatch, Host, HostError, LayersLock, RegionCheck, check_region, remove_litter};
-
-const SIZE: usize = 1 << 20;
-const PIECE: usize = 64 << 10;
-
-/// Two volumes of one size under one key, two snapshots of the first and one of the other, and all that they hold; a third
-/// under another key.
-struct Scene {
-    world: World,
-    snapshots: BTreeMap<SnapshotId, Vec<u8>>,
-    names: BTreeMap<String, SnapshotId>,
-    volumes: BTreeMap<VolumeId, Vec<u8>>,
-    /// A copy of the region as it should be.
-    pristine: PathBuf,
-    /// Older bytes that are as good, where nothing could tell that they are older.
-    older: BTreeMap<VolumeId, Vec<u8>>,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let world = World::new(&["north"]);
-        let key = Some(world.default_key("north"));
-        let other = Some(world.key("north", "other"));
-        let mut random = Random::new(8);
-        let mut scene = Self {
-            snapshots: BTreeMap::new(),
-            names: BTreeMap::new(),
-            volumes: BTreeMap::new(),
-            pristine: world.path("pristine"),
-            older: BTreeMap::new(),
-            world,
-        };
-        for (number, (key, snapshots)) in [(key, 2), (key, 1), (other, 1)].into_iter().enumerate() {
-            let mut disk = Disk::new(&scene.world, "north", SIZE, key, DiskKind::Data);
-            for n in 0..snapshots {
-                let name = format!("s{number}{n}");
-                let mut write = |c: &mut Change| c.random(&mut random, n * PIECE, 3 * PIECE);
-                let id = disk.change(&scene.world, &name, &mut write);
-                scene.snapshots.insert(id, disk.model.clone());
-                scene.names.insert(name, id);
-            }
-            scene.write(&mut disk, &mut random, 6 * PIECE);
-            scene.volumes.insert(disk.id, disk.model);
-        }
-        copy(&scene.region(), &scene.pristine);
-        scene
-    }
-
-    fn region(&self) -> PathBuf {
-        self.world.path("north")
-    }
-
-    /// By a host that closes in order.
-    fn write(&self, disk: &mut Disk, random: &mut Random, at: usize) {
-        let host = self.world.owner("north");
-        let open = host.open_volume(disk.id, false).unwrap();
-        let mut bytes = vec![0; PIECE];
-        random.fill(&mut bytes);
-        open.disk.write(at as u64, &bytes).unwrap();
-        disk.model[at..at + PIECE].copy_from_slice(&bytes);
-        drop(open);
-        host.close().unwrap();
-    }
-
-    /// Changes rows behind everybody's back.
-    fn sql(&self, statements: &str) -> rusqlite::Result<()> {
-        rusqlite::Connection::open(self.region().join("catalog.db"))?.execute_batch(statements)
-    }
-
-    /// The region as it should be, and nothing that this machine would remember of it.
-    fn restore(&self) {
-        fs::remove_dir_all(self.region()).unwrap();
-        copy(&self.pristine, &self.region());
-        let _ = fs::remove_dir_all(self.world.path("config/anchors"));
-    }
-
-    /// Opens everything; what was refused, in words. Wrong bytes fail here.
-    fn look(&self, what: &str) -> Vec<String> {
-        let region = match Region::open(&self.region(), &self.world.config) {
-            Ok(region) => region,
-            Err(error) => return vec![error.to_string()],
-        };
-        let mut refused = Vec::new();
-        let mut note = |of: String, error: HostError| refused.push(format!("{of}: {error}"));
-        let lock = LayersLock::take(&region, None).unwrap().unwrap_or_else(|_| panic!("nobody else has it"));
-        if let Err(error) = remove_litter(&region) {
-            note("litter".into(), error);
-        }
-        let host = Host::new(region, Some(lock));
-        for (id, model) in &self.snapshots {
-            let bytes =
-                host.open_snapshot(*id).map(|disk| read(disk.size_bytes(), |at, into| disk.read(at, into)));
-            self.compare(&format!("{what}: snapshot {id}"), bytes, model, &mut note);
-        }
-        for (name, id) in &self.names {
-            let found = host.region().catalog().unwrap().read(|tx| tx.find_snapshot_by_name(name));
-            if let Ok(Some(row)) = found {
-                let disk = host.open_snapshot(row.id);
-                let bytes = disk.map(|disk| read(disk.size_bytes(), |at, into| disk.read(at, into)));
-                self.compare(&format!("{what}: snapshot {name}"), bytes, &self.snapshots[id], &mut note);
-            }
-        }
-        for (id, model) in &self.volumes {
-            let opened = host.open_volume(*id, false);
-            let bytes = opened.map(|open| read(open.disk.size_bytes(), |at, into| open.disk.read(at, into)));
-            let is_older = matches!(&bytes, Ok(Some(bytes)) if self.older.get(id) == Some(bytes));
-            if !is_older {
-                self.compare(&format!("{what}: volume {id}"), bytes, model, &mut note);
-            }
-        }
-        if let Err(error) = host.close() {
-            note("closing".into(), error);
-        }
-        refused
-    }
-
-    fn compare(
-        &self,
-        what: &str,
-        bytes: Result<Option<Vec<u8>>, HostError>,
-        model: &[u8],
-        note: &mut impl FnMut(String, HostError),
-    ) {
-        match bytes {
-            Ok(Some(bytes)) => assert!(bytes == *model, "{what}: other bytes"),
-            // A sector that says that it is damaged.
-            Ok(None) => {}
-            Err(error) => {
-                assert!(error.to_string().len() < 2000, "{what}: {error}");
-                note(what.to_owned(), error);
-            }
-        }
-    }
-
-    /// What a check finds before anything is opened for writing: problems, and layers left out.
-    fn check(&self) -> Result<(u64, RegionCheck), String> {
-        let region = Region::open(&self.region(), &self.world.config).map_err(|e| e.to_string())?;
-        let problems = terrane::region::check(&region).map_err(|e| e.to_string())?.len() as u64;
-        let folders = terrane::region::unknown_folders(&region).map_err(|e| e.to_string())?.len() as u64;
-        let host = Host::new(region, None);
-        let cancel = AtomicBool::new(false);
-        let mut watch = CheckWatch { cancel: &cancel, max_rate: None, progress: &mut |_, _| {} };
-        let report = check_region(&host, &mut watch).map_err(|e| e.to_string())?;
-        Ok((problems + folders + report.findings.count, report))
-    }
-
-    /// Whether everything was opened, and the check saw nothing. Where something was refused it must have.
-    fn try_it(&self, what: &str) -> bool {
-        let checked = self.check();
-        let refused = self.look(what);
-        let found = checked.as_ref().map_or(1, |(count, report)| count + report.left.len() as u64);
-        assert!(refused.is_empty() || found > 0, "{what}: refused, and the check found nothing: {refused:?}");
-        if let (Ok((count, _)), false) = (&checked, refused.is_empty()) {
-            assert!(*count > 0 || found > 0, "{what}");
-        }
-        refused.is_empty() && found == 0
-    }
-}
-
-fn read(
-    size: u64,
-    read: impl Fn(u64, &mut [u8]) -> Result<(), terrane::volume::VolumeError>,
-) -> Option<Vec<u8>> {
-    let mut bytes = vec![0xaa; size as usize];
-    for (n, piece) in bytes.chunks_mut(1 << 20).enumerate() {
-        if let Err(error) = read((n as u64) << 20, piece) {
-            assert!(error.is_corruption(), "{error}");
-            return None;
-        }
-    }
-    Some(bytes)
-}
+use tampering_support::copy_support::{Disk, Random, copy_files as copy};
+use tampering_support::{PIECE, Scene, exchange, folders, rows_of, swap};
+use terrane::ids::VolumeId;
+use terrane::region::accept_older;
 
 /// A column, and what else it could say.
 type Column = (&'static str, &'static [&'static str]);
@@ -254,7 +80,9 @@ fn no_changed_row_gives_another_disks_bytes() {
     let all = std::env::var_os("TERRANE_TAMPER_ALL").is_some();
     let mut tried = Tried::default();
     for (table, columns) in COLUMNS {
-        let rows = rows(&scene, table);
+        let catalog = rusqlite::Connection::open(scene.region().join("catalog.db")).unwrap();
+        let rows = rows_of(&catalog, table);
+        drop(catalog);
         for (column, values) in columns {
             for (n, row) in rows.iter().enumerate() {
                 let others = if all { rows.len() - 1 } else { 1 };
@@ -311,46 +139,6 @@ fn dump(catalog: &rusqlite::Connection) -> Vec<Vec<Value>> {
         rows.extend(statement.query_map([], row).unwrap().map(Result::unwrap));
     }
     rows
-}
-
-fn swap(table: &str, column: &str, row: &str, other: &str) -> String {
-    format!(
-        "CREATE TEMP TABLE one AS SELECT * FROM {table} WHERE {row};
-         CREATE TEMP TABLE two AS SELECT * FROM {table} WHERE {other};
-         CREATE TEMP TABLE kept AS SELECT {column} FROM one;
-         DELETE FROM {table} WHERE {row} OR {other};
-         UPDATE one SET {column} = (SELECT {column} FROM two);
-         UPDATE two SET {column} = (SELECT {column} FROM kept);
-         INSERT INTO {table} SELECT * FROM one;
-         INSERT INTO {table} SELECT * FROM two;
-         DROP TABLE one; DROP TABLE two; DROP TABLE kept"
-    )
-}
-
-/// A condition for each row of a table.
-fn rows(scene: &Scene, table: &str) -> Vec<String> {
-    let catalog = rusqlite::Connection::open(scene.region().join("catalog.db")).unwrap();
-    let condition = match table {
-        "layer_points" => "'layer = ''' || layer || ''' AND place = ' || place",
-        _ => "'id = ''' || id || ''''",
-    };
-    let mut statement = catalog.prepare(&format!("SELECT {condition} FROM {table}")).unwrap();
-    let rows = statement.query_map([], |row| row.get(0)).unwrap();
-    rows.map(Result::unwrap).collect()
-}
-
-fn folders(scene: &Scene) -> Vec<PathBuf> {
-    let mut found: Vec<_> =
-        fs::read_dir(scene.region().join("layers")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    found.sort();
-    found
-}
-
-fn exchange(a: &Path, b: &Path) {
-    let third = a.with_extension("third");
-    fs::rename(a, &third).unwrap();
-    fs::rename(b, a).unwrap();
-    fs::rename(&third, b).unwrap();
 }
 
 #[test]

@@ -178,7 +178,7 @@ pub(super) fn words_of(key: &ProofKey, chunk: ChunkNo, carried: &Chunk, plain: &
 fn is_next_slot(a: &Carried, b: &Carried) -> bool {
     match (a, b) {
         (Carried::Data { layer: l, slot: s, .. }, Carried::Data { layer: m, slot: t, .. }) => {
-            l == m && s.0 + 1 == t.0
+            l == m && s.is_right_before(*t)
         }
         (a, b) => {
             std::mem::discriminant(a) == std::mem::discriminant(b) && !matches!(a, Carried::Data { .. })

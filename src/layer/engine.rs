@@ -405,7 +405,7 @@ impl Layer {
         s.cipher.resize(TILE, 0);
         let (slots, tags) = (&s.slots[slots_at..], &mut s.tags[tags_at..]);
         let mut at = 0;
-        for run in slots.chunk_by(|a, b| a.0 + 1 == b.0) {
+        for run in slots.chunk_by(|a, b| a.is_right_before(*b)) {
             let state = State::Data(run[0]);
             s.runs.push(Run { sector: first.0 + at as u64, state, count: run.len() as u32 });
             for tile in run.chunks(TILE / SECTOR_LEN) {

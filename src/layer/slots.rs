@@ -271,7 +271,7 @@ impl Slots {
     /// left as it was.
     pub fn free_superseded(&self, slots: &[SlotNo]) -> Result<(), SlotNo> {
         let mut inner = self.inner.lock();
-        let runs = slots.chunk_by(|a, b| a.0 + 1 == b.0);
+        let runs = slots.chunk_by(|a, b| a.is_right_before(*b));
         let wrong = runs.filter_map(|run| inner.free_run(run[0].0..run[run.len() - 1].0 + 1, false));
         wrong.reduce(|first, _| first).map_or(Ok(()), |slot| Err(SlotNo(slot)))
     }

@@ -53,7 +53,7 @@ static const struct call {
     {"renameat2", SYS_renameat2, -1, -1}, {"unlink", SYS_unlink, -1, -1},     {"unlinkat", SYS_unlinkat, -1, -1},
     {"mkdir", SYS_mkdir, -1, -1},         {"mkdirat", SYS_mkdirat, -1, -1},   {"openat", SYS_openat, -1, -1},
     {"openat2", SYS_openat2, -1, -1},     {"sendto", SYS_sendto, -1, -1},     {"sendmsg", SYS_sendmsg, -1, -1},
-    {"msync", SYS_msync, -1, -1},
+    {"msync", SYS_msync, -1, -1},         {"getrandom", SYS_getrandom, -1, -1},
 };
 #define CALLS (sizeof calls / sizeof *calls)
 

@@ -21,7 +21,7 @@ use crate::layer::{
 };
 use crate::region::Region;
 use crate::sys::page_buffer::PageBuffer;
-use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_LEN, SectorNo, SlotNo};
+use crate::units::{CHUNK_BYTES, CHUNK_SECTORS, ChunkNo, SECTOR_LEN, SectorNo};
 use crate::volume::folder::header_by;
 use crate::volume::host_error::{HostError, Result};
 use crate::volume::{VolumeError, vouch};
@@ -142,7 +142,7 @@ fn tags_in(lower: &Layer, upper: &Layer, go_on: GoOn) -> Result<Option<Vec<Taken
 
 /// Reads, checks and decrypts a chunk's data into its place in `plain`; what lies between stays as it is.
 fn read_data(layer: &Layer, chunk: ChunkNo, entries: &[Entry], plain: &mut [u8]) -> Result<()> {
-    let is_next = |a: &Entry, b: &Entry| matches!((a.slot(), b.slot()), (Some(SlotNo(a)), Some(SlotNo(b))) if a + 1 == b);
+    let is_next = |a: &Entry, b: &Entry| a.slot().zip(b.slot()).is_some_and(|(a, b)| a.is_right_before(b));
     let mut at = 0;
     for run in entries.chunk_by(is_next) {
         let index = at;

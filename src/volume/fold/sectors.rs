@@ -171,7 +171,7 @@ impl Move<'_> {
 
 fn is_next_slot(a: &Action, b: &Action) -> bool {
     match (a, b) {
-        (Action::Take(SlotNo(a), _), Action::Take(SlotNo(b), _)) => a + 1 == *b,
+        (Action::Take(a, _), Action::Take(b, _)) => a.is_right_before(*b),
         (Action::Take(..), _) | (_, Action::Take(..)) => false,
         (a, b) => a == b,
     }
