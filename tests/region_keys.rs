@@ -124,24 +124,8 @@ fn what_is_lost_at_one_place_is_written_anew_from_the_other() {
     assert!(keys(&world) == before, "not as it was");
 }
 
-/// Whose a file is says its name, and that it opens: not what else it says.
-#[test]
-fn a_lost_catalog_takes_no_key_whose_file_says_wrong_things() {
-    let (world, key) = written();
-    let file = world.path(&format!("r/keys/{key}.1"));
-    line(&file, "region", "\"nowhere\"");
-    line(&file, "key_id", "\"nobody\"");
-    line(&file, "key_version", "7");
-    line(&file, "created_at", "\"yesterday\"");
-    for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
-        let _ = fs::remove_file(world.path("r").join(name));
-    }
-    let shown = world.json(REPAIR);
-    assert_eq!(shown["problem_count"], 0, "{shown}");
-    let repaired = &shown["repaired"];
-    assert_eq!(repaired["keys"].as_array().unwrap().len(), 2, "{shown}");
-    assert_eq!(repaired["mended_keys"].as_array().unwrap().len(), 1, "{shown}");
-    world.ok(CHECK);
+/// What all snapshots hold, and that they are those that were taken.
+fn assert_all_there(world: &World) {
     world.mount();
     let snapshots = world.json(&["snapshot", "list"]);
     let names = snapshots.as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap().to_owned());
@@ -150,4 +134,156 @@ fn a_lost_catalog_takes_no_key_whose_file_says_wrong_things() {
     found.sort();
     written.sort();
     assert!(found == written, "{snapshots}");
+    world.unmount();
+}
+
+fn lose_the_catalog(world: &World) {
+    for name in ["catalog.db", "catalog.db-wal", "catalog.db-shm"] {
+        let _ = fs::remove_file(world.path("r").join(name));
+    }
+}
+
+/// Whose a file is says its name, and that it opens: not what else it says, nor how.
+#[test]
+fn a_lost_catalog_takes_no_key_whose_file_says_wrong_things() {
+    let (world, key) = written();
+    let [first, second] = [1, 2].map(|version| world.path(&format!("r/keys/{key}.{version}")));
+    line(&first, "region", "\"nowhere\"");
+    line(&first, "key_id", "\"nobody\"");
+    line(&first, "key_version", "7");
+    line(&first, "created_at", "\"yesterday\"");
+    let text = fs::read_to_string(&second).unwrap();
+    fs::write(
+        &second,
+        text.replace("wrapped_key", "vrapped_key").replace("key_version = 2", "key_version ="),
+    )
+    .unwrap();
+    lose_the_catalog(&world);
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert_eq!(shown["repaired"]["keys"].as_array().unwrap().len(), 2, "{shown}");
+    assert_eq!(shown["repaired"]["mended_keys"].as_array().unwrap().len(), 2, "{shown}");
+    world.ok(CHECK);
+    assert_all_there(&world);
+}
+
+/// A catalog that is rebuilt for another row's sake takes no key with it, whose file is lost.
+#[test]
+fn a_rebuilt_catalog_has_the_keys_that_only_the_old_one_had() {
+    let (world, key) = written();
+    let file = world.path(&format!("r/keys/{key}.1"));
+    let before = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    sql(&world, "UPDATE snapshots SET mac = zeroblob(16) WHERE name = 's1'");
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert_eq!(shown["repaired"]["catalog_rebuilt"], true, "{shown}");
+    assert_eq!(shown["repaired"]["unusable"], serde_json::json!([]), "{shown}");
+    assert!(fs::read(&file).unwrap() == before);
+    world.ok(CHECK);
+    assert_all_there(&world);
+}
+
+/// What can't be written keeps nothing else from being mended; of a place that is harmed twice over all is mended at once.
+#[test]
+fn what_cannot_be_mended_is_left_and_told() {
+    let (world, key) = written();
+    let before = keys(&world);
+    let [first, second] = [1, 2].map(|version| world.path(&format!("r/keys/{key}.{version}")));
+    fs::remove_file(&first).unwrap();
+    fs::create_dir(&first).unwrap();
+    line(&second, "region", "\"nowhere\"");
+    sql(&world, &format!("DELETE FROM key_versions WHERE key = '{key}' AND version = 2"));
+    let output = world.run(REPAIR);
+    assert_eq!(output.status.code(), Some(6), "{}", world::words(&output));
+    let said = String::from_utf8(output.stderr).unwrap();
+    for words in [
+        "version 2: its row is written anew",
+        "version 2: its file in keys/ is written anew",
+        "version 1: its file can't be written anew",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    fs::remove_dir(&first).unwrap();
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert!(keys(&world) == before, "not as it was");
+
+    // One of a format to come is left to who knows it.
+    line(&first, "format_version", "2");
+    let newer = fs::read(&first).unwrap();
+    for args in [CHECK, REPAIR] {
+        let output = world.run(args);
+        assert_eq!(output.status.code(), Some(6));
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("version 1: its file in keys/ is of a newer format")
+        );
+        assert!(fs::read(&first).unwrap() == newer);
+    }
+}
+
+/// A rotation takes away no file that is, or may be, a key.
+#[test]
+fn a_rotation_beside_lost_rows_keeps_every_key() {
+    let (world, key) = written();
+    let file = |version: u32| world.path(&format!("r/keys/{key}.{version}"));
+    let second = fs::read(file(2)).unwrap();
+    sql(&world, &format!("DELETE FROM key_versions WHERE key = '{key}' AND version = 2"));
+    // What is left of one has its number.
+    fs::write(file(3), "a key, once").unwrap();
+    let shown = world.json(&["key", "rotate", "project"]);
+    assert_eq!(shown["current_version"], 4, "{shown}");
+    assert!(fs::read(file(2)).unwrap() == second && fs::read(file(3)).unwrap() == b"a key, once");
+    fs::remove_file(file(3)).unwrap();
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert_all_there(&world);
+
+    // The catalog of before a rotation, put back: the version that was made then is the next one. Two of a number are told apart.
+    let catalog = fs::read(world.path("r/catalog.db")).unwrap();
+    let put_back = || {
+        fs::write(world.path("r/catalog.db"), &catalog).unwrap();
+        world.ok(&["region", "check", "--accept-older"]);
+    };
+    world.ok(&["key", "rotate", "project"]);
+    let fifth = fs::read(file(5)).unwrap();
+    put_back();
+    world.ok(&["key", "rotate", "project"]);
+    assert!(fs::read(file(5)).unwrap() == fifth, "another version 5");
+    world.ok(CHECK);
+    fs::remove_file(file(5)).unwrap();
+    put_back();
+    world.ok(&["key", "rotate", "project"]);
+    fs::write(file(5), &fifth).unwrap();
+    for args in [CHECK, REPAIR] {
+        let output = world.run(args);
+        assert_eq!(output.status.code(), Some(6));
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("version 5: its row and its file in keys/ hold different keys")
+        );
+        assert!(fs::read(file(5)).unwrap() == fifth);
+    }
+}
+
+/// A key's file that was put back by hand serves the next rebuilding.
+#[test]
+fn a_key_that_is_put_back_brings_back_what_is_under_it() {
+    let (world, key) = written();
+    let file = world.path(&format!("r/keys/{key}.1"));
+    let before = fs::read(&file).unwrap();
+    fs::write(&file, "").unwrap();
+    lose_the_catalog(&world);
+    let output = world.run(REPAIR);
+    assert!(world::words(&output).contains(&format!("{key}.1")), "{}", world::words(&output));
+    assert!(world.json(&["snapshot", "list"]).as_array().unwrap().len() < 3);
+    fs::write(&file, before).unwrap();
+    fs::rename(world.path("r/catalog.db"), world.path("aside")).unwrap();
+    lose_the_catalog(&world);
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert_all_there(&world);
 }

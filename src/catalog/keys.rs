@@ -102,7 +102,7 @@ impl ReadTx<'_> {
     /// One version of a key.
     pub fn find_key_version(&self, key: KeyId, version: u32) -> Result<Option<KeyVersion>, CatalogError> {
         self.first(
-            "SELECT key AS id, version, wrapped, created_at FROM key_versions WHERE key = ?1 AND version = ?2",
+            &format!("{KEY_VERSION} WHERE key = ?1 AND version = ?2"),
             params![key.to_string(), version],
             key_version,
         )
@@ -110,11 +110,7 @@ impl ReadTx<'_> {
 
     /// All versions of a key, oldest first.
     pub fn key_versions(&self, key: KeyId) -> Result<Vec<KeyVersion>, CatalogError> {
-        self.list(
-            "SELECT key AS id, version, wrapped, created_at FROM key_versions WHERE key = ?1 ORDER BY version",
-            [key.to_string()],
-            key_version,
-        )
+        self.list(&format!("{KEY_VERSION} WHERE key = ?1 ORDER BY version"), [key.to_string()], key_version)
     }
 
     fn with_aliases(&self, mut key: Key) -> Result<Key, CatalogError> {
@@ -127,7 +123,9 @@ impl ReadTx<'_> {
     }
 }
 
-fn key_version(f: &Fields) -> Result<KeyVersion, CatalogError> {
+pub(super) const KEY_VERSION: &str = "SELECT key AS id, version, wrapped, created_at FROM key_versions";
+
+pub(super) fn key_version(f: &Fields) -> Result<KeyVersion, CatalogError> {
     Ok(KeyVersion {
         key: f.parsed("id", "a key's id")?,
         version: f.small("version", u32::MAX)?,

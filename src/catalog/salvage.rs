@@ -9,7 +9,8 @@ use super::connection::{distrust, has_our_tables};
 use super::resolve::is_id;
 use super::row::Fields;
 use super::{
-    Account, BinEntry, BinRule, CatalogError, Instance, Key, Setting, Snapshot, SnapshotLock, Tag, Volume,
+    Account, BinEntry, BinRule, CatalogError, Instance, Key, KeyVersion, Setting, Snapshot, SnapshotLock,
+    Tag, Volume,
 };
 use super::{accounts, bin, check_description, keys, locks, snapshots, volumes};
 use crate::ids::{KeyId, LayerId, Name, SnapshotId};
@@ -23,6 +24,8 @@ pub struct Salvaged {
     pub instances: Vec<Instance>,
     /// Keys, with those of their aliases that read.
     pub keys: Vec<Key>,
+    /// Versions of keys.
+    pub key_versions: Vec<KeyVersion>,
     /// Switches.
     pub settings: Vec<(Setting, bool)>,
     /// Volumes.
@@ -105,6 +108,7 @@ impl Salvaged {
             accounts: from.read(accounts::ACCOUNT, accounts::account).0,
             instances: from.read(accounts::INSTANCE, accounts::instance).0,
             keys,
+            key_versions: from.read(keys::KEY_VERSION, keys::key_version).0,
             settings: settings.collect(),
             volumes,
             snapshots,

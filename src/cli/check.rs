@@ -170,7 +170,7 @@ fn hint(shown: &ShownRegion, misled_rows: u64, of_proofs: u64) -> &'static str {
         "what is not damaged can be read; write the damaged sectors anew, or restore the volume from a snapshot that does \
          not need the layer, or from a copy in another region"
     } else {
-        "`terrane region check --repair` builds a damaged catalog anew; restore a damaged file of keys/ from a backup"
+        "`terrane region check --repair` builds a damaged catalog anew, and writes what is lost of a key at one place from the other"
     }
 }
 

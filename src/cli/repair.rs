@@ -121,11 +121,11 @@ fn rebuild(app: &App, why: &str, yes: bool) -> Result<Repaired> {
     })
 }
 
-/// Destroys nothing: what is written over holds no key.
+/// Destroys nothing: what is written over holds no key. What fails the check that follows tells of again.
 fn mend_keys(app: &App, region: &Region) -> Result<Vec<String>> {
     let mended = kms::mend_keys(region)?;
-    mended.iter().for_each(|what| app.output().note(what));
-    Ok(mended)
+    mended.done.iter().chain(&mended.failed).for_each(|what| app.output().note(what));
+    Ok(mended.done)
 }
 
 fn plan(why: &str, found: &Recovered) -> String {

@@ -20,13 +20,15 @@ use serde::{Deserialize, Serialize};
 use super::KmsError;
 use crate::catalog::KeyVersion;
 use crate::ids::KeyId;
-use crate::region::{Region, check_format, hex};
+use crate::region::{Region, RegionError, check_format, hex};
 use crate::sys::{crashsafe, open_files, owned};
 
 const FORMAT: &str = "terrane-key";
 const FORMAT_VERSION: i64 = 1;
 const BYTES_MAX: u64 = 4096;
 const MODE: u32 = 0o600;
+/// Of 32 bytes in an envelope.
+const WRAPPED_LEN: usize = 61;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,8 +79,10 @@ pub(super) struct Filed {
     pub wrapped: Vec<u8>,
     /// `None`: that does not read.
     pub created_at: Option<Timestamp>,
-    /// Whether the file says of itself whose it is. No key rests on that.
+    /// Whether the file reads, and says of itself whose it is. No key rests on that.
     pub names_itself: bool,
+    /// Whether it says to be of a format to come.
+    pub is_newer: bool,
 }
 
 impl Filed {
@@ -89,16 +93,39 @@ impl Filed {
     }
 }
 
-/// A version as its file has it; `None` if there is no such file or it is damaged. An error says that no more files can be open.
+/// A version as its file has it, as far as that reads; `None` if there is no such file. An error says that no more files can be open.
 pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<Filed>, KmsError> {
-    Ok(fields(region, key, version)?.and_then(|fields| {
-        let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
-        Some(Filed {
-            wrapped: hex::decode(&fields.wrapped_key)?,
-            created_at: fields.created_at.parse().ok(),
-            names_itself: said == (region.id().to_string().as_str(), key.to_string().as_str(), version),
-        })
+    let path = path(region, key, version);
+    let bytes = match owned::read(&path, BYTES_MAX) {
+        Ok(bytes) => bytes,
+        Err(source) if open_files::is_exhausted(&source) => return Err(KmsError::Io { path, source }),
+        Err(_) => return Ok(None),
+    };
+    let parsed = parse(&bytes);
+    let is_newer = matches!(parsed, Err(Unread::Newer));
+    let whole = parsed.ok().and_then(|fields| Some((hex::decode(&fields.wrapped_key)?, fields)));
+    let Some((wrapped, fields)) = whole else {
+        return Ok(Some(Filed {
+            wrapped: wrapped_in(&bytes),
+            created_at: None,
+            names_itself: false,
+            is_newer,
+        }));
+    };
+    let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
+    Ok(Some(Filed {
+        wrapped,
+        created_at: fields.created_at.parse().ok(),
+        names_itself: said == (region.id().to_string().as_str(), key.to_string().as_str(), version),
+        is_newer,
     }))
+}
+
+/// What in a damaged file may be a wrapped key, by its length; nothing if nothing is.
+fn wrapped_in(bytes: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut quoted = text.split('"').filter_map(hex::decode);
+    quoted.find(|bytes| bytes.len() == WRAPPED_LEN).unwrap_or_default()
 }
 
 /// What lies in `keys/`.
@@ -117,31 +144,32 @@ pub(super) fn list(region: &Region) -> Result<Vec<Entry>, KmsError> {
         let name = entry.map_err(io)?.file_name();
         let named = name.to_str().and_then(|name| {
             let (key, version) = name.split_once('.')?;
-            Some((key.parse().ok()?, version.parse().ok()?))
+            Some((key.parse().ok()?, version.parse().ok().filter(|number| *number > 0)?))
         });
         found.push(Entry { path: dir.join(name), named });
     }
     Ok(found)
 }
 
-fn fields(region: &Region, key: KeyId, version: u32) -> Result<Option<Fields>, KmsError> {
-    let path = path(region, key, version);
-    match owned::read(&path, BYTES_MAX) {
-        Ok(bytes) => Ok(parse(&bytes)),
-        Err(source) if open_files::is_exhausted(&source) => Err(KmsError::Io { path, source }),
-        Err(_) => Ok(None),
-    }
+enum Unread {
+    Newer,
+    Damaged,
 }
 
-fn parse(bytes: &[u8]) -> Option<Fields> {
-    let table: toml::Table = std::str::from_utf8(bytes).ok()?.parse().ok()?;
-    check_format(&table, Path::new("a key file"), FORMAT, FORMAT_VERSION, &[]).ok()?;
-    table.try_into().ok()
+fn parse(bytes: &[u8]) -> Result<Fields, Unread> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Unread::Damaged)?;
+    let table: toml::Table = text.parse().map_err(|_| Unread::Damaged)?;
+    match check_format(&table, Path::new("a key file"), FORMAT, FORMAT_VERSION, &[]) {
+        Ok(()) => table.try_into().map_err(|_| Unread::Damaged),
+        Err(RegionError::Newer { .. }) => Err(Unread::Newer),
+        Err(_) => Err(Unread::Damaged),
+    }
 }
 
 /// Whether bytes have the form of a key file.
 pub(crate) fn parse_key_file(bytes: &[u8]) -> bool {
-    parse(bytes).is_some_and(|fields| hex::decode(&fields.wrapped_key).is_some())
+    let is_whole = parse(bytes).is_ok_and(|fields| hex::decode(&fields.wrapped_key).is_some());
+    is_whole || wrapped_in(bytes).len() == WRAPPED_LEN
 }
 
 fn path(region: &Region, key: KeyId, version: u32) -> PathBuf {

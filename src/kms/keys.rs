@@ -1,5 +1,7 @@
 //! Making, rotating, enabling and disabling keys.
 
+use std::io;
+
 use super::{KmsError, envelope, key_file};
 use crate::catalog::{Account, Instance, InstanceKind, Key, KeyState, KeyVersion, Kind, Setting, WriteTx};
 use crate::crypto::Secret;
@@ -74,25 +76,36 @@ pub fn create_key(
     inserted.map(|()| key)
 }
 
-/// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped.
+/// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped. A file that opens as the next version
+/// is that version: a cut before its row committed has left it, or it was the current one of a later catalog than this.
 pub fn rotate_key(region: &Region, id: KeyId) -> Result<Key, KmsError> {
     let root_key = region.root_key()?;
     let created_at = region.now();
     region.catalog()?.write(|tx| {
         let mut key = envelope::usable(tx, id)?;
         let last = tx.key_versions(id)?.last().map_or(0, |version| version.version);
-        let number = last.checked_add(1).ok_or_else(|| KmsError::Damaged {
-            what: format!("the list of versions of key {id}"),
-            region: region.name().into(),
-        })?;
-        let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
-        let version = KeyVersion { key: id, version: number, wrapped, created_at };
-        // Synced before the row commits. A cut between the two leaves a file of a version that wrapped nothing.
-        let stale = region.keys_dir().join(format!("{id}.{number}"));
-        if stale.exists() {
-            crashsafe::remove_file(&stale).map_err(|source| KmsError::Io { path: stale, source })?;
-        }
-        key_file::write(region, &version)?;
+        let mut number = last.max(key.current_version);
+        let version = loop {
+            number = number.checked_add(1).ok_or_else(|| KmsError::Damaged {
+                what: format!("the list of versions of key {id}"),
+                region: region.name().into(),
+            })?;
+            if let Some(filed) = key_file::read(region, id, number)? {
+                let version = filed.into_row(region, id, number);
+                if envelope::version_opens(region, &version)? {
+                    break version;
+                }
+            }
+            let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
+            let version = KeyVersion { key: id, version: number, wrapped, created_at };
+            // Synced before the row commits.
+            match key_file::write(region, &version) {
+                Ok(_) => break version,
+                // What does not open may be what is left of a key: it stays, and the next number is taken.
+                Err(KmsError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(other) => return Err(other),
+            }
+        };
         tx.insert_key_version(&version)?;
         key.current_version = number;
         Ok(key)

@@ -4,7 +4,7 @@
 use subtle::ConstantTimeEq;
 
 use super::{KmsError, envelope, key_file};
-use crate::catalog::{Key, KeyVersion, ReadTx};
+use crate::catalog::{Key, KeyVersion, ReadTx, WriteTx};
 use crate::ids::KeyId;
 use crate::region::Region;
 
@@ -16,49 +16,85 @@ enum Harm {
     Row(KeyVersion),
     /// The file does not open, says something else, or is not there; the row has this.
     File(KeyVersion),
+    /// The file says to be of a format to come; the row serves.
+    NewerFile,
     /// Neither opens.
     Both,
     /// Both open, and are not one key.
     Differ,
 }
 
+/// What [`mend_keys`] did and could not do, in sentences.
+#[derive(Debug, Default)]
+pub struct Mended {
+    /// What is as it should be again.
+    pub done: Vec<String>,
+    /// What is as it was.
+    pub failed: Vec<String>,
+}
+
 /// What is wrong with the versions of all keys, enabled or not, in sentences.
 pub fn check_keys(region: &Region) -> Result<Vec<String>, KmsError> {
-    let mut problems = Vec::new();
-    for (key, version, harm) in region.catalog()?.read(|tx| harmed(region, tx))? {
+    let sentence = |(key, version, harm)| {
         let what = match harm {
             Harm::Row(_) => format!("its row is missing or damaged, its file in keys/ serves: {CURE}"),
             Harm::File(_) => format!("its file in keys/ is missing or damaged, its row serves: {CURE}"),
+            Harm::NewerFile => "its file in keys/ is of a newer format, and is left as it is; its row serves".into(),
             Harm::Both => "neither its row nor its file in keys/ opens: what is under it can't be read until that file, as it was, is \
                            there again"
                 .into(),
-            Harm::Differ => "its row and its file in keys/ hold different keys: the row's counts".into(),
+            Harm::Differ => format!(
+                "its row and its file in keys/ hold different keys: the row's counts. Where it is the right one, move the file away: {CURE}"
+            ),
         };
-        problems.push(format!("key {key} version {version}: {what}"));
-    }
-    Ok(problems)
+        format!("key {key} version {version}: {what}")
+    };
+    Ok(region.catalog()?.read(|tx| harmed(region, tx))?.into_iter().map(sentence).collect())
 }
 
-/// Writes each place that is harmed anew from the other; what was done, in sentences.
-pub fn mend_keys(region: &Region) -> Result<Vec<String>, KmsError> {
-    region.catalog()?.write(|tx| {
-        let mut done = Vec::new();
-        for (key, version, harm) in harmed(region, tx)? {
-            let (place, from) = match harm {
-                Harm::Row(filed) => {
-                    tx.put_key_version(&filed)?;
-                    ("its row", "its file in keys/")
-                }
-                Harm::File(row) => {
-                    key_file::replace(region, &row)?;
-                    ("its file in keys/", "its row")
-                }
-                Harm::Both | Harm::Differ => continue,
-            };
-            done.push(format!("key {key} version {version}: {place} is written anew from {from}"));
+/// Writes each place that is harmed anew from the other. One that can't be written keeps no other from it.
+pub fn mend_keys(region: &Region) -> Result<Mended, KmsError> {
+    // Asks for a passphrase, perhaps: not while others wait for the catalog.
+    region.root_key()?;
+    let mut mended = Mended::default();
+    // A row that was written anew shows what is wrong with its file.
+    for _ in 0..2 {
+        if region.catalog()?.read(|tx| harmed(region, tx))?.iter().any(|(.., harm)| harm.can_be_mended()) {
+            region.catalog()?.write(|tx| mend(region, tx, &mut mended))?;
         }
-        Ok(done)
-    })
+    }
+    Ok(mended)
+}
+
+fn mend(region: &Region, tx: &WriteTx, mended: &mut Mended) -> Result<(), KmsError> {
+    for (key, version, harm) in harmed(region, tx)? {
+        let done = match harm {
+            Harm::Row(filed) => {
+                tx.put_key_version(&filed)?;
+                "its row is written anew from its file in keys/"
+            }
+            Harm::File(row) => match key_file::replace(region, &row) {
+                Ok(()) => "its file in keys/ is written anew from its row",
+                Err(error) => {
+                    let failed =
+                        format!("key {key} version {version}: its file can't be written anew: {error}");
+                    if !mended.failed.contains(&failed) {
+                        mended.failed.push(failed);
+                    }
+                    continue;
+                }
+            },
+            Harm::NewerFile | Harm::Both | Harm::Differ => continue,
+        };
+        mended.done.push(format!("key {key} version {version}: {done}"));
+    }
+    Ok(())
+}
+
+impl Harm {
+    fn can_be_mended(&self) -> bool {
+        matches!(self, Self::Row(_) | Self::File(_))
+    }
 }
 
 /// All that are not as they should be, at both places.
@@ -95,18 +131,17 @@ fn harm_of(
     row: Option<&KeyVersion>,
 ) -> Result<Option<Harm>, KmsError> {
     let filed = key_file::read(region, key, version)?;
-    let names_itself = filed.as_ref().is_some_and(|filed| filed.names_itself);
+    let is_newer = filed.as_ref().is_some_and(|filed| filed.is_newer);
+    let says = filed.as_ref().filter(|filed| filed.names_itself).and_then(|filed| filed.created_at);
     let filed = filed.map(|filed| filed.into_row(region, key, version));
     let open = |version: Option<&KeyVersion>| version.map_or(Ok(None), |v| envelope::open_version(region, v));
     let (row_opens, file_opens) = (open(row)?, open(filed.as_ref())?);
     Ok(match (row, row_opens, filed, file_opens) {
-        (Some(_), Some(row), Some(_), Some(filed)) if !bool::from(row.expose().ct_eq(filed.expose())) => {
+        (Some(_), Some(row), _, Some(filed)) if !bool::from(row.expose().ct_eq(filed.expose())) => {
             Some(Harm::Differ)
         }
-        (Some(row), Some(_), Some(filed), Some(_)) => {
-            let is_whole = names_itself && filed.created_at == row.created_at;
-            (!is_whole).then(|| Harm::File(row.clone()))
-        }
+        (Some(_), Some(_), ..) if is_newer => Some(Harm::NewerFile),
+        (Some(row), Some(_), _, Some(_)) if says == Some(row.created_at) => None,
         (Some(row), Some(_), ..) => Some(Harm::File(row.clone())),
         (_, None, Some(filed), Some(_)) => Some(Harm::Row(filed)),
         _ => Some(Harm::Both),

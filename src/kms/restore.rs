@@ -1,6 +1,7 @@
 //! The first rows of a new catalog in a region whose old one is lost: keys from `keys/`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::keys::{default_name, defaults, initialise, insert_defaults};
 use super::{KmsError, envelope, key_file};
@@ -24,7 +25,7 @@ pub struct Restored {
 /// Makes the keys whose files open, with account, instance and settings: as the old catalog had them, as far as it reads; else as in a
 /// new region, each key enabled, the oldest the default one. With no key at all a new default one is made.
 pub fn restore(region: &Region, old: &Salvaged) -> Result<Restored, KmsError> {
-    let (versions, unusable) = read_all(region)?;
+    let (versions, unusable) = read_all(region, old)?;
     if versions.is_empty() {
         initialise(region)?;
         return Ok(Restored { unusable, ..Restored::default() });
@@ -86,8 +87,9 @@ fn old_account(old: &Salvaged) -> Option<AccountId> {
 
 type Versions = BTreeMap<KeyId, BTreeMap<u32, KeyVersion>>;
 
-/// Versions by key and number, and sentences on the other files. Whose a file is says its name, and whether it opens so.
-fn read_all(region: &Region) -> Result<(Versions, Vec<String>), KmsError> {
+/// Versions by key and number, and sentences on the other files. Whose a file is says its name, and whether it opens so; a row of the old
+/// catalog that opens stands in for a file that does not.
+fn read_all(region: &Region, old: &Salvaged) -> Result<(Versions, Vec<String>), KmsError> {
     let mut found = Versions::new();
     let mut unusable = Vec::new();
     for key_file::Entry { path, named } in key_file::list(region)? {
@@ -99,9 +101,23 @@ fn read_all(region: &Region) -> Result<(Versions, Vec<String>), KmsError> {
             Some(version) if envelope::version_opens(region, &version)? => {
                 found.entry(version.key).or_default().insert(version.version, version);
             }
-            _ => unusable.push(format!("{}: no key of this region that its root key opens", path.display())),
+            _ => unusable.push((named, path)),
         }
     }
+    for row in &old.key_versions {
+        if !found.get(&row.key).is_some_and(|of| of.contains_key(&row.version))
+            && envelope::version_opens(region, row)?
+        {
+            found.entry(row.key).or_default().insert(row.version, row.clone());
+        }
+    }
+    let has_row = |named: &Option<(KeyId, u32)>| {
+        named.is_some_and(|(key, version)| found.get(&key).is_some_and(|of| of.contains_key(&version)))
+    };
+    unusable.retain(|(named, _)| !has_row(named));
     unusable.sort();
+    let sentence =
+        |path: PathBuf| format!("{}: no key of this region that its root key opens", path.display());
+    let unusable = unusable.into_iter().map(|(_, path)| sentence(path)).collect();
     Ok((found, unusable))
 }
