@@ -77,9 +77,9 @@ enum When {
     Moved(usize),
 }
 
-/// Layers below the one that takes writes, and pauses of a fold at most.
+/// Layers below the one that takes writes, and pauses of a fold: after each chunk of the window.
 const LAYERS: usize = 3;
-const PAUSES: usize = 8;
+const PAUSES: usize = 2;
 
 impl Step {
     fn any_change(random: &mut Random) -> Self {
@@ -106,7 +106,7 @@ impl Step {
             if random.one_in(2) {
                 steps.push((pause, Self::Flush));
             }
-            if random.one_in(5) && !sealed {
+            if random.one_in(3) && !sealed {
                 steps.push((pause, Self::Seal));
                 sealed = true;
             }
@@ -280,13 +280,16 @@ fn cut_everywhere(script: &[(When, Step)], seed: u64, (number, way): (usize, Fol
 fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
     let states = Cell::new(0);
     let (seeds, full) = seeds(1);
+    let mut amid = Vec::new();
     for seed in seeds {
         // The lowest layer, one in the middle, the one under the active layer; both ways.
-        for (number, way) in
-            [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)]
-        {
+        let folds =
+            [(0, FoldWay::Down), (1, FoldWay::Down), (0, FoldWay::Up), (1, FoldWay::Up), (2, FoldWay::Up)];
+        for (n, (number, way)) in folds.into_iter().enumerate() {
             let name = format!("seed {seed}, layer {number} {way:?}");
-            run_or_shrink(&name, &Step::script(seed), |script| {
+            let script = Step::script(seed << 8 | n as u64);
+            amid.extend(script.iter().filter(|s| matches!(s.0, When::Moved(_))).map(|s| s.1));
+            run_or_shrink(&name, &script, |script| {
                 states.set(states.get() + cut_everywhere(script, seed, (number, way), full));
             });
             if full {
@@ -294,6 +297,9 @@ fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
             }
         }
     }
+    let flushes = amid.iter().filter(|step| matches!(step, Step::Flush)).count();
+    let seals = amid.iter().filter(|step| matches!(step, Step::Seal)).count();
+    assert!(flushes > 0 && seals > 0, "{flushes} flushes and {seals} seals amid folds");
     println!("{} disks after a cut amid a fold", states.get());
 }
 

@@ -14,8 +14,7 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use canary::{Canary, random, unhex};
-use terrane::crypto::{Secret, unwrap};
+use canary::{Canary, master_keys, random, unhex};
 use world::{MIB, World, is_root, must, read_at, tool, within, writable, write_at};
 
 /// Commands whose output is looked at.
@@ -226,20 +225,14 @@ fn is_shut(uid: Option<u32>) {
 /// A key's own bytes, and the data keys of the layers of volume `web`.
 fn keys_of(world: &World, alias: &str, root_key: &[u8]) -> Vec<Vec<u8>> {
     let json = |args: &[&str]| world.json(&[args, &["--region", "west"]].concat());
-    let mut keys = Vec::new();
+    let id = json(&["key", "show", alias])["id"].as_str().unwrap().to_owned();
+    let its = master_keys(&world.path("west"), root_key).into_iter().filter(|(of, _)| *of == id);
+    let mut keys: Vec<_> = its.map(|(_, key)| key).collect();
     for layer in json(&["debug", "layers", "web"]).as_array().unwrap() {
         let id = layer["id"].as_str().unwrap();
         let shown = json(&["debug", "data-key", id, "--yes"]);
         keys.push(unhex(shown["data_key"].as_str().unwrap()));
     }
-    let id = json(&["key", "show", alias])["id"].as_str().unwrap().to_owned();
-    let file: toml::Table =
-        fs::read_to_string(world.path(&format!("west/keys/{id}.1"))).unwrap().parse().unwrap();
-    let region = unhex(file["region"].as_str().unwrap());
-    let aad = [b"terrane key\0", &region[..], id.as_bytes(), &1u32.to_le_bytes()].concat();
-    let root_key = Secret::try_from_slice(root_key).unwrap();
-    let wrapped = unhex(file["wrapped_key"].as_str().unwrap());
-    keys.push(unwrap(&root_key, &aad, &wrapped).unwrap().to_vec());
     assert!(keys.len() >= 3, "a snapshot's layer and the active one, and the key");
     keys
 }

@@ -408,6 +408,8 @@ fn a_bad_row_costs_itself_alone() {
          ELSE (SELECT layer FROM snapshots WHERE name = 'w1') END WHERE name IN ('w1', 'w2')"
             .into(),
         "UPDATE volumes SET active = (SELECT active FROM volumes WHERE name = 'db') WHERE name = 'web'".into(),
+        "UPDATE volumes SET active = (SELECT layer FROM snapshots WHERE name = 'w2') WHERE name = 'web'".into(),
+        "UPDATE volumes SET active = (SELECT layer FROM snapshots WHERE name = 'w1') WHERE name = 'web'".into(),
         "UPDATE snapshots SET description = 'x' WHERE name = 'w2'; UPDATE volumes SET cipher = 'none' WHERE name = 'db'".into(),
         "UPDATE volumes SET cipher = 'none', key = NULL WHERE name = 'web'".into(),
         "UPDATE key_versions SET version = 'x' WHERE false; UPDATE tasks SET state = 'x'; DELETE FROM layer_points; \

@@ -219,7 +219,7 @@ pub fn open_layer(
         if opened.is_err() && !write && header_by(region, row.id, &keys)? != header {
             continue;
         }
-        return check_size(row, opened?);
+        return check_size(row, opened.map_err(|e| e.of_layer(row.id))?);
     }
 }
 
@@ -419,15 +419,18 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
         return Err(damaged_layer(layer, "its own header".into(), found));
     }
     let (aad, wrapped) = (claims.associated_data(), &claims.wrapped_key);
-    let data_key = kms::unwrap_data_key(region, claims.key, claims.key_version, &aad, wrapped)?;
+    let data_key = kms::unwrap_data_key(region, claims.key, claims.key_version, &aad, wrapped)
+        .map_err(|e| HostError::from(e).of_layer(layer))?;
     let keys = LayerKeys::derive(claims.cipher, &data_key).map_err(HostError::Crypto)?;
-    Ok((untrusted.verify(keys.header())?, written))
+    let verified = untrusted.verify(keys.header()).map_err(|e| HostError::from(e).of_layer(layer))?;
+    Ok((verified, written))
 }
 
 /// A layer's subkeys, by its row.
 pub fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
     let aad = header::associated_data(region.id(), row.id, row.cipher);
-    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)?;
+    let data_key = kms::unwrap_data_key(region, row.key, row.key_version, &aad, &row.wrapped_key)
+        .map_err(|e| HostError::from(e).of_layer(row.id))?;
     LayerKeys::derive(row.cipher, &data_key).map_err(HostError::Crypto)
 }
 

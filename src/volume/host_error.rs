@@ -111,6 +111,22 @@ impl From<LayerError> for HostError {
 }
 
 impl HostError {
+    /// The same, said of a layer: what is damaged is a file or a key of it.
+    pub fn of_layer(self, layer: LayerId) -> Self {
+        let named = |what: String| {
+            if what.contains(&layer.to_string()) { what } else { format!("{what} of layer {layer}") }
+        };
+        match self {
+            Self::Volume(VolumeError::Layer(LayerError::Corrupted { what, expected, found })) => {
+                LayerError::Corrupted { what: named(what), expected, found }.into()
+            }
+            Self::Kms(KmsError::Damaged { what, region }) => {
+                KmsError::Damaged { what: named(what), region }.into()
+            }
+            other => other,
+        }
+    }
+
     /// An error of the file system below, at a path.
     pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();

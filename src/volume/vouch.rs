@@ -12,7 +12,9 @@
 
 use super::host_error::{HostError, Result};
 use super::{folder, footing};
-use crate::catalog::{BinEntry, Layer as LayerRow, ReadTx, Snapshot, SnapshotState, Task, Volume};
+use crate::catalog::{
+    BinEntry, Layer as LayerRow, LayerState, ReadTx, Snapshot, SnapshotState, Task, Volume,
+};
 use crate::crypto::{LayerKeys, Prf};
 use crate::ids::{LayerId, Point, SnapshotId};
 use crate::layer::Layer;
@@ -203,10 +205,15 @@ pub(super) fn check_volume(region: &Region, row: &Volume, active: &Header) -> Re
     Err(HostError::unvouched(format!("volume {name}"), &why))
 }
 
-/// The same of a volume by its row alone.
+/// The same of a volume by its row alone. One that names a layer which is sealed, as its row of before the seal does, has nothing to write to.
 pub(super) fn check_volume_row(region: &Region, row: &Volume) -> Result<()> {
     let layer = region.catalog()?.read(|tx| tx.layer(row.active))?;
-    check_volume(region, row, &folder::checked_header(region, &layer)?.0)
+    let header = folder::checked_header(region, &layer)?.0;
+    if layer.state == LayerState::Sealed || header.sealed.is_some() {
+        let why = format!("its row names layer {}, which takes no writes any more", layer.id);
+        return Err(HostError::unvouched(format!("volume {}", row.id), &why));
+    }
+    check_volume(region, row, &header)
 }
 
 /// Refuses a layer as the next of a volume unless it was made to follow the active one.

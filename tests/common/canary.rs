@@ -6,7 +6,9 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use terrane::crypto::{Secret, unwrap};
 
 const WINDOW: usize = 16;
 
@@ -120,12 +122,34 @@ pub fn unhex(text: &str) -> Vec<u8> {
     (0..text.len() / 2).map(|n| u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap()).collect()
 }
 
-/// How text may show some bytes: each eight in a row as hexadecimal digits, and as a list of numbers.
+/// How text may show some bytes: each eight in a row as hexadecimal digits, together or as a list, and as a list of numbers.
 pub fn spelled(secret: &[u8]) -> Vec<String> {
     let of = |window: &[u8]| {
         let digits: String = window.iter().map(|byte| format!("{byte:02x}")).collect();
-        let numbers: Vec<_> = window.iter().map(u8::to_string).collect();
-        [digits.to_uppercase(), digits, numbers.join(", ")]
+        [
+            digits.to_uppercase(),
+            digits,
+            format!("{window:?}"),
+            format!("{window:02x?}"),
+            format!("{window:x?}"),
+        ]
+        .map(|text| text.trim_matches(['[', ']']).to_owned())
     };
     secret.windows(8).flat_map(of).collect()
+}
+
+/// The bytes of all CMKs of a region, each with its id, by directory and root key.
+pub fn master_keys(region: &Path, root_key: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let root_key = Secret::try_from_slice(root_key).unwrap();
+    let open = |path: PathBuf| {
+        let file: toml::Table = fs::read_to_string(path).unwrap().parse().unwrap();
+        let text = |name: &str| file[name].as_str().unwrap();
+        let version = u32::try_from(file["key_version"].as_integer().unwrap()).unwrap();
+        let aad =
+            [b"terrane key\0", &unhex(text("region"))[..], text("key_id").as_bytes(), &version.to_le_bytes()];
+        let key = unwrap(&root_key, &aad.concat(), &unhex(text("wrapped_key"))).unwrap().to_vec();
+        (text("key_id").to_owned(), key)
+    };
+    let files = fs::read_dir(region.join("keys")).unwrap();
+    files.map(|entry| open(entry.unwrap().path())).collect()
 }

@@ -10,7 +10,7 @@
  * and counts from 1 whenever it changes; without it nothing happens. ACT is `kill`, `short` (half of what is to be read or written
  * is; not of fallocate), `again` (EINTR, and when the thread makes its next call of those that match, that is let through) or the
  * number of an errno. Calls FIRST to FIRST + TIMES - 1 are hit, of those that match: PATH is part of the name of the call's
- * file, or `*`; of pread64, pwrite64 and fallocate the offset lies in LOW to HIGH - 1. Each call that is hit is a line
+ * file, or `*`; of pread64, pwrite64 and fallocate the offset, of getrandom the flags, lie in LOW to HIGH - 1. Each call that is hit is a line
  * `CALL PATH` of the file HITS; when the program has ended, a line `counted N` says how many matched.
  *
  * strace counts calls of each thread and kind by themselves, so that the n-th of all can't be told to it.
@@ -53,7 +53,7 @@ static const struct call {
     {"renameat2", SYS_renameat2, -1, -1}, {"unlink", SYS_unlink, -1, -1},     {"unlinkat", SYS_unlinkat, -1, -1},
     {"mkdir", SYS_mkdir, -1, -1},         {"mkdirat", SYS_mkdirat, -1, -1},   {"openat", SYS_openat, -1, -1},
     {"openat2", SYS_openat2, -1, -1},     {"sendto", SYS_sendto, -1, -1},     {"sendmsg", SYS_sendmsg, -1, -1},
-    {"msync", SYS_msync, -1, -1},         {"getrandom", SYS_getrandom, -1, -1},
+    {"msync", SYS_msync, -1, -1},         {"getrandom", SYS_getrandom, -1, 2},
 };
 #define CALLS (sizeof calls / sizeof *calls)
 

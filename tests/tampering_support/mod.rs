@@ -96,10 +96,10 @@ impl Scene {
             Err(error) => return vec![error.to_string()],
         };
         let mut refused = Vec::new();
-        let mut note = |of: String, error: HostError| refused.push(format!("{of}: {error}"));
+        let mut note = |of: String, error: String| refused.push(format!("{of}: {error}"));
         let lock = LayersLock::take(&region, None).unwrap().unwrap_or_else(|_| panic!("nobody else has it"));
         if let Err(error) = remove_litter(&region) {
-            note("litter".into(), error);
+            note("litter".into(), error.to_string());
         }
         let host = Host::new(region, Some(lock));
         for (id, model) in &self.snapshots {
@@ -124,7 +124,7 @@ impl Scene {
             }
         }
         if let Err(error) = host.close() {
-            note("closing".into(), error);
+            note("closing".into(), error.to_string());
         }
         refused
     }
@@ -134,19 +134,15 @@ impl Scene {
         what: &str,
         bytes: Result<Option<Vec<u8>>, HostError>,
         model: &[u8],
-        note: &mut impl FnMut(String, HostError),
+        note: &mut impl FnMut(String, String),
     ) {
         match bytes {
             Ok(Some(bytes)) => assert!(bytes == *model, "{what}: other bytes"),
-            // A sector that says that it is damaged.
-            Ok(None) => {}
+            Ok(None) => note(what.to_owned(), "a sector says that it is damaged".into()),
             Err(error) => {
                 let said = error.to_string();
-                let names = ["layer", "key-", "vol-", "snap-", "catalog", "region"]
-                    .iter()
-                    .any(|of| said.contains(of));
-                assert!(said.len() < 2000 && names, "{what}: {said}");
-                note(what.to_owned(), error);
+                assert!(said.len() < 2000 && names_something(&said), "{what}: {said}");
+                note(what.to_owned(), said);
             }
         }
     }
@@ -165,16 +161,32 @@ impl Scene {
 
     /// Whether everything was opened, and the check saw nothing. Where something was refused it must have.
     pub fn try_it(&self, what: &str) -> bool {
+        self.try_after(what, false)
+    }
+
+    /// The same. `removed`: a row was, which is like what was deleted.
+    pub fn try_after(&self, what: &str, removed: bool) -> bool {
         let checked = self.check();
         let refused = self.look(what);
         let found = checked.as_ref().map_or(1, |(count, report)| count + report.left.len() as u64);
-        // What has no row any more is like what was deleted.
-        let is_unseen =
-            |said: &&String| !said.contains(" has no snapshot ") && !said.contains(" has no volume ");
+        let is_unseen = |said: &&String| {
+            !removed || !said.contains(" has no snapshot ") && !said.contains(" has no volume ")
+        };
         let unseen: Vec<_> = refused.iter().filter(is_unseen).collect();
         assert!(unseen.is_empty() || found > 0, "{what}: refused, and the check found nothing: {unseen:?}");
         refused.is_empty() && found == 0
     }
+}
+
+/// Whether words say of which thing they are: the catalog, or a key, layer, volume or snapshot by its id.
+fn names_something(said: &str) -> bool {
+    let is_id = |word: &str| {
+        let (prefix, digits) = word.split_once('-').unwrap_or(("", word));
+        let is_named = ["vol", "snap", "key"].contains(&prefix) && digits.len() == 17;
+        (is_named || prefix.is_empty() && digits.len() == 32) && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    };
+    let mut words = said.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+    said.contains("catalog") || words.any(is_id)
 }
 
 fn read(
