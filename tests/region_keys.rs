@@ -280,6 +280,9 @@ fn a_key_that_is_put_back_brings_back_what_is_under_it() {
     let output = world.run(REPAIR);
     assert!(world::words(&output).contains(&format!("{key}.1")), "{}", world::words(&output));
     assert!(world.json(&["snapshot", "list"]).as_array().unwrap().len() < 3);
+    // What is under it is not to be removed unawares.
+    let said = world.fails(&["region", "check", "--repair", "--remove-unknown"], 4, &["--yes"]);
+    assert!(said.contains("a layer whose key is lost here"), "{said}");
     fs::write(&file, before).unwrap();
     fs::rename(world.path("r/catalog.db"), world.path("aside")).unwrap();
     lose_the_catalog(&world);

@@ -1,6 +1,6 @@
 //! `terrane region check` and `terrane snapshot verify`: reading everything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
@@ -13,6 +13,7 @@ use crate::catalog::SnapshotState;
 use crate::region::{self, Region};
 use crate::volume::{
     CheckWatch, Finding, Host, RegionCheck, check_region, proof, refuse_in_bin, verify_snapshot,
+    words_of_unknown,
 };
 
 /// How fast is read.
@@ -109,7 +110,11 @@ pub fn region(app: &App, args: &CheckArgs) -> Outcome {
     let name = region.name().to_owned();
     let mut problems: Vec<_> = region::check(&region)?.into_iter().map(plain).collect();
     let unknown_folders = region::unknown_folders(&region)?;
-    problems.extend(unknown_folders.iter().map(|path| plain(unknown(path))));
+    problems.extend(
+        unknown_folders
+            .iter()
+            .map(|path| plain(format!("{}: no layer of the catalog", unknown(&region, path)))),
+    );
     let mut of_proofs = 0;
     let report = match args.quick {
         true => {
@@ -247,8 +252,12 @@ fn plain(what: String) -> Problem {
     Problem { what, layer_id: None, sector: None, needed_by: Vec::new() }
 }
 
-fn unknown(path: &std::path::Path) -> String {
-    format!("{}: no layer of the catalog", path.display())
+/// A folder that no row names, and what it holds.
+pub fn unknown(region: &Region, path: &Path) -> String {
+    match words_of_unknown(region, path) {
+        Some(words) => format!("{} ({words})", path.display()),
+        None => path.display().to_string(),
+    }
 }
 
 fn words(finding: &Finding) -> String {

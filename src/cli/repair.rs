@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::App;
 use super::confirm::confirm;
+use super::{App, check};
 use crate::catalog::CatalogError;
 use crate::kms::{self, KmsError};
 use crate::region::{self, Rebuilding, Region, RegionError};
@@ -39,7 +39,8 @@ struct Named {
     name: String,
 }
 
-/// Rebuilds the catalog where it is lost or damaged; writes what is lost of a key anew from its other place; removes folders without a row where that was asked for.
+/// Rebuilds the catalog where it is lost or damaged; writes what is lost of a key anew from its other place; removes folders without a row
+/// where that was asked for.
 pub fn run(app: &App, remove_unknown: bool, yes: bool) -> Result<Repaired> {
     if let Some(why) = catalog_damage(app)? {
         let rebuilt = rebuild(app, &why, yes)?;
@@ -58,7 +59,7 @@ pub fn run(app: &App, remove_unknown: bool, yes: bool) -> Result<Repaired> {
     if unknown.is_empty() {
         return Ok(repaired);
     }
-    let list: Vec<_> = unknown.iter().map(|path| format!("  {}", path.display())).collect();
+    let list: Vec<_> = unknown.iter().map(|path| format!("  {}", check::unknown(&region, path))).collect();
     let what = format!("in layers/, and no layer of the catalog:\n{}", list.join("\n"));
     if !remove_unknown {
         app.output().note(format!("{what}\nthey stay; `--remove-unknown` removes them"));

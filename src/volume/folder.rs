@@ -426,6 +426,18 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
     Ok((verified, written))
 }
 
+/// What a folder that no row names holds, in words, where it is a layer: of such a one something may be left to save.
+pub fn words_of_unknown(region: &Region, dir: &Path) -> Option<&'static str> {
+    let layer = dir.file_name()?.to_str()?.parse().ok()?;
+    match read_header(region, layer) {
+        Ok(_) => Some("a layer that can be read: of a later catalog, or of one that is lost"),
+        Err(HostError::Kms(_)) => {
+            Some("a layer whose key is lost here: with the key's file in keys/ again it could be read")
+        }
+        Err(_) => None,
+    }
+}
+
 /// A layer's subkeys, by its row.
 pub fn layer_keys(region: &Region, row: &LayerRow) -> Result<LayerKeys> {
     let aad = header::associated_data(region.id(), row.id, row.cipher);
