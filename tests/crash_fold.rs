@@ -299,7 +299,8 @@ fn a_cut_amid_a_fold_changes_nothing_that_is_read() {
     }
     let flushes = amid.iter().filter(|step| matches!(step, Step::Flush)).count();
     let seals = amid.iter().filter(|step| matches!(step, Step::Seal)).count();
-    assert!(flushes > 0 && seals > 0, "{flushes} flushes and {seals} seals amid folds");
+    // Of other seeds there may be none.
+    assert!(full || flushes > 0 && seals > 0, "{flushes} flushes and {seals} seals amid folds");
     println!("{} disks after a cut amid a fold", states.get());
 }
 

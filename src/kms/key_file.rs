@@ -12,6 +12,7 @@
 //! ```
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -79,10 +80,21 @@ pub(super) struct Filed {
     pub wrapped: Vec<u8>,
     /// `None`: that does not read.
     pub created_at: Option<Timestamp>,
-    /// Whether the file reads, and says of itself whose it is. No key rests on that.
-    pub names_itself: bool,
-    /// Whether it says to be of a format to come.
-    pub is_newer: bool,
+    /// What the file is besides. No key rests on that.
+    pub form: Form,
+}
+
+/// What a key file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// It reads, and says of itself whose it is.
+    Whole,
+    /// It says to be another's, or does not read as a key file.
+    Harmed,
+    /// It says to be of a format to come.
+    Newer,
+    /// It is there, and is not read: open to others, not ours, no file, or on a bad disk.
+    Unread,
 }
 
 impl Filed {
@@ -99,26 +111,24 @@ pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<F
     let bytes = match owned::read(&path, BYTES_MAX) {
         Ok(bytes) => bytes,
         Err(source) if open_files::is_exhausted(&source) => return Err(KmsError::Io { path, source }),
-        Err(_) => return Ok(None),
+        Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(_) => return Ok(Some(Filed { wrapped: vec![], created_at: None, form: Form::Unread })),
     };
     let parsed = parse(&bytes);
-    let is_newer = matches!(parsed, Err(Unread::Newer));
+    let form = if matches!(parsed, Err(Unread::Newer)) { Form::Newer } else { Form::Harmed };
     let whole = parsed.ok().and_then(|fields| Some((hex::decode(&fields.wrapped_key)?, fields)));
     let Some((wrapped, fields)) = whole else {
-        return Ok(Some(Filed {
-            wrapped: wrapped_in(&bytes),
-            created_at: None,
-            names_itself: false,
-            is_newer,
-        }));
+        return Ok(Some(Filed { wrapped: wrapped_in(&bytes), created_at: None, form }));
     };
     let said = (fields.region.as_str(), fields.key_id.as_str(), fields.key_version);
-    Ok(Some(Filed {
-        wrapped,
-        created_at: fields.created_at.parse().ok(),
-        names_itself: said == (region.id().to_string().as_str(), key.to_string().as_str(), version),
-        is_newer,
-    }))
+    let names_itself = said == (region.id().to_string().as_str(), key.to_string().as_str(), version);
+    let form = if names_itself { Form::Whole } else { Form::Harmed };
+    Ok(Some(Filed { wrapped, created_at: fields.created_at.parse().ok(), form }))
+}
+
+/// Whether anything has a version's name in `keys/`.
+pub(super) fn is_taken(region: &Region, key: KeyId, version: u32) -> bool {
+    fs::symlink_metadata(path(region, key, version)).is_ok()
 }
 
 /// What in a damaged file may be a wrapped key, by its length; nothing if nothing is.

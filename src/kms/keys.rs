@@ -1,7 +1,5 @@
 //! Making, rotating, enabling and disabling keys.
 
-use std::io;
-
 use super::{KmsError, envelope, key_file};
 use crate::catalog::{Account, Instance, InstanceKind, Key, KeyState, KeyVersion, Kind, Setting, WriteTx};
 use crate::crypto::Secret;
@@ -96,14 +94,13 @@ pub fn rotate_key(region: &Region, id: KeyId) -> Result<Key, KmsError> {
                     break version;
                 }
             }
-            let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
-            let version = KeyVersion { key: id, version: number, wrapped, created_at };
-            // Synced before the row commits.
-            match key_file::write(region, &version) {
-                Ok(_) => break version,
-                // What does not open may be what is left of a key: it stays, and the next number is taken.
-                Err(KmsError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(other) => return Err(other),
+            // What does not open may be what is left of a key: it stays, and the next number is taken.
+            if !key_file::is_taken(region, id, number) {
+                let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
+                let version = KeyVersion { key: id, version: number, wrapped, created_at };
+                // Synced before the row commits.
+                key_file::write(region, &version)?;
+                break version;
             }
         };
         tx.insert_key_version(&version)?;

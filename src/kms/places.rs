@@ -3,6 +3,7 @@
 
 use subtle::ConstantTimeEq;
 
+use super::key_file::Form;
 use super::{KmsError, envelope, key_file};
 use crate::catalog::{Key, KeyVersion, ReadTx, WriteTx};
 use crate::ids::KeyId;
@@ -18,8 +19,12 @@ enum Harm {
     File(KeyVersion),
     /// The file says to be of a format to come; the row serves.
     NewerFile,
+    /// The file is not read; the row serves.
+    UnreadFile,
     /// Neither opens.
     Both,
+    /// A file that does not open, and no row has been seen of it.
+    Stray,
     /// Both open, and are not one key.
     Differ,
 }
@@ -39,10 +44,18 @@ pub fn check_keys(region: &Region) -> Result<Vec<String>, KmsError> {
         let what = match harm {
             Harm::Row(_) => format!("its row is missing or damaged, its file in keys/ serves: {CURE}"),
             Harm::File(_) => format!("its file in keys/ is missing or damaged, its row serves: {CURE}"),
-            Harm::NewerFile => "its file in keys/ is of a newer format, and is left as it is; its row serves".into(),
+            Harm::NewerFile => format!(
+                "its file in keys/ is of a newer format, and is left as it is; its row serves. Where no newer version wrote it, move it \
+                 away: {CURE}"
+            ),
+            Harm::UnreadFile => format!(
+                "its file in keys/ can't be read (it is open to others, not ours, or no file), and is left as it is; its row serves. \
+                 Move it away: {CURE}"
+            ),
             Harm::Both => "neither its row nor its file in keys/ opens: what is under it can't be read until that file, as it was, is \
                            there again"
                 .into(),
+            Harm::Stray => "its file in keys/ does not open, and nothing else is known of it: move it away where it never was a key".into(),
             Harm::Differ => format!(
                 "its row and its file in keys/ hold different keys: the row's counts. Where it is the right one, move the file away: {CURE}"
             ),
@@ -84,7 +97,7 @@ fn mend(region: &Region, tx: &WriteTx, mended: &mut Mended) -> Result<(), KmsErr
                     continue;
                 }
             },
-            Harm::NewerFile | Harm::Both | Harm::Differ => continue,
+            _ => continue,
         };
         mended.done.push(format!("key {key} version {version}: {done}"));
     }
@@ -105,7 +118,7 @@ fn harmed(region: &Region, tx: &ReadTx) -> Result<Vec<(KeyId, u32, Harm)>, KmsEr
         let rows = tx.key_versions(key.id)?;
         for version in versions(&key, &rows, &files) {
             let row = rows.iter().find(|row| row.version == version);
-            if let Some(harm) = harm_of(region, key.id, version, row)? {
+            if let Some(harm) = harm_of(region, key.id, (version, version == key.current_version), row)? {
                 found.push((key.id, version, harm));
             }
         }
@@ -127,12 +140,12 @@ fn versions(key: &Key, rows: &[KeyVersion], files: &[key_file::Entry]) -> Vec<u3
 fn harm_of(
     region: &Region,
     key: KeyId,
-    version: u32,
+    (version, is_current): (u32, bool),
     row: Option<&KeyVersion>,
 ) -> Result<Option<Harm>, KmsError> {
     let filed = key_file::read(region, key, version)?;
-    let is_newer = filed.as_ref().is_some_and(|filed| filed.is_newer);
-    let says = filed.as_ref().filter(|filed| filed.names_itself).and_then(|filed| filed.created_at);
+    let form = filed.as_ref().map(|filed| filed.form);
+    let says = filed.as_ref().filter(|filed| filed.form == Form::Whole).and_then(|filed| filed.created_at);
     let filed = filed.map(|filed| filed.into_row(region, key, version));
     let open = |version: Option<&KeyVersion>| version.map_or(Ok(None), |v| envelope::open_version(region, v));
     let (row_opens, file_opens) = (open(row)?, open(filed.as_ref())?);
@@ -140,10 +153,12 @@ fn harm_of(
         (Some(_), Some(row), _, Some(filed)) if !bool::from(row.expose().ct_eq(filed.expose())) => {
             Some(Harm::Differ)
         }
-        (Some(_), Some(_), ..) if is_newer => Some(Harm::NewerFile),
+        (Some(_), Some(_), ..) if form == Some(Form::Newer) => Some(Harm::NewerFile),
+        (Some(_), Some(_), ..) if form == Some(Form::Unread) => Some(Harm::UnreadFile),
         (Some(row), Some(_), _, Some(_)) if says == Some(row.created_at) => None,
         (Some(row), Some(_), ..) => Some(Harm::File(row.clone())),
         (_, None, Some(filed), Some(_)) => Some(Harm::Row(filed)),
+        (None, None, Some(_), None) if !is_current => Some(Harm::Stray),
         _ => Some(Harm::Both),
     })
 }

@@ -88,7 +88,7 @@ fn old_account(old: &Salvaged) -> Option<AccountId> {
 type Versions = BTreeMap<KeyId, BTreeMap<u32, KeyVersion>>;
 
 /// Versions by key and number, and sentences on the other files. Whose a file is says its name, and whether it opens so; a row of the old
-/// catalog that opens stands in for a file that does not.
+/// catalog that opens counts before it.
 fn read_all(region: &Region, old: &Salvaged) -> Result<(Versions, Vec<String>), KmsError> {
     let mut found = Versions::new();
     let mut unusable = Vec::new();
@@ -104,10 +104,9 @@ fn read_all(region: &Region, old: &Salvaged) -> Result<(Versions, Vec<String>), 
             _ => unusable.push((named, path)),
         }
     }
+    // Where both open, and are two keys, the row's is what wrapped: a check tells of the file, which stays.
     for row in &old.key_versions {
-        if !found.get(&row.key).is_some_and(|of| of.contains_key(&row.version))
-            && envelope::version_opens(region, row)?
-        {
+        if envelope::version_opens(region, row)? {
             found.entry(row.key).or_default().insert(row.version, row.clone());
         }
     }

@@ -17,7 +17,7 @@ use super::host_error::{HostError, Result};
 use crate::catalog::{DiskKind, Layer as LayerRow, LayerState};
 use crate::crypto::{Cipher, LayerKeys, ProofKey};
 use crate::ids::{AccountId, KeyId, LayerId, Point, SnapshotId, VolumeId};
-use crate::kms;
+use crate::kms::{self, KmsError};
 use crate::layer::header::{self, Folding, Header, UntrustedHeader};
 use crate::layer::{Anchor, FileStore, Layer, LayerError, PageCache, Parts, SLOTS_OFFSET, SealedMark};
 use crate::region::Region;
@@ -431,10 +431,12 @@ pub fn words_of_unknown(region: &Region, dir: &Path) -> Option<&'static str> {
     let layer = dir.file_name()?.to_str()?.parse().ok()?;
     match read_header(region, layer) {
         Ok(_) => Some("a layer that can be read: of a later catalog, or of one that is lost"),
-        Err(HostError::Kms(_)) => {
+        Err(HostError::Kms(e)) if e.is_of_state() => Some("a layer whose key is disabled"),
+        Err(HostError::Kms(KmsError::NotFound { .. })) => {
             Some("a layer whose key is lost here: with the key's file in keys/ again it could be read")
         }
-        Err(_) => None,
+        _ if has_no_slot(region, layer) => None,
+        Err(_) => Some("it holds sectors of a layer whose key or header is damaged, or can't be read"),
     }
 }
 

@@ -201,19 +201,27 @@ pub(super) fn check_volume(region: &Region, row: &Volume, active: &Header) -> Re
             _ => return Ok(()),
         }
     };
+    Err(HostError::unvouched(words_of(row), &why))
+}
+
+fn words_of(row: &Volume) -> String {
     let name = row.name.as_ref().map_or_else(|| row.id.to_string(), |name| format!("{name} ({})", row.id));
-    Err(HostError::unvouched(format!("volume {name}"), &why))
+    format!("volume {name}")
 }
 
 /// The same of a volume by its row alone. One that names a layer which is sealed, as its row of before the seal does, has nothing to write to.
 pub(super) fn check_volume_row(region: &Region, row: &Volume) -> Result<()> {
     let layer = region.catalog()?.read(|tx| tx.layer(row.active))?;
-    let header = folder::checked_header(region, &layer)?.0;
-    if layer.state == LayerState::Sealed || header.sealed.is_some() {
+    let ended = || {
         let why = format!("its row names layer {}, which takes no writes any more", layer.id);
-        return Err(HostError::unvouched(format!("volume {}", row.id), &why));
+        Err(HostError::unvouched(words_of(row), &why))
+    };
+    // Of that no key is needed.
+    if layer.state == LayerState::Sealed {
+        return ended();
     }
-    check_volume(region, row, &header)
+    let header = folder::checked_header(region, &layer)?.0;
+    if header.sealed.is_some() { ended() } else { check_volume(region, row, &header) }
 }
 
 /// Refuses a layer as the next of a volume unless it was made to follow the active one.
