@@ -126,11 +126,6 @@ pub(super) fn read(region: &Region, key: KeyId, version: u32) -> Result<Option<F
     Ok(Some(Filed { wrapped, created_at: fields.created_at.parse().ok(), form }))
 }
 
-/// Whether anything has a version's name in `keys/`.
-pub(super) fn is_taken(region: &Region, key: KeyId, version: u32) -> bool {
-    fs::symlink_metadata(path(region, key, version)).is_ok()
-}
-
 /// What in a damaged file may be a wrapped key, by its length; nothing if nothing is.
 fn wrapped_in(bytes: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
@@ -154,7 +149,9 @@ pub(super) fn list(region: &Region) -> Result<Vec<Entry>, KmsError> {
         let name = entry.map_err(io)?.file_name();
         let named = name.to_str().and_then(|name| {
             let (key, version) = name.split_once('.')?;
-            Some((key.parse().ok()?, version.parse().ok().filter(|number| *number > 0)?))
+            let named: (KeyId, u32) = (key.parse().ok()?, version.parse().ok()?);
+            // By no other spelling.
+            (named.1 > 0 && *name == *format!("{}.{}", named.0, named.1)).then_some(named)
         });
         found.push(Entry { path: dir.join(name), named });
     }

@@ -74,39 +74,63 @@ pub fn create_key(
     inserted.map(|()| key)
 }
 
-/// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped. A file that opens as the next version
-/// is that version: a cut before its row committed has left it, or it was the current one of a later catalog than this.
+/// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped. A file that opens as a higher version
+/// than is known is that version: a cut before its row committed has left it, or it was the current one of a later catalog than this.
 pub fn rotate_key(region: &Region, id: KeyId) -> Result<Key, KmsError> {
     let root_key = region.root_key()?;
     let created_at = region.now();
     region.catalog()?.write(|tx| {
         let mut key = envelope::usable(tx, id)?;
         let last = tx.key_versions(id)?.last().map_or(0, |version| version.version);
-        let mut number = last.max(key.current_version);
-        let version = loop {
-            number = number.checked_add(1).ok_or_else(|| KmsError::Damaged {
-                what: format!("the list of versions of key {id}"),
-                region: region.name().into(),
-            })?;
-            if let Some(filed) = key_file::read(region, id, number)? {
-                let version = filed.into_row(region, id, number);
-                if envelope::version_opens(region, &version)? {
-                    break version;
-                }
-            }
-            // What does not open may be what is left of a key: it stays, and the next number is taken.
-            if !key_file::is_taken(region, id, number) {
+        let known = last.max(key.current_version);
+        let version = match unnamed_version(region, id, known)? {
+            Unnamed::Opens(version) => version,
+            Unnamed::Highest(highest) => {
+                let number = highest.checked_add(1).ok_or_else(|| KmsError::Damaged {
+                    what: format!("the list of versions of key {id}, in rows or in keys/,"),
+                    region: region.name().into(),
+                })?;
                 let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
                 let version = KeyVersion { key: id, version: number, wrapped, created_at };
                 // Synced before the row commits.
                 key_file::write(region, &version)?;
-                break version;
+                version
             }
         };
         tx.insert_key_version(&version)?;
-        key.current_version = number;
+        key.current_version = version.version;
         Ok(key)
     })
+}
+
+/// What `keys/` has of versions above those that rows know.
+enum Unnamed {
+    /// The highest that opens.
+    Opens(KeyVersion),
+    /// None does. The highest number that is taken, by a row or by what may be left of a key.
+    Highest(u32),
+}
+
+fn unnamed_version(region: &Region, key: KeyId, known: u32) -> Result<Unnamed, KmsError> {
+    let mut above: Vec<u32> = key_file::list(region)?
+        .iter()
+        .filter_map(|file| file.named)
+        .filter(|(id, _)| *id == key)
+        .map(|(_, n)| n)
+        .collect();
+    above.retain(|number| *number > known);
+    above.sort_unstable();
+    for number in above.iter().rev() {
+        let Some(filed) = key_file::read(region, key, *number)? else { continue };
+        let version = filed.into_row(region, key, *number);
+        if envelope::version_opens(region, &version)? {
+            // As durable as if it were written now.
+            let dir = region.keys_dir();
+            crashsafe::sync_dir(&dir).map_err(|source| KmsError::Io { path: dir, source })?;
+            return Ok(Unnamed::Opens(version));
+        }
+    }
+    Ok(Unnamed::Highest(above.last().copied().unwrap_or(known)))
 }
 
 /// Allows or forbids a key's use. One that waits for its deletion stays so.

@@ -21,6 +21,8 @@ enum Harm {
     NewerFile,
     /// The file is not read; the row serves.
     UnreadFile,
+    /// The row does not open, or is not there, and the file is not read.
+    Unread,
     /// Neither opens.
     Both,
     /// A file that does not open, and no row has been seen of it.
@@ -52,12 +54,15 @@ pub fn check_keys(region: &Region) -> Result<Vec<String>, KmsError> {
                 "its file in keys/ can't be read (it is open to others, not ours, or no file), and is left as it is; its row serves. \
                  Move it away: {CURE}"
             ),
+            Harm::Unread => "its row is missing or damaged, and its file in keys/ can't be read: make it a file of yours that nobody else may \
+                             read or write"
+                .into(),
             Harm::Both => "neither its row nor its file in keys/ opens: what is under it can't be read until that file, as it was, is \
                            there again"
                 .into(),
             Harm::Stray => "its file in keys/ does not open, and nothing else is known of it: move it away where it never was a key".into(),
             Harm::Differ => format!(
-                "its row and its file in keys/ hold different keys: the row's counts. Where it is the right one, move the file away: {CURE}"
+                "its row and its file in keys/ hold different keys: both serve what they have wrapped. Where nothing needs the file's, move it away: {CURE}"
             ),
         };
         format!("key {key} version {version}: {what}")
@@ -158,6 +163,7 @@ fn harm_of(
         (Some(row), Some(_), _, Some(_)) if says == Some(row.created_at) => None,
         (Some(row), Some(_), ..) => Some(Harm::File(row.clone())),
         (_, None, Some(filed), Some(_)) => Some(Harm::Row(filed)),
+        (_, None, Some(_), None) if form == Some(Form::Unread) => Some(Harm::Unread),
         (None, None, Some(_), None) if !is_current => Some(Harm::Stray),
         _ => Some(Harm::Both),
     })

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use subtle::ConstantTimeEq;
+
 use super::keys::{default_name, defaults, initialise, insert_defaults};
 use super::{KmsError, envelope, key_file};
 use crate::catalog::{Key, KeyState, KeyVersion, Salvaged};
@@ -106,7 +108,11 @@ fn read_all(region: &Region, old: &Salvaged) -> Result<(Versions, Vec<String>), 
     }
     // Where both open, and are two keys, the row's is what wrapped: a check tells of the file, which stays.
     for row in &old.key_versions {
-        if envelope::version_opens(region, row)? {
+        let of_file = found.get(&row.key).and_then(|of| of.get(&row.version));
+        let of_file = of_file.map_or(Ok(None), |filed| envelope::open_version(region, filed))?;
+        let Some(of_row) = envelope::open_version(region, row)? else { continue };
+        // Of one key the file's word counts for when it was made.
+        if of_file.is_none_or(|of_file| !bool::from(of_file.expose().ct_eq(of_row.expose()))) {
             found.entry(row.key).or_default().insert(row.version, row.clone());
         }
     }

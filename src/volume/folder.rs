@@ -432,8 +432,11 @@ pub fn words_of_unknown(region: &Region, dir: &Path) -> Option<&'static str> {
     match read_header(region, layer) {
         Ok(_) => Some("a layer that can be read: of a later catalog, or of one that is lost"),
         Err(HostError::Kms(e)) if e.is_of_state() => Some("a layer whose key is disabled"),
-        Err(HostError::Kms(KmsError::NotFound { .. })) => {
+        Err(HostError::Kms(KmsError::NotFound { version: Some(_), .. })) => {
             Some("a layer whose key is lost here: with the key's file in keys/ again it could be read")
+        }
+        Err(HostError::Kms(KmsError::NotFound { version: None, .. })) => {
+            Some("a layer whose key no catalog names: one rebuilt with the key's file in keys/ could read it")
         }
         _ if has_no_slot(region, layer) => None,
         Err(_) => Some("it holds sectors of a layer whose key or header is damaged, or can't be read"),
