@@ -295,20 +295,6 @@ fn a_rotation_beside_lost_rows_keeps_every_key() {
         "under the row's version 5"
     );
     world.unmount();
-    // Of two keys of one number each serves what it has wrapped.
-    let fifth = String::from_utf8(fifth).unwrap();
-    let other = fifth.lines().find_map(|line| line.strip_prefix("wrapped_key = \"")).unwrap();
-    let wrapped = other.trim_end_matches('"');
-    sql(
-        &world,
-        &format!("UPDATE key_versions SET wrapped = x'{wrapped}' WHERE key = '{key}' AND version = 5"),
-    );
-    let said = world.run(CHECK);
-    assert!(String::from_utf8(said.stdout).unwrap().contains("hold different keys"));
-    world.mount();
-    let held = read_at(&world.snapshot_file("s5"), 0, LEN).unwrap();
-    assert!(held == pattern(LEN, 9), "under the file's version 5");
-    world.unmount();
 }
 
 /// A key's file that was put back by hand serves the next rebuilding.

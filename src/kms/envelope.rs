@@ -58,11 +58,7 @@ pub fn unwrap_data_key(
     let aad = data_key_aad(aad);
     let opened = match key {
         None => crypto::unwrap(region.root_key()?, &aad, bytes),
-        Some(id) => crypto::unwrap(&material(region, id, Some(version))?.1, &aad, bytes).or_else(|error| {
-            // Two keys of one number, as after a rotation beside a lost one: this tells which it was.
-            let other = filed_material(region, id, version).ok().flatten();
-            other.map_or(Err(error), |other| crypto::unwrap(&other, &aad, bytes))
-        }),
+        Some(id) => crypto::unwrap(&material(region, id, Some(version))?.1, &aad, bytes),
     };
     let damaged = || KmsError::Damaged {
         what: match key {
@@ -134,7 +130,7 @@ fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, S
     if let Some(material) = row.as_ref().and_then(|row| open(&row.wrapped)) {
         return Ok((version, material));
     }
-    if let Some(material) = filed_material(region, key, version)? {
+    if let Some(material) = key_file::read(region, key, version)?.and_then(|filed| open(&filed.wrapped)) {
         tracing::warn!(
             "key {key} version {version}: its row is damaged or missing, its file in keys/ serves"
         );
@@ -146,12 +142,6 @@ fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, S
         }
         None => KmsError::NotFound { key, version: Some(version), region: region.name().into() },
     })
-}
-
-/// A version's material as its file has it, if that opens.
-fn filed_material(region: &Region, key: KeyId, version: u32) -> Result<Option<Secret<32>>, KmsError> {
-    let filed = key_file::read(region, key, version)?;
-    filed.map_or(Ok(None), |filed| open_version(region, &filed.into_row(region, key, version)))
 }
 
 fn version_aad(region: RegionId, key: KeyId, version: u32) -> Vec<u8> {

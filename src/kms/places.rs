@@ -62,7 +62,7 @@ pub fn check_keys(region: &Region) -> Result<Vec<String>, KmsError> {
                 .into(),
             Harm::Stray => "its file in keys/ does not open, and nothing else is known of it: move it away where it never was a key".into(),
             Harm::Differ => format!(
-                "its row and its file in keys/ hold different keys: both serve what they have wrapped. Where nothing needs the file's, move it away: {CURE}"
+                "its row and its file in keys/ hold different keys: the row's counts. Where it is the right one, move the file away: {CURE}"
             ),
         };
         format!("key {key} version {version}: {what}")
