@@ -108,6 +108,25 @@ impl ReadTx<'_> {
         )
     }
 
+    /// A key's state, and of one version, or the current one, its number and what it is wrapped to, if it has a row: by one question,
+    /// since each layer asks.
+    pub fn key_material(
+        &self,
+        id: KeyId,
+        version: Option<u32>,
+    ) -> Result<Option<(KeyState, u32, Option<Vec<u8>>)>, CatalogError> {
+        self.first(
+            "SELECT keys.id AS id, keys.state AS state, coalesce(?2, keys.current_version) AS version, v.wrapped AS wrapped
+             FROM keys LEFT JOIN key_versions v ON v.key = keys.id AND v.version = coalesce(?2, keys.current_version)
+             WHERE keys.id = ?1",
+            params![id.to_string(), version],
+            |f| {
+                let state = f.parsed("state", "a key's state")?;
+                Ok((state, f.small("version", u32::MAX)?, f.opt_blob("wrapped", WRAPPED_BYTES_MAX)?))
+            },
+        )
+    }
+
     /// All versions of a key, oldest first.
     pub fn key_versions(&self, key: KeyId) -> Result<Vec<KeyVersion>, CatalogError> {
         self.list(&format!("{KEY_VERSION} WHERE key = ?1 ORDER BY version"), [key.to_string()], key_version)

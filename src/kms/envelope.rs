@@ -116,18 +116,20 @@ pub(super) fn wrap_version(
 /// A version's material, from its row, or from its file if the row's is damaged. Without a version, the current one's. The key must
 /// be enabled.
 fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, Secret<32>), KmsError> {
-    let (version, row) = region.catalog()?.read(|tx| -> Result<_, KmsError> {
-        let current = usable(tx, key)?.current_version;
-        let version = version.unwrap_or(current);
-        Ok((version, tx.find_key_version(key, version)?))
-    })?;
+    let found = region.catalog()?.read(|tx| tx.key_material(key, version))?;
+    let Some((state, version, row)) = found else {
+        return Err(KmsError::NotFound { key, version: None, region: region.name().into() });
+    };
+    if let Some(error) = KmsError::of_state(state, key, region.name()) {
+        return Err(error);
+    }
     let root_key = region.root_key()?;
     let aad = version_aad(region.id(), key, version);
     let open = |wrapped: &[u8]| {
         let bytes = crypto::unwrap(root_key, &aad, wrapped).ok()?;
         Secret::try_from_slice(&bytes).ok()
     };
-    if let Some(material) = row.as_ref().and_then(|row| open(&row.wrapped)) {
+    if let Some(material) = row.as_ref().and_then(|wrapped| open(wrapped)) {
         return Ok((version, material));
     }
     if let Some(material) = key_file::read(region, key, version)?.and_then(|filed| open(&filed.wrapped)) {
