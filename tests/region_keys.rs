@@ -124,6 +124,18 @@ fn what_is_lost_at_one_place_is_written_anew_from_the_other() {
     assert!(keys(&world) == before, "not as it was");
 }
 
+/// A check and a repair end with 6 and these words, and leave the file as it is.
+fn told_and_left(world: &World, file: &PathBuf, words: &str) {
+    let before = fs::read(file).unwrap();
+    for args in [CHECK, REPAIR] {
+        let output = world.run(args);
+        assert_eq!(output.status.code(), Some(6));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(words), "{said}");
+        assert!(fs::read(file).unwrap() == before, "it is written over");
+    }
+}
+
 /// What all snapshots hold, and that they are those that were taken.
 fn assert_all_there(world: &World) {
     world.mount();
@@ -211,17 +223,7 @@ fn what_cannot_be_mended_is_left_and_told() {
 
     // One of a format to come is left to who knows it.
     line(&first, "format_version", "2");
-    let newer = fs::read(&first).unwrap();
-    for args in [CHECK, REPAIR] {
-        let output = world.run(args);
-        assert_eq!(output.status.code(), Some(6));
-        assert!(
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .contains("version 1: its file in keys/ is of a newer format")
-        );
-        assert!(fs::read(&first).unwrap() == newer);
-    }
+    told_and_left(&world, &first, "version 1: its file in keys/ is of a newer format");
 }
 
 /// A rotation takes away no file that is, or may be, a key.
@@ -261,16 +263,7 @@ fn a_rotation_beside_lost_rows_keeps_every_key() {
     put_back();
     world.ok(&["key", "rotate", "project"]);
     fs::write(file(5), &fifth).unwrap();
-    for args in [CHECK, REPAIR] {
-        let output = world.run(args);
-        assert_eq!(output.status.code(), Some(6));
-        assert!(
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .contains("version 5: its row and its file in keys/ hold different keys")
-        );
-        assert!(fs::read(file(5)).unwrap() == fifth);
-    }
+    told_and_left(&world, &file(5), "version 5: its row and its file in keys/ hold different keys");
     // What the row's has wrapped is read after a rebuilding, too. A file that is not read is not written over.
     world.mount();
     write_at(&world.file("web"), 0, &pattern(LEN, 1)).unwrap();

@@ -45,6 +45,17 @@ pub struct Key {
     pub aliases: Vec<Name>,
 }
 
+/// A key's state, and one of its versions, whose row may be missing.
+#[derive(Debug)]
+pub struct WrappedVersion {
+    /// Of the key.
+    pub state: KeyState,
+    /// The version's number.
+    pub version: u32,
+    /// Its 32 bytes, wrapped; `None` without a row.
+    pub wrapped: Option<Vec<u8>>,
+}
+
 /// One version of a key, wrapped by the root key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyVersion {
@@ -99,30 +110,23 @@ impl ReadTx<'_> {
         self.first("SELECT key FROM key_aliases WHERE alias = ?1", [alias], |f| f.parsed("key", "a key's id"))
     }
 
-    /// One version of a key.
-    pub fn find_key_version(&self, key: KeyId, version: u32) -> Result<Option<KeyVersion>, CatalogError> {
-        self.first(
-            &format!("{KEY_VERSION} WHERE key = ?1 AND version = ?2"),
-            params![key.to_string(), version],
-            key_version,
-        )
-    }
-
-    /// A key's state, and of one version, or the current one, its number and what it is wrapped to, if it has a row: by one question,
-    /// since each layer asks.
-    pub fn key_material(
+    /// What is needed of a key to open one of its versions, or the current one: by one question, since each layer asks.
+    pub fn wrapped_key(
         &self,
         id: KeyId,
         version: Option<u32>,
-    ) -> Result<Option<(KeyState, u32, Option<Vec<u8>>)>, CatalogError> {
+    ) -> Result<Option<WrappedVersion>, CatalogError> {
         self.first(
             "SELECT keys.id AS id, keys.state AS state, coalesce(?2, keys.current_version) AS version, v.wrapped AS wrapped
              FROM keys LEFT JOIN key_versions v ON v.key = keys.id AND v.version = coalesce(?2, keys.current_version)
              WHERE keys.id = ?1",
             params![id.to_string(), version],
             |f| {
-                let state = f.parsed("state", "a key's state")?;
-                Ok((state, f.small("version", u32::MAX)?, f.opt_blob("wrapped", WRAPPED_BYTES_MAX)?))
+                Ok(WrappedVersion {
+                    state: f.parsed("state", "a key's state")?,
+                    version: f.small("version", u32::MAX)?,
+                    wrapped: f.opt_blob("wrapped", WRAPPED_BYTES_MAX)?,
+                })
             },
         )
     }

@@ -43,7 +43,7 @@ pub use connection::{Catalog, Pool, ReadTx, WriteTx};
 pub use endings::Endings;
 pub use error::{CatalogError, Kind};
 pub use folds::{Fold, FoldWay};
-pub use keys::{Key, KeyState, KeyVersion};
+pub use keys::{Key, KeyState, KeyVersion, WrappedVersion};
 pub use last_time::LastTime;
 pub use layers::{Layer, LayerNeeds, LayerState};
 pub use locks::{LockMode, SnapshotLock};

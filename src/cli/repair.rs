@@ -122,7 +122,7 @@ fn rebuild(app: &App, why: &str, yes: bool) -> Result<Repaired> {
     })
 }
 
-/// Destroys nothing: what is written over holds no key. What fails the check that follows tells of again.
+/// Destroys nothing: what is written over holds no key, or the same. What could not be mended is told again by the check that follows.
 fn mend_keys(app: &App, region: &Region) -> Result<Vec<String>> {
     let mended = kms::mend_keys(region)?;
     mended.done.iter().chain(&mended.failed).for_each(|what| app.output().note(what));

@@ -2,7 +2,7 @@
 //! associated data.
 
 use super::{KmsError, key_file};
-use crate::catalog::{Key, KeyVersion, ReadTx};
+use crate::catalog::{Key, KeyVersion, ReadTx, WrappedVersion};
 use crate::crypto::{self, Secret};
 use crate::ids::{KeyId, RegionId};
 use crate::region::Region;
@@ -116,8 +116,8 @@ pub(super) fn wrap_version(
 /// A version's material, from its row, or from its file if the row's is damaged. Without a version, the current one's. The key must
 /// be enabled.
 fn material(region: &Region, key: KeyId, version: Option<u32>) -> Result<(u32, Secret<32>), KmsError> {
-    let found = region.catalog()?.read(|tx| tx.key_material(key, version))?;
-    let Some((state, version, row)) = found else {
+    let found = region.catalog()?.read(|tx| tx.wrapped_key(key, version))?;
+    let Some(WrappedVersion { state, version, wrapped: row }) = found else {
         return Err(KmsError::NotFound { key, version: None, region: region.name().into() });
     };
     if let Some(error) = KmsError::of_state(state, key, region.name()) {
