@@ -52,9 +52,13 @@ fn holes_are_told_and_give_space_back() {
     let hole_at = |at| seek(&file, SeekFrom::Hole(at)).unwrap();
     let data_at = |at| seek(&file, SeekFrom::Data(at)).map_err(|e| e.raw_os_error());
     assert_eq!((hole_at(0), data_at(0)), (0, Err(libc::ENXIO)));
+    // The first small write takes 1 MiB ahead, whatever the kernel cuts the large ones into. Taken now, it is not counted below.
+    file.write_all_at(&pattern(SECTOR, 9), 40 * MIB).unwrap();
+    file.sync_all().unwrap();
     let bytes = pattern(4 << 20, 3);
     file.write_all_at(&bytes, 8 * MIB).unwrap();
-    assert_eq!((data_at(0), hole_at(8 * MIB), data_at(12 * MIB)), (Ok(8 * MIB), 12 * MIB, Err(libc::ENXIO)));
+    assert_eq!((data_at(0), hole_at(8 * MIB), data_at(12 * MIB)), (Ok(8 * MIB), 12 * MIB, Ok(40 * MIB)));
+    assert_eq!((hole_at(40 * MIB), data_at(40 * MIB + 4096)), (40 * MIB + 4096, Err(libc::ENXIO)));
     file.sync_all().unwrap();
     let stored = |world: &World| world.json(&["volume", "show", "web"])["stored_bytes"].as_u64().unwrap();
     let before = stored(&world);
