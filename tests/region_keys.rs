@@ -256,7 +256,8 @@ fn a_rotation_beside_lost_rows_keeps_every_key() {
     world.ok(&["key", "rotate", "project"]);
     let fifth = fs::read(file(5)).unwrap();
     put_back();
-    world.ok(&["key", "rotate", "project"]);
+    let said = world.ok(&["key", "rotate", "project"]);
+    assert!(said.contains("has version 5, which keys/ already had"), "{said}");
     assert!(fs::read(file(5)).unwrap() == fifth, "another version 5");
     world.ok(CHECK);
     fs::remove_file(file(5)).unwrap();
@@ -310,4 +311,38 @@ fn a_key_that_is_put_back_brings_back_what_is_under_it() {
     let shown = world.json(REPAIR);
     assert_eq!(shown["problem_count"], 0, "{shown}");
     assert_all_there(&world);
+}
+
+/// Nothing is left of a version but layers under it: its number stays its own, so that its file can come back.
+#[test]
+fn a_rotation_gives_no_number_that_a_layer_names() {
+    let (world, key) = written();
+    let file = world.path(&format!("r/keys/{key}.2"));
+    let before = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    lose_the_catalog(&world);
+    world.run(REPAIR);
+    assert!(world.json(&["snapshot", "list"]).as_array().unwrap().len() < 3);
+    let shown = world.json(&["key", "rotate", &key]);
+    assert_eq!(shown["current_version"], 3, "{shown}");
+    fs::write(&file, before).unwrap();
+    fs::rename(world.path("r/catalog.db"), world.path("aside")).unwrap();
+    lose_the_catalog(&world);
+    let shown = world.json(REPAIR);
+    assert_eq!(shown["problem_count"], 0, "{shown}");
+    assert_all_there(&world);
+}
+
+/// Rows alone tell of it, too.
+#[test]
+fn a_rotation_gives_no_number_that_a_row_names() {
+    let (world, key) = written();
+    sql(&world, &format!("DELETE FROM key_versions WHERE key = '{key}' AND version = 2"));
+    sql(&world, &format!("UPDATE keys SET current_version = 1 WHERE id = '{key}'"));
+    fs::remove_file(world.path(&format!("r/keys/{key}.2"))).unwrap();
+    for entry in fs::read_dir(world.path("r/layers")).unwrap() {
+        fs::write(entry.unwrap().path().join("header.toml"), "").unwrap();
+    }
+    let shown = world.json(&["key", "rotate", "project"]);
+    assert_eq!(shown["current_version"], 3, "{shown}");
 }

@@ -192,7 +192,7 @@ fn key_files_and_rows_of_keys_swapped_or_put_back() {
     }
     // Files from before a rotation lack a version, which its row has.
     let key = scene.world.default_key("north");
-    terrane::kms::rotate_key(&scene.world.region("north"), key).unwrap();
+    terrane::kms::rotate_key(&scene.world.region("north"), key, 0).unwrap();
     fs::remove_dir_all(scene.region().join("keys")).unwrap();
     copy(&scene.pristine.join("keys"), &scene.region().join("keys"));
     assert_eq!(scene.check().unwrap().0, 1);

@@ -57,7 +57,7 @@ fn scene() -> (Scene, PathBuf) {
     let earlier = scene.world.path("earlier");
     fs::rename(&scene.pristine, &earlier).unwrap();
     let key = scene.world.default_key("north");
-    terrane::kms::rotate_key(&scene.world.region("north"), key).unwrap();
+    terrane::kms::rotate_key(&scene.world.region("north"), key, 0).unwrap();
     let (id, model) = scene.volumes.iter().next().map(|(id, model)| (*id, model.clone())).unwrap();
     let mut disk = Disk { region: "north".into(), id, model };
     let mut random = Random::new(99);

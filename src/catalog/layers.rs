@@ -133,6 +133,13 @@ impl ReadTx<'_> {
         self.list(&format!("{LAYER} ORDER BY created_at, id"), [], layer)
     }
 
+    /// The highest version of a key that a layer's row says to be under; 0 without one.
+    pub fn highest_key_version(&self, key: KeyId) -> Result<u32, CatalogError> {
+        let sql = "SELECT coalesce(max(key_version), 0) AS version FROM layers WHERE key = ?1";
+        let found = self.first(sql, [key.to_string()], |f| f.small("version", u32::MAX))?;
+        Ok(found.unwrap_or(0))
+    }
+
     /// Layers in one state, oldest first.
     pub fn layers_in_state(&self, state: LayerState) -> Result<Vec<Layer>, CatalogError> {
         self.list(&format!("{LAYER} WHERE state = ?1 ORDER BY created_at, id"), [state.as_str()], layer)

@@ -8,9 +8,9 @@ use super::options::parse_description;
 use super::{App, Outcome, owner};
 use crate::catalog::{Key, KeyVersion};
 use crate::ids::{KeyId, Name};
-use crate::kms;
+use crate::kms::{self, Rotated};
 use crate::region::{Region, RegionError};
-use crate::volume::Order;
+use crate::volume::{self, Order};
 
 /// Commands on keys. KEY is an id, an alias, or the beginning of an id.
 #[derive(Subcommand)]
@@ -121,8 +121,11 @@ pub(super) fn run(command: Command, app: &App) -> Outcome {
             after(app, &region, key.id, "is disabled")
         }
         Command::Rotate { key } => {
-            let key = kms::rotate_key(&region, resolve(&region, &key)?)?;
-            after(app, &region, key.id, &format!("has version {}", key.current_version))
+            let id = resolve(&region, &key)?;
+            let Rotated { key, was_filed } =
+                kms::rotate_key(&region, id, volume::claimed_version(&region, id)?)?;
+            let from = if was_filed { ", which keys/ already had" } else { "" };
+            after(app, &region, key.id, &format!("has version {}{from}", key.current_version))
         }
         Command::Alias { key, alias } => {
             let id = resolve(&region, &key)?;

@@ -193,7 +193,7 @@ mod tests {
         let (_dir, region) = scratch();
         let key = make_key(&region, "mine").unwrap();
         let (data_key, old) = new_data_key(&region, Some(key.id), b"").unwrap();
-        assert_eq!(rotate_key(&region, key.id).unwrap().current_version, 2);
+        assert_eq!(rotate_key(&region, key.id, 0).unwrap().key.current_version, 2);
         let (_, new) = new_data_key(&region, Some(key.id), b"").unwrap();
         assert_eq!((old.version, new.version), (1, 2));
         let opened = unwrap_data_key(&region, Some(key.id), 1, b"", &old.bytes).unwrap();
@@ -213,7 +213,7 @@ mod tests {
         let open = || unwrap_data_key(&region, Some(key.id), 1, b"", &wrapped.bytes);
         assert!(matches!(open(), Err(KmsError::Disabled { .. })));
         assert!(matches!(new_data_key(&region, Some(key.id), b""), Err(KmsError::Disabled { .. })));
-        assert!(matches!(rotate_key(&region, key.id), Err(KmsError::Disabled { .. })));
+        assert!(matches!(rotate_key(&region, key.id, 0), Err(KmsError::Disabled { .. })));
         new_data_key(&region, Some(other.id), b"").unwrap();
         set_key_enabled(&region, key.id, true).unwrap();
         open().unwrap();

@@ -74,32 +74,45 @@ pub fn create_key(
     inserted.map(|()| key)
 }
 
+/// What a rotation has done.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The key, with its new version.
+    pub key: Key,
+    /// The version was in `keys/`, and no row knew it.
+    pub was_filed: bool,
+}
+
 /// Adds a version, which wraps data keys from now on. Old versions go on unwrapping what they wrapped. A file that opens as a higher version
 /// than is known is that version: a cut before its row committed has left it, or it was the current one of a later catalog than this.
-pub fn rotate_key(region: &Region, id: KeyId) -> Result<Key, KmsError> {
+/// Numbers up to `claimed` are those of versions that some layer names: where one is lost with row and file, its number is not given again.
+pub fn rotate_key(region: &Region, id: KeyId, claimed: u32) -> Result<Rotated, KmsError> {
     let root_key = region.root_key()?;
     let created_at = region.now();
     region.catalog()?.write(|tx| {
         let mut key = envelope::usable(tx, id)?;
         let last = tx.key_versions(id)?.last().map_or(0, |version| version.version);
         let known = last.max(key.current_version);
-        let version = match unnamed_version(region, id, known)? {
-            Unnamed::Opens(version) => version,
+        let (version, was_filed) = match unnamed_version(region, id, known)? {
+            Unnamed::Opens(version) => (version, true),
             Unnamed::Highest(highest) => {
-                let number = highest.checked_add(1).ok_or_else(|| KmsError::Damaged {
-                    what: format!("the list of versions of key {id}, in rows or in keys/,"),
+                let taken = highest.max(claimed).max(tx.highest_key_version(id)?);
+                let number = taken.checked_add(1).ok_or_else(|| KmsError::Damaged {
+                    what: format!(
+                        "the list of versions of key {id}, in rows, in keys/ or in layers' headers,"
+                    ),
                     region: region.name().into(),
                 })?;
                 let wrapped = envelope::wrap_version(root_key, region.id(), id, number, &Secret::random());
                 let version = KeyVersion { key: id, version: number, wrapped, created_at };
                 // Synced before the row commits.
                 key_file::write(region, &version)?;
-                version
+                (version, false)
             }
         };
         tx.insert_key_version(&version)?;
         key.current_version = version.version;
-        Ok(key)
+        Ok(Rotated { key, was_filed })
     })
 }
 

@@ -20,6 +20,6 @@ mod restore;
 pub use envelope::{WrappedKey, check_usable, new_data_key, unwrap_data_key, wrap_again};
 pub use error::KmsError;
 pub(crate) use key_file::parse_key_file;
-pub use keys::{add_alias, create_key, initialise, remove_alias, rotate_key, set_key_enabled};
+pub use keys::{Rotated, add_alias, create_key, initialise, remove_alias, rotate_key, set_key_enabled};
 pub use places::{Mended, check_keys, mend_keys};
 pub use restore::{Restored, restore};

@@ -426,6 +426,24 @@ pub(super) fn read_header(region: &Region, layer: LayerId) -> Result<(Header, st
     Ok((verified, written))
 }
 
+/// The highest version of a key that layers' headers say to be under; 0 without one. Unchecked, since a version that is lost can't bear
+/// them out.
+pub fn claimed_version(region: &Region, key: KeyId) -> Result<u32> {
+    let dir = region.layers_dir();
+    let mut highest = 0;
+    for entry in fs::read_dir(&dir).map_err(HostError::io("listing", &dir))? {
+        let name = entry.map_err(HostError::io("listing", &dir))?.file_name();
+        let Some(layer) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // What can't be read says nothing.
+        let Ok(header) = untrusted_header(region, layer) else { continue };
+        let claims = header.claims();
+        if (claims.region, claims.key) == (region.id(), Some(key)) {
+            highest = highest.max(claims.key_version);
+        }
+    }
+    Ok(highest)
+}
+
 /// What a folder that no row names holds, in words, where it is a layer: of such a one something may be left to save.
 pub fn words_of_unknown(region: &Region, dir: &Path) -> Option<&'static str> {
     let layer = dir.file_name()?.to_str()?.parse().ok()?;

@@ -51,7 +51,7 @@ pub use create::{VolumeSpec, create_tagged_volume, create_volume};
 pub use ending::retention_end;
 pub use error::{Result, VolumeError};
 pub use fold::{FoldProgress, Move};
-pub use folder::words_of_unknown;
+pub use folder::{claimed_version, words_of_unknown};
 pub use host::{Host, Moments};
 pub use host_error::HostError;
 pub use litter::{cancel_copy, is_interrupted, remove_copy, remove_litter};
