@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use common::Random;
-use world::{OnDisk, SECTOR, World, errno, is_root, must, pattern, within, writable};
+use world::{MIB, OnDisk, SECTOR, World, errno, is_root, must, pattern, with_flags, within, writable};
 
 const VOLUMES: [&str; 3] = ["web", "db", "logs"];
 const CHUNKS: u64 = (1 << 40) / (2 << 20);
@@ -88,6 +88,38 @@ fn memory_that_checkpoints_give_back_is_used_again() {
     world.mount();
     assert_eq!(scatter(&world, ["web"; 3], 3 * WRITES_EACH), 0);
     stays_within(&world, "one volume");
+    world.unmount();
+    drop(on_tmpfs);
+}
+
+/// Large requests, each at most one a thread, have their buffers beside all that small ones need; and give back those of reads.
+#[test]
+fn large_requests_beside_writes_all_over_take_no_more_memory() {
+    let world = World::bare(None);
+    let on_tmpfs = is_root().then(|| OnDisk::of_kind("tmpfs", "none", world.path("r")));
+    world.ok(&["region", "init", &world.at("r"), "--name", "here", "-q"]);
+    world.volume("web", "1T");
+    world.mount();
+    let each_mib = |of: &(dyn Fn(&fs::File, u64) + Sync)| {
+        let path = world.file("web");
+        let one = |thread: u64| {
+            let file = with_flags(&path, libc::O_DIRECT).unwrap();
+            (0..32).for_each(|n| of(&file, (thread * 32 + n) * MIB));
+        };
+        std::thread::scope(|scope| (0..8).for_each(|thread| drop(scope.spawn(move || one(thread)))));
+    };
+    // A page of its own, as direct I/O asks.
+    each_mib(&|file, at| {
+        let mut bytes = memmap2::MmapMut::map_anon(1 << 20).unwrap();
+        bytes.copy_from_slice(&pattern(1 << 20, at));
+        file.write_all_at(&bytes, at).unwrap();
+    });
+    assert_eq!(scatter(&world, ["web"; 3], 2 * WRITES_EACH), 0);
+    each_mib(&|file, at| {
+        let mut bytes = memmap2::MmapMut::map_anon(1 << 20).unwrap();
+        file.read_exact_at(&mut bytes, at).unwrap();
+    });
+    stays_within(&world, "large and small ones");
     world.unmount();
     drop(on_tmpfs);
 }

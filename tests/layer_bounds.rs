@@ -5,7 +5,7 @@ mod common;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::Random;
 use common::shelf::{Place, Shelf};
@@ -66,11 +66,45 @@ fn a_slot_that_waits_for_a_sync_is_not_found_free() {
     volume.active().close().unwrap();
 }
 
-/// A map that counts the pages read since one was last written.
+#[test]
+fn a_pass_for_free_slots_ends_when_told_and_begins_anew() {
+    let machine = Machine::new();
+    let shelf = shelf(&machine, 80 * CHUNK_BYTES);
+    let volume = shelf.open().unwrap();
+    (0..80).for_each(|chunk| volume.write(chunk * CHUNK_BYTES, &[7; 4096]).unwrap());
+    volume.active().close().unwrap();
+    drop(volume);
+    let volume = shelf.open().unwrap();
+    let active = volume.active();
+    let pass = |goes_on: bool| {
+        let mut asked = 0;
+        let done = active.learn_free_slots_while(&mut || {
+            asked += 1;
+            goes_on
+        });
+        (done.unwrap(), asked)
+    };
+    assert_eq!((pass(false), pass(true)), ((false, 1), (true, 1)));
+    assert_eq!(pass(true), (true, 0), "there is nothing left to learn");
+}
+
+/// A map that counts the pages read since one was last written, and can be full.
 struct Counted {
     map: Arc<dyn Store>,
     read: AtomicU64,
     most: AtomicU64,
+    is_full: AtomicBool,
+}
+
+impl Counted {
+    fn new(map: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self {
+            map,
+            read: AtomicU64::new(0),
+            most: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+        })
+    }
 }
 
 impl Store for Counted {
@@ -84,7 +118,10 @@ impl Store for Counted {
     }
     fn write_at(&self, from: &[u8], offset: u64) -> io::Result<()> {
         self.read.store(0, Ordering::Relaxed);
-        self.map.write_at(from, offset)
+        match self.is_full.load(Ordering::Relaxed) {
+            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            false => self.map.write_at(from, offset),
+        }
     }
     fn append(&self, _: &[u8], _: u64) -> io::Result<()> {
         unreachable!("a map has no log")
@@ -119,8 +156,7 @@ fn pages_in_memory_are_bounded() {
     let shelf = shelf(&machine, CHUNKS * CHUNK_BYTES);
     let cache = Arc::new(PageCache::new(PAGES));
     let of_shelf = shelf.parts(LayerId::random());
-    let map =
-        Arc::new(Counted { map: of_shelf.map.clone(), read: AtomicU64::new(0), most: AtomicU64::new(0) });
+    let map = Counted::new(of_shelf.map.clone());
     let parts = Parts { cache: cache.clone(), map: map.clone(), ..of_shelf };
     let layer = Layer::create(parts, CHUNKS * CHUNK_BYTES).unwrap();
     for round in 1..=2 {
@@ -145,7 +181,7 @@ fn pages_in_memory_are_bounded() {
 /// What is written all over a large disk waits in memory for its checkpoint: that is due long before the log's half is full.
 #[test]
 fn chunks_that_wait_for_a_checkpoint_are_bounded() {
-    const MOST: u64 = 1 << 15;
+    const MOST: u64 = 1 << 13;
     let shelf = shelf(&Machine::new(), DISK);
     let layer = Layer::create(shelf.parts(LayerId::random()), 2 * MOST * CHUNK_BYTES).unwrap();
     let mut write = (0..2 * MOST).map(|chunk| {
@@ -154,6 +190,28 @@ fn chunks_that_wait_for_a_checkpoint_are_bounded() {
     });
     assert_eq!(write.position(|is_due| is_due), Some(MOST as usize));
     layer.checkpoint_closed().unwrap();
+    assert!(!layer.needs_checkpoint());
+}
+
+/// Where the file system has no room for the map, the log's bounds memory: to refuse writes by the number of chunks would refuse
+/// overwrites and discards too, which need no space.
+#[test]
+fn a_full_map_refuses_no_write_that_the_log_has_room_for() {
+    const MOST: u64 = 1 << 13;
+    let of_shelf = shelf(&Machine::new(), DISK).parts(LayerId::random());
+    let map = Counted::new(of_shelf.map.clone());
+    let parts = Parts { map: map.clone(), ..of_shelf };
+    let layer = Layer::create(parts, 3 * MOST * CHUNK_BYTES).unwrap();
+    let write =
+        |chunk: u64| layer.write(ChunkNo(chunk).first_sector(), &[7; 4096], &[], &|_| Ok(false)).unwrap();
+    map.is_full.store(true, Ordering::Relaxed);
+    (0..2 * MOST + 20).for_each(write);
+    layer.discard(ChunkNo(0).first_sector(), 1, &|_| Ok(true)).unwrap();
+    layer.flush().unwrap();
+    let LayerError::NoSpace = layer.checkpoint_closed().unwrap_err() else { panic!("the map has room") };
+    map.is_full.store(false, Ordering::Relaxed);
+    write(3 * MOST - 1);
+    layer.close().unwrap();
     assert!(!layer.needs_checkpoint());
 }
 

@@ -251,6 +251,23 @@ fn much_that_is_not_flushed_is_flushed() {
     assert!(most < MOST, "{most} bytes were not flushed");
 }
 
+/// What is not durable yet counts until it is, also of a layer that ended meanwhile.
+#[test]
+fn bytes_of_a_layer_that_ended_count_until_they_are_flushed() {
+    let folder = tempfile::tempdir().unwrap();
+    let shelf = Shelf::new(Place::Folder(folder.path().into()), DISK as u64, Cipher::XtsAes256);
+    let volume = shelf.open().unwrap();
+    assert_eq!(volume.undurable_bytes(), 0);
+    volume.write(0, &[1; 3 * 4096]).unwrap();
+    let ended = shelf.begin_seal(&volume).unwrap();
+    volume.write(0, &[2; 2 * 4096]).unwrap();
+    assert_eq!(volume.undurable_bytes(), 5 * 4096);
+    ended.flush().unwrap();
+    assert_eq!(volume.undurable_bytes(), 2 * 4096);
+    volume.flush().unwrap();
+    assert_eq!(volume.undurable_bytes(), 0);
+}
+
 /// Writers of neighbouring bytes, flushes and seals at once: each writer's bytes are its last.
 #[test]
 fn concurrent_writers_do_not_lose_neighbours() {

@@ -18,6 +18,8 @@ pub const UNFLUSHED_MAX: u64 = 64 << 20;
 
 /// Runs given back before a caller has its turn: each takes 30 µs on a disk at rest, and 10 ms on a busy one.
 pub(super) const PUNCHES_AT_ONCE: usize = 16;
+/// Chunks whose pages are read before a caller has its turn: some 10 ms of a disk.
+const CHUNKS_AT_ONCE: u64 = 64;
 
 /// A sealed layer's superblock: what header and catalog keep, so that an older one is noticed [15].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,7 +179,10 @@ impl Layer {
     /// Bytes written and not known to be durable.
     pub fn undurable_bytes(&self) -> u64 {
         let log = self.log.lock();
-        log.unflushed_bytes + log.marked_bytes
+        match log.confirmed >= log.newest {
+            true => 0,
+            false => log.unflushed_bytes + log.marked_bytes,
+        }
     }
 
     /// Whether a closed half waits for its checkpoint.
@@ -189,6 +194,15 @@ impl Layer {
     /// Brings a closed half into the map, if one waits [10].
     pub fn checkpoint_closed(&self) -> Result<()> {
         let mut current = self.superblock.lock();
+        self.checkpoint_into(&mut current)
+    }
+
+    /// The same, unless that is done already when no other checkpoint is under way.
+    pub(super) fn checkpoint_closed_unless(&self, is_done: &dyn Fn(&Log) -> bool) -> Result<()> {
+        let mut current = self.superblock.lock();
+        if is_done(&self.log.lock()) {
+            return Ok(());
+        }
         self.checkpoint_into(&mut current)
     }
 
@@ -397,11 +411,14 @@ impl Layer {
 
     /// Best effort: what is not given back costs space only. False: it was told to end.
     fn punch_sealed(&self, goes_on: &mut dyn FnMut() -> bool) -> bool {
-        if let Err(e) = self.learn_free_slots() {
-            tracing::warn!(layer = %self.id, error = %e, "free space of a sealed layer is kept");
-            return true;
+        match self.learn_free_slots_while(goes_on) {
+            Ok(true) => self.punch_all(goes_on),
+            Ok(false) => false,
+            Err(e) => {
+                tracing::warn!(layer = %self.id, error = %e, "free space of a sealed layer is kept");
+                true
+            }
         }
-        self.punch_all(goes_on)
     }
 
     fn punch_all(&self, goes_on: &mut dyn FnMut() -> bool) -> bool {
@@ -424,9 +441,14 @@ impl Layer {
 
     /// Finds the free slots below those this process has taken [17]. Writes and checkpoints go on meanwhile.
     pub fn learn_free_slots(&self) -> Result<()> {
+        self.learn_free_slots_while(&mut || true).map(|_| ())
+    }
+
+    /// The same, while `goes_on`, which is asked every so many chunks; whether it came to its end. One that did not has learnt nothing.
+    pub fn learn_free_slots_while(&self, goes_on: &mut dyn FnMut() -> bool) -> Result<bool> {
         let end = self.slots.unknown_below();
         if end == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let mut used = vec![0u64; end.div_ceil(64) as usize];
         let mut mark = |slot: SlotNo| {
@@ -435,8 +457,12 @@ impl Layer {
             word.is_none_or(|word| std::mem::replace(word, *word | bit) & bit == 0)
         };
         let chunks = self.sectors().div_ceil(CHUNK_SECTORS);
-        let mut at = 0;
+        let (mut at, mut passed) = (0, 0);
         while let Some(chunk) = self.tree.next_present(at..chunks)? {
+            passed += 1;
+            if passed % CHUNKS_AT_ONCE == 0 && !goes_on() {
+                return Ok(false);
+            }
             if let Leaf::Page(page) = self.leaf(ChunkNo(chunk))? {
                 // None below `end` is taken while the pass runs. Where one has two sectors none is freed, ever.
                 let high = self.slots.high();
@@ -453,6 +479,6 @@ impl Layer {
             mark(slot);
         }
         self.slots.learn(&used);
-        Ok(())
+        Ok(true)
     }
 }

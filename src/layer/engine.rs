@@ -79,9 +79,9 @@ pub struct Layer {
 /// Bytes encrypted and written at once: what is read twice then stays in the processor's nearer caches, and a thread keeps no
 /// second copy of its request.
 const TILE: usize = 256 << 10;
-/// Changed chunks after which a half is closed if the other is free: entries wait in memory, of a disk that is written all over some 150
+/// Changed chunks after which a half is closed, once the other is free: entries wait in memory, of a disk that is written all over some 150
 /// bytes each.
-const HALF_CHUNKS_MAX: usize = 1 << 15;
+const HALF_CHUNKS_MAX: usize = 1 << 13;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -482,6 +482,7 @@ impl Layer {
     fn record(&self, first: SectorNo, guards: &[Guard], s: &mut Scratch, mut seen: u64) -> Result<()> {
         let count = s.entries.len();
         s.record.lay_out(Kind::Write, &s.runs, &s.tags);
+        let mut map_is_full = false;
         loop {
             // What stood in the overlay may have moved into pages since.
             if self.checkpoints() != seen {
@@ -501,9 +502,9 @@ impl Layer {
             if !guards.iter().all(unchanged) {
                 return Err(LayerError::Changed);
             }
-            if !self.make_room(&mut log, s.record.len(), count as u64)? {
+            if !self.make_room(&mut log, s.record.len(), count as u64, map_is_full)? {
                 drop(log);
-                self.checkpoint_closed()?;
+                map_is_full = self.wait_for_room(s.record.len(), count as u64)?;
                 continue;
             }
             log.append(&mut s.record, count as u64)?;
@@ -558,6 +559,7 @@ impl Layer {
     ) -> Result<()> {
         assert!(first.0 + count <= self.sectors(), "discards past the end are refused above");
         let mut record = RecordBuffer::default();
+        let mut map_is_full = false;
         loop {
             let checkpoints = self.checkpoints();
             let pieces = self.discard_pieces(first, count, zero_hides)?;
@@ -571,9 +573,9 @@ impl Layer {
             if self.checkpoints() != checkpoints {
                 continue;
             }
-            if !self.make_room(&mut log, record.len(), runs.len() as u64)? {
+            if !self.make_room(&mut log, record.len(), runs.len() as u64, map_is_full)? {
                 drop(log);
-                self.checkpoint_closed()?;
+                map_is_full = self.wait_for_room(record.len(), runs.len() as u64)?;
                 continue;
             }
             log.append(&mut record, runs.len() as u64)?;
@@ -632,11 +634,22 @@ impl Layer {
         Ok(log)
     }
 
-    /// Makes room for a record, closing a full half; false where both are full and a checkpoint must come first [10].
-    fn make_room(&self, log: &mut Log, len: usize, entries: u64) -> Result<bool> {
+    /// Waits for the checkpoint that makes room for a record [10]; not for one more, where another writer's has made some. True: the
+    /// file system is too full for the map, and the half has room but for the number of its chunks.
+    fn wait_for_room(&self, len: usize, entries: u64) -> Result<bool> {
+        let is_roomy =
+            |log: &Log| log.has_room(len, entries) && self.overlay.current_chunks() < HALF_CHUNKS_MAX;
+        match self.checkpoint_closed_unless(&is_roomy) {
+            Err(LayerError::NoSpace) if self.log.lock().has_room(len, entries) => Ok(true),
+            done => done.map(|()| false),
+        }
+    }
+
+    /// Makes room for a record, closing a full half; false where both are full and a checkpoint must come first [10]. How many chunks a
+    /// half has does not count where the `map_is_full`.
+    fn make_room(&self, log: &mut Log, len: usize, entries: u64, map_is_full: bool) -> Result<bool> {
         let has_room = log.has_room(len, entries);
-        let is_due = log.other_free && self.overlay.current_chunks() >= HALF_CHUNKS_MAX;
-        if has_room && !is_due {
+        if has_room && (map_is_full || self.overlay.current_chunks() < HALF_CHUNKS_MAX) {
             return Ok(true);
         }
         if !log.other_free {

@@ -15,10 +15,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// the system uses their pages again, where new ones would be faulted in each time.
 pub const LARGE: usize = 8 << 20;
 /// Bytes of a huge page.
-const HUGE: usize = 2 << 20;
+pub const HUGE: usize = 2 << 20;
 
 /// Linux 6.1 has it; the libc crate, for glibc only.
 const MADV_COLLAPSE: libc::c_int = 25;
+/// Linux 5.18 has it: of memory that is locked, too.
+const MADV_DONTNEED_LOCKED: libc::c_int = 24;
 
 /// Asks for huge pages where a part of a large block lies, now and for what is touched later. Its bytes stay as they are. A kernel that
 /// has none to give, does not know the question, or was told never to use any, leaves small ones.
@@ -29,6 +31,22 @@ pub fn prefer_huge(part: &[u8]) {
     let advise = |advice| unsafe { libc::madvise(start as *mut libc::c_void, len, advice) == 0 };
     if are_wanted() && advise(libc::MADV_HUGEPAGE) {
         advise(MADV_COLLAPSE);
+    }
+}
+
+/// Zeros bytes of anonymous memory, such as all that allocators give; their whole pages are not resident until they are touched again.
+pub fn give_back(bytes: &mut [u8]) {
+    let page = rustix::param::page_size();
+    let before = bytes.as_ptr().align_offset(page).min(bytes.len());
+    let len = (bytes.len() - before) / page * page;
+    let (head, rest) = bytes.split_at_mut(before);
+    let (pages, tail) = rest.split_at_mut(len);
+    head.fill(0);
+    tail.fill(0);
+    // SAFETY: whole pages of bytes that the caller has alone, and each of which may become anything. (Zeros, unless they are a file's.)
+    let mut advise = |advice| unsafe { libc::madvise(pages.as_mut_ptr().cast(), len, advice) == 0 };
+    if !advise(MADV_DONTNEED_LOCKED) && !advise(libc::MADV_DONTNEED) {
+        pages.fill(0);
     }
 }
 
@@ -233,6 +251,36 @@ mod tests {
         // SAFETY: made with this layout; refused, it is as it was.
         assert!(unsafe { LargeBuffers.realloc(block.0, block.1, 1 << 60) }.is_null());
         assert!(block.bytes().iter().all(|b| *b == 7));
+    }
+
+    #[test]
+    fn what_is_given_back_is_zeros_and_nothing_else_is() {
+        for (from, to) in [(0, HUGE), (HUGE / 2, HUGE), (5, HUGE - 5), (4096, 8191), (7, 9), (4096, 4096)] {
+            let mut block = Block::new(LARGE, true);
+            block.bytes().fill(7);
+            prefer_huge(&block.bytes()[..HUGE]);
+            give_back(&mut block.bytes()[from..to]);
+            for (i, byte) in block.bytes().iter().enumerate() {
+                assert_eq!(*byte, if (from..to).contains(&i) { 0 } else { 7 }, "{i} of {from}..{to}");
+            }
+        }
+    }
+
+    /// Also of a process that has locked its memory, as one that holds keys does.
+    #[test]
+    fn what_is_given_back_is_not_resident() {
+        let mut block = Block::new(LARGE, true);
+        block.bytes()[..HUGE].fill(7);
+        let page = rustix::param::page_size();
+        // SAFETY: of pages of the block; none of them goes.
+        let locked = unsafe { libc::mlock(block.0.cast(), page) == 0 };
+        give_back(&mut block.bytes()[..HUGE / 2]);
+        let mut resident = vec![0u8; HUGE / page];
+        // SAFETY: `resident` has a byte for each page asked of.
+        assert_eq!(unsafe { libc::mincore(block.0.cast(), HUGE, resident.as_mut_ptr()) }, 0);
+        let (given, kept) = resident.split_at(HUGE / 2 / page);
+        assert!(given.iter().all(|state| state & 1 == 0), "locked: {locked}");
+        assert!(kept.iter().all(|state| state & 1 == 1));
     }
 
     #[test]

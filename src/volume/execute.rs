@@ -106,7 +106,7 @@ impl Host {
             latched: open.is_latched(),
             trouble: open.trouble(),
             openers: open.openers(),
-            unflushed_bytes: open.disk.active().undurable_bytes(),
+            unflushed_bytes: open.disk.undurable_bytes(),
         };
         self.live().iter().map(of).collect()
     }

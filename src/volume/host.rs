@@ -31,8 +31,8 @@ use crate::kms;
 use crate::layer::{Anchor, Layer, PageCache, SealedMark};
 use crate::region::{Region, VolumeAnchor};
 
-/// Map pages kept in memory: 8 KiB each, 16 MiB.
-const PAGES_MAX: usize = 2048;
+/// Map pages kept in memory: 8 KiB each, 8 MiB, for 2 GiB of disk.
+const PAGES_MAX: usize = 1024;
 /// How long a reader waits for another process to finish a seal.
 const SEAL_WAIT: Duration = Duration::from_secs(60);
 /// A volume's anchor is not written more often, but for seals and closings.

@@ -137,6 +137,15 @@ impl LiveVolume {
         Ok(())
     }
 
+    /// Bytes answered and not known to be durable, in its active layer and in those that ended.
+    pub fn undurable_bytes(&self) -> u64 {
+        // A layer is among those that ended before the next is active, so that none is left out.
+        let active = self.active();
+        let ended = self.unsynced.lock().clone();
+        let others = ended.iter().filter(|layer| !Arc::ptr_eq(layer, &active));
+        active.undurable_bytes() + others.map(|layer| layer.undurable_bytes()).sum::<u64>()
+    }
+
     /// Everything answered so far is durable when this returns.
     pub fn flush(&self) -> Result<()> {
         let active = self.active();

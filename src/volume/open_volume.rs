@@ -185,7 +185,7 @@ impl OpenVolume {
     pub fn keep(&self, tend: impl Fn(&Self)) {
         // What an earlier session freed and did not give back is learnt here.
         let mut settled = false;
-        if let Err(e) = self.disk.active().learn_free_slots() {
+        if let Err(e) = self.disk.active().learn_free_slots_while(&mut || !self.is_stopping()) {
             tracing::warn!(volume = %self.disk.id(), error = %e, "free space of earlier sessions is not used");
         }
         loop {
