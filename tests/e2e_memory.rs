@@ -92,7 +92,7 @@ fn memory_that_checkpoints_give_back_is_used_again() {
     drop(on_tmpfs);
 }
 
-/// Large requests, each at most one a thread, have their buffers beside all that small ones need; and give back those of reads.
+/// Large requests, of which each thread has one, have their buffers beside all that small ones need.
 #[test]
 fn large_requests_beside_writes_all_over_take_no_more_memory() {
     let world = World::bare(None);
